@@ -1,0 +1,1 @@
+"""Recording: from a model's activations to the tables of outliers."""

@@ -1,0 +1,90 @@
+"""The sketch: one site's activations turned into exact counts.
+
+Which positions of which feature reach which edge of the ladder, the peaks and where they are, and a summary of the
+whole distribution. Two implementations give the same figures: a compiled one for the CPU, and one of torch operations
+for accelerators.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from outlier_moe.errors import StudyError
+from outlier_moe.ladder import Ladder
+from outlier_moe.recording.tally import SiteSketch, UnionSketch
+
+__all__ = ["Scale", "SiteSketch", "UnionSketch", "sketch_site", "sketch_union"]
+
+Scale = Literal["none", "token_rms"]
+"""`token_rms` divides each token's values by their own root mean square first."""
+
+MOST_POSITIONS = np.iinfo(np.uint16).max
+
+
+def sketch_site(
+    x: Float[Tensor, "sequence position feature"],
+    *,
+    ladder: Ladder,
+    union: UInt8[Tensor, "sequence position feature"] | None = None,
+    scale: Scale = "none",
+) -> SiteSketch:
+    """The sketch of one site's activations.
+
+    Args:
+        x: The activations, in bfloat16, float16 or float32; float64 is rounded to float32 first.
+        ladder: The edges to count at.
+        union: The largest step of each element at the sites sketched so far; becomes the maximum of itself and the
+            steps of this site, in place.
+        scale: With "token_rms" everything, the union included, is of x divided by each token's RMS: both rounded to
+            float32 before the division, the RMS from the exact squares of the finite values. A token whose RMS is 0
+            stays 0.
+
+    Raises:
+        StudyError: If a sequence is longer than 65535 positions.
+    """
+    _check_length(x)
+    if x.dtype == torch.float64:
+        x = x.float()
+    if x.device.type == "cuda":
+        from outlier_moe.recording import sketch_torch
+
+        return sketch_torch.sketch_site(x.detach(), ladder=ladder, union=union, scale=scale)
+    from outlier_moe.recording import sketch_numba
+
+    host_union = None if union is None else union.cpu()
+    sketch = sketch_numba.sketch_site(x.detach().cpu(), ladder=ladder, union=host_union, scale=scale)
+    if union is not None and union.device.type != "cpu":
+        union.copy_(host_union)
+    return sketch
+
+
+def sketch_union(union: UInt8[Tensor, "sequence position feature"], ladder: Ladder) -> UnionSketch:
+    """The counts over a union that `sketch_site` has kept.
+
+    Raises:
+        StudyError: If a sequence is longer than 65535 positions.
+    """
+    _check_length(union)
+    if union.device.type == "cuda":
+        from outlier_moe.recording import sketch_torch
+
+        return sketch_torch.sketch_union(union)
+    from outlier_moe.recording import sketch_numba
+
+    return sketch_numba.sketch_union(union.cpu())
+
+
+def _check_length(x: Tensor) -> None:
+    if x.shape[1] > MOST_POSITIONS:
+        raise StudyError(
+            "A sequence is too long for its positions to be kept in 16 bits.",
+            key="tokenize_corpus.sequence_length",
+            expected=f"at most {MOST_POSITIONS} tokens",
+            got=x.shape[1],
+            remedy="Cut the corpus into shorter sequences.",
+        )
