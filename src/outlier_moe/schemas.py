@@ -94,3 +94,74 @@ class Sequence(dy.Schema):
     sequence = dy.UInt16(primary_key=True)
     n_tokens = dy.UInt16()
     loss_nats = dy.Float64(nullable=True)
+
+
+first_token_enum = pl.Enum(["included", "excluded"])
+
+
+class Systematic(dy.Schema):
+    """`systematic.parquet`: one row per (preset, first_token, feature) that is affected anywhere.
+
+    Where a preset judges each sequence alone there is one row per (feature, sequence); elsewhere `sequence` is null.
+    Fractions run from 0 to 1.
+    """
+
+    preset = dy.String()
+    first_token = dy.Enum(first_token_enum.categories)
+    """Whether each sequence's first token counts."""
+    feature = dy.UInt32()
+    sequence = dy.UInt16(nullable=True)
+    is_systematic = dy.Bool()
+    layer_fraction = dy.Float64(min=0, max=1)
+    """Affected layers (or sites, as the preset says) of all."""
+    position_fraction = dy.Float64(nullable=True, min=0, max=1)
+    """Positions affected at any site of the view, of all; null for massive activations."""
+    position_fraction_per_site = dy.Float64(nullable=True, min=0, max=1)
+    """Positions affected at one site, of all: the mean over the affected sites."""
+    n_values = dy.UInt64(nullable=True)
+    """Outlier values over all positions and sites of the view."""
+    peak = dy.Float32(min=0)
+    peak_tap = dy.Enum(tap_enum.categories)
+    peak_layer = dy.UInt16()
+    peak_sequence = dy.UInt16()
+    peak_position = dy.UInt16()
+
+
+class ModelComparison(dy.Schema):
+    """`comparison/models.parquet`: one row per (model, preset, first_token). Fractions are over systematic features."""
+
+    model = dy.String(primary_key=True)
+    preset = dy.String(primary_key=True)
+    first_token = dy.Enum(first_token_enum.categories, primary_key=True)
+    kind = dy.Enum(["dense", "moe"])
+    family = dy.String()
+    n_systematic = dy.UInt32()
+    """Distinct features, never above d_model."""
+    n_pairs = dy.UInt32(nullable=True)
+    """(feature, sequence) pairs, where the preset judges each sequence alone."""
+    d_model_share = dy.Float64(min=0, max=1)
+    """Systematic features of all features of the residual stream."""
+    layer_fraction_mean = dy.Float64(nullable=True, min=0, max=1)
+    layer_fraction_median = dy.Float64(nullable=True, min=0, max=1)
+    position_fraction_mean = dy.Float64(nullable=True, min=0, max=1)
+    position_fraction_median = dy.Float64(nullable=True, min=0, max=1)
+    position_fraction_per_site_mean = dy.Float64(nullable=True, min=0, max=1)
+    position_fraction_per_site_median = dy.Float64(nullable=True, min=0, max=1)
+    peak_median = dy.Float32(nullable=True)
+    peak_largest = dy.Float32(nullable=True)
+    n_values = dy.UInt64(nullable=True)
+    """Outlier values of the systematic features, over all positions and sites."""
+    perplexity = dy.Float64(nullable=True)
+    total_params_b = dy.Float64()
+    active_params_b = dy.Float64()
+    n_experts = dy.UInt32(nullable=True)
+    top_k = dy.UInt32(nullable=True)
+    routing = dy.String(nullable=True)
+    d_model = dy.UInt32()
+    n_layers = dy.UInt32()
+    n_sequences = dy.UInt32()
+    n_tokens = dy.UInt64()
+    corpus_sha256 = dy.String()
+    floor = dy.Float64()
+    n_nonfinite = dy.UInt64()
+    """Activations that were NaN or infinite, over all sites; they are in no other figure."""

@@ -1,0 +1,34 @@
+"""outlier_moe: outlier features in dense and Mixture-of-Experts transformers.
+
+fetch -> tokenize -> record (the only stage that wants a GPU) -> filter -> compare
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+# Used with --software-deployment-method apptainer only; elsewhere rules run in the environment that snakemake runs in.
+container: "docker://python:3.11-bookworm"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/tokenize.smk"
+include: "workflow/rules/record.smk"
+include: "workflow/rules/filter.smk"
+include: "workflow/rules/compare.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        "results/comparison/models.parquet",
+        "results/comparison/outliers.png",
+        "results/comparison/outliers.html",

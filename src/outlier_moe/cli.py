@@ -1,0 +1,174 @@
+"""The command `outlier-moe`: looks at what snakemake has made. Results go to standard output, the rest to the other."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import polars as pl
+
+from outlier_moe import __version__
+from outlier_moe.errors import StudyError, nearest
+from outlier_moe.presentation import Column, OutputFormat, show_frame
+from outlier_moe.registry import (
+    CheckpointSource,
+    DirectorySource,
+    GgufWheelSource,
+    HubSource,
+    ModelSource,
+    load_registry,
+)
+
+_COMPARISON = {
+    "model": Column("model"),
+    "preset": Column("preset"),
+    "first_token": Column("first token"),
+    "n_systematic": Column("systematic features", "count"),
+    "d_model_share": Column("of d_model %", "percent"),
+    "n_pairs": Column("(feature, sequence) pairs", "count"),
+    "layer_fraction_mean": Column("layers %", "percent"),
+    "position_fraction_mean": Column("positions %", "percent"),
+    "peak_largest": Column("largest |x|", "magnitude"),
+    "perplexity": Column("perplexity", "decimal"),
+    "total_params_b": Column("params (B)", "decimal"),
+}
+
+_TOP = {
+    "feature": Column("feature"),
+    "peak": Column("peak |x|", "magnitude"),
+    "peak_tap": Column("tap"),
+    "peak_layer": Column("layer"),
+    "peak_sequence": Column("sequence"),
+    "peak_position": Column("position"),
+    "layer_fraction": Column("layers %", "percent"),
+    "position_fraction": Column("positions %", "percent"),
+    "is_systematic": Column("systematic"),
+}
+
+_MODELS = {
+    "model": Column("model"),
+    "kind": Column("kind"),
+    "family": Column("family"),
+    "total_params_b": Column("params (B)", "decimal"),
+    "active_params_b": Column("active (B)", "decimal"),
+    "source": Column("source"),
+    "sweeps": Column("sweeps"),
+    "done": Column("done"),
+}
+
+
+def _read(path: Path, *, remedy: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise StudyError("There is no such table yet.", file=path, remedy=remedy) from error
+    except pl.exceptions.PolarsError as error:
+        raise StudyError(
+            "A table cannot be read.", file=path, got=str(error), remedy="Remove it and run snakemake again."
+        ) from error
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    path = arguments.results / "comparison" / "models.parquet"
+    table = _read(path, remedy="Run snakemake (or make demo) first.")
+    show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path))
+
+
+def _top(arguments: argparse.Namespace) -> None:
+    path = arguments.results / arguments.model / "systematic.parquet"
+    table = _read(path, remedy=f"Run: snakemake {path}")
+    known = table["preset"].unique().to_list()
+    if arguments.preset not in known:
+        raise StudyError(
+            "The table has no such preset.", file=path, got=arguments.preset, remedy=nearest(arguments.preset, known)
+        )
+    top = (
+        table.filter(preset=arguments.preset, first_token="excluded" if arguments.without_first_token else "included")
+        .sort("is_systematic", "peak", descending=True)
+        .head(arguments.n)
+    )
+    show_frame(top, _TOP, output_format=arguments.format, title=f"{arguments.model}, preset {arguments.preset}")
+
+
+def _origin(source: ModelSource | None) -> str:
+    match source:
+        case HubSource():
+            return source.repo
+        case GgufWheelSource():
+            return f"{source.package} {source.version}"
+        case DirectorySource() | CheckpointSource():
+            return str(source.path)
+        case None:
+            return ""
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    registry = load_registry(arguments.registry, arguments.registry_schema)
+    stages = {"systematic.parquet": "filtered", "outliers": "recorded", "tokens.arrow": "tokenised"}
+    rows = []
+    for entry in registry.models.values():
+        done = [name for file, name in stages.items() if (arguments.results / entry.id / file).exists()]
+        rows.append(
+            {
+                "model": entry.id,
+                "kind": entry.kind,
+                "family": entry.family,
+                "total_params_b": entry.total_params_b,
+                "active_params_b": entry.active_params_b,
+                "source": entry.unavailable or _origin(entry.source),
+                "sweeps": ", ".join(entry.sweeps),
+                "done": done[0] if done else "",
+            }
+        )
+    show_frame(pl.DataFrame(rows), _MODELS, output_format=arguments.format, title=str(arguments.registry))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="outlier-moe", description="Look at the results of the outlier_moe pipeline.")
+    parser.add_argument("--version", action="version", version=__version__)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--format", choices=get_args(OutputFormat), default="table", help="default: %(default)s")
+    shared.add_argument(
+        "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    show = commands.add_parser("show", parents=[shared], help="all models side by side, by every preset")
+    show.set_defaults(run=_show)
+
+    top = commands.add_parser("top", parents=[shared], help="a model's features with the largest peaks")
+    top.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
+    top.add_argument("--preset", default="dettmers2022", help="which definition (default: %(default)s)")
+    top.add_argument("-n", type=int, default=20, help="how many features (default: %(default)s)")
+    top.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
+    top.set_defaults(run=_top)
+
+    models = commands.add_parser("models", parents=[shared], help="the registry, and which models are done")
+    models.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
+    models.add_argument(
+        "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
+    )
+    models.set_defaults(run=_models)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Args:
+        argv: The arguments, those of the process by default.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except StudyError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except BrokenPipeError:
+        # The reader (head, say) has enough; without this the interpreter complains once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

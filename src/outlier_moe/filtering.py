@@ -1,0 +1,207 @@
+"""Which features are systematic: the definitions of the literature, held against a recording's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+
+from outlier_moe import schemas
+from outlier_moe.errors import StudyError
+from outlier_moe.recording_files import Recording
+from outlier_moe.taps import VIEWS, View
+
+FirstToken = Literal["included", "excluded"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One definition of an outlier feature."""
+
+    name: str
+    """Its name."""
+    rule: Literal["systematic", "massive"]
+    """By the fractions of layers and positions affected, or by the size against the hidden state's median."""
+    view: View
+    """The taps judged together."""
+    magnitude: float
+    """The |x| from which a value counts."""
+    layers: Literal["decoder_layers", "sites"] = "decoder_layers"
+    """What the layer fraction is taken over."""
+    unit: Literal["feature", "feature_sequence"] = "feature"
+    """What is counted; `feature_sequence` judges each sequence alone."""
+    layer_fraction: float = 0.25
+    """Least fraction of the layers affected."""
+    position_fraction: float = 0.06
+    """Least fraction of the positions affected."""
+    median_ratio: float = 1000.0
+    """For `massive`: least ratio of |x| to the median magnitude of the hidden state."""
+
+
+def presets(study: Mapping[str, Any]) -> list[Preset]:
+    """The presets of a study's configuration; what one leaves out is the study's own threshold."""
+    shared = {key: study[key] for key in ("magnitude", "layer_fraction", "position_fraction")}
+    chosen = study["filter_systematic"]["presets"]
+    return [Preset(name=name, **{**shared, **definition}) for name, definition in chosen.items()]
+
+
+class _Shape(NamedTuple):
+    """The denominators of one view of a recording."""
+
+    n_layers: int
+    """Decoder layers with a site in the view."""
+    n_sites: int
+    """Sites of the view."""
+    n_sequences: int
+    """Sequences recorded."""
+    n_positions: int
+    """Positions of one sequence."""
+
+    def layer_denominator(self, preset: Preset) -> int:
+        return self.n_sites if preset.layers == "sites" else self.n_layers
+
+    def position_denominator(self, preset: Preset, first_token: FirstToken) -> int:
+        positions = self.n_positions - (first_token == "excluded")
+        return positions * (1 if preset.unit == "feature_sequence" else self.n_sequences)
+
+
+def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataFrame:
+    """Every feature affected anywhere, by every preset, with and without each sequence's first token.
+
+    Returns:
+        The table `schemas.Systematic`.
+
+    Raises:
+        StudyError: If a threshold is not on the recording's ladder, or a view was not recorded.
+    """
+    # Presets share what is read: the counts of one view at one magnitude.
+    hits: dict[tuple[View, float], _Hits] = {}
+    tables = []
+    for preset in presets:
+        shape = _shape(recording, preset)
+        if preset.rule == "massive":
+            tables += [_massive(recording, preset, shape, first_token) for first_token in ("included", "excluded")]
+            continue
+        key = (preset.view, preset.magnitude)
+        if key not in hits:
+            hits[key] = _hits(recording, preset)
+        tables += [_judged(hits[key], preset, shape, first_token) for first_token in ("included", "excluded")]
+    order = ["preset", "first_token", "feature", "sequence"]
+    table = pl.concat([schemas.Systematic.create_empty(), *tables], how="diagonal_relaxed").sort(order)
+    return schemas.Systematic.validate(table.select(schemas.Systematic.column_names()), cast=True)
+
+
+class _Hits(NamedTuple):
+    """What reaches one magnitude in one view; `n` counts positions, `first` says whether position 0 is among them."""
+
+    sites: pl.DataFrame
+    """Per (tap, layer, sequence, feature)."""
+    any_site: pl.DataFrame
+    """Per (sequence, feature): at any site of the view."""
+
+
+def _hits(recording: Recording, preset: Preset) -> _Hits:
+    edge = recording.ladder.index(
+        preset.magnitude, key=f"magnitude of the preset {preset.name}", file=str(recording.directory / "run.json")
+    )
+    reaching = pl.col("peak") >= preset.magnitude
+    counted = [
+        pl.col("n_positions").list.get(edge, null_on_oob=True).cast(pl.UInt32).alias("n"),
+        (pl.col("first_token_magnitude") >= preset.magnitude).alias("first"),
+    ]
+    place = ["peak", "peak_position", "later_peak", "later_peak_position"]
+    sites = (
+        recording.layer_outliers()
+        .filter(reaching, pl.col("tap").is_in(VIEWS[preset.view]))
+        .select("tap", "layer", "sequence", "feature", *counted, *place)
+    )
+    any_site = (
+        recording.any_layer_outliers()
+        .filter(reaching, pl.col("view") == preset.view)
+        .select("sequence", "feature", *counted)
+    )
+    return _Hits(*pl.collect_all([sites, any_site]))
+
+
+def _shape(recording: Recording, preset: Preset) -> _Shape:
+    sites = recording.sites().filter(pl.col("tap").is_in(VIEWS[preset.view]))
+    if sites.is_empty():
+        raise StudyError(
+            f"The preset {preset.name} judges a view that was not recorded.",
+            file=recording.directory / "run.json",
+            key="taps",
+            expected=" and ".join(VIEWS[preset.view]),
+            got=", ".join(recording.run["taps"]),
+            remedy="Add the taps to record_outliers.taps (this records again), or take the preset out.",
+        )
+    return _Shape(
+        n_layers=sites["layer"].n_unique(),
+        n_sites=sites.select("tap", "layer").n_unique(),
+        n_sequences=sites["sequence"].n_unique(),
+        n_positions=int(sites["n_positions"][0]),
+    )
+
+
+def _without_first(hits: pl.LazyFrame, first_token: FirstToken) -> pl.LazyFrame:
+    if first_token == "included":
+        return hits
+    return hits.with_columns(n=pl.col("n") - pl.col("first")).filter(pl.col("n") > 0)
+
+
+def _peak_columns(first_token: FirstToken) -> dict[str, pl.Expr]:
+    peak, position = ("peak", "peak_position") if first_token == "included" else ("later_peak", "later_peak_position")
+    largest = pl.col(peak).arg_max()
+    places = {"peak_tap": "tap", "peak_layer": "layer", "peak_sequence": "sequence", "peak_position": position}
+    return {"peak": pl.col(peak).max()} | {name: pl.col(column).get(largest) for name, column in places.items()}
+
+
+def _judged(hits: _Hits, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
+    unit = ["feature"] if preset.unit == "feature" else ["feature", "sequence"]
+    positions = shape.position_denominator(preset, first_token)
+    site = pl.struct("tap", "layer").n_unique()
+    layers = site if preset.layers == "sites" else pl.col("layer").n_unique()
+    over_sites = (
+        _without_first(hits.sites.lazy(), first_token)
+        .sort("layer", "tap", "sequence", maintain_order=True)
+        .group_by(unit)
+        .agg(
+            n_values=pl.col("n").sum(),
+            layer_fraction=layers / shape.layer_denominator(preset),
+            position_fraction_per_site=pl.col("n").sum() / (site * positions),
+            **_peak_columns(first_token),
+        )
+    )
+    over_union = (
+        _without_first(hits.any_site.lazy(), first_token)
+        .group_by(unit)
+        .agg(position_fraction=pl.col("n").sum() / positions)
+    )
+    return (
+        over_sites.join(over_union, on=unit, how="left", validate="1:1")
+        .with_columns(
+            preset=pl.lit(preset.name),
+            first_token=pl.lit(first_token),
+            is_systematic=(pl.col("layer_fraction") >= preset.layer_fraction)
+            & (pl.col("position_fraction") >= preset.position_fraction),
+        )
+        .collect()
+    )
+
+
+def _massive(recording: Recording, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
+    """Sun et al. 2024 (arXiv 2402.17762): |x| above a magnitude and a multiple of the hidden state's median."""
+    peak = pl.col("peak" if first_token == "included" else "later_peak")
+    medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
+    return (
+        recording.layer_outliers()
+        .filter(pl.col("tap").is_in(VIEWS[preset.view]), peak > preset.magnitude)
+        .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
+        .filter(peak >= preset.median_ratio * pl.col("median_magnitude"))
+        .sort("layer", "tap", "sequence", maintain_order=True)
+        .group_by("feature")
+        .agg(layer_fraction=pl.col("layer").n_unique() / shape.n_layers, **_peak_columns(first_token))
+        .with_columns(preset=pl.lit(preset.name), first_token=pl.lit(first_token), is_systematic=pl.lit(True))
+        .collect()
+    )

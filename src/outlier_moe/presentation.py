@@ -1,0 +1,65 @@
+"""Tables for people (on a terminal) and for programs (CSV and JSON on standard output, and nothing else there)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+OutputFormat = Literal["table", "csv", "json"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column is shown on a terminal."""
+
+    title: str
+    """Its heading, units included."""
+    style: Literal["text", "count", "percent", "magnitude", "decimal"] = "text"
+    """How its values are written; `percent` takes fractions."""
+
+    def written(self, value: object) -> str:
+        """A value as the terminal shows it."""
+        if value is None:
+            return "-"
+        match self.style:
+            case "count":
+                return f"{value:,}"
+            case "percent":
+                return f"{100 * value:.1f}"  # type: ignore[operator]
+            case "magnitude":
+                return f"{value:,.1f}"
+            case "decimal":
+                return f"{value:.2f}"
+            case _:
+                return str(value)
+
+
+def show_frame(frame: pl.DataFrame, columns: Mapping[str, Column], *, output_format: OutputFormat, title: str) -> None:
+    """Print a table: chosen columns for a person, all of them for a program.
+
+    Args:
+        frame: The table.
+        columns: The columns that a terminal shows, in that order.
+        output_format: For whom.
+        title: The terminal table's caption.
+    """
+    if output_format == "csv":
+        sys.stdout.write(frame.write_csv())
+        return
+    if output_format == "json":
+        sys.stdout.write(frame.write_json() + "\n")
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns.values():
+        table.add_column(column.title, justify="left" if column.style == "text" else "right")
+    for row in frame.select(list(columns)).iter_rows():
+        table.add_row(*(column.written(value) for column, value in zip(columns.values(), row, strict=True)))
+    console = Console()
+    # A pipe has no width; rich would fold the table to 80 columns.
+    console.print(table, width=None if console.is_terminal else 200)

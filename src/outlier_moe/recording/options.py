@@ -1,0 +1,35 @@
+"""What is recorded, and how the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from outlier_moe.ladder import Ladder
+from outlier_moe.taps import TAPS, Tap
+
+Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """The choices behind one recording. The first four decide its figures; the others only how they are reached."""
+
+    taps: tuple[Tap, ...] = TAPS
+    """Where activations are read."""
+    floor: float = 3.0
+    """The lowest magnitude that is counted, an edge of the ladder."""
+    n_peaks: int = 8
+    """Features kept in peaks.parquet for each site and sequence."""
+    dtype: Dtype = "checkpoint"
+    """Precision of the forward pass."""
+    device: Device = "auto"
+    """Where the model runs; `auto` takes cuda, else mps, else cpu."""
+    chunk: int | Literal["auto"] = "auto"
+    """Sequences that go through the model together."""
+
+    @property
+    def ladder(self) -> Ladder:
+        """The edges on which magnitudes are counted."""
+        return Ladder(floor=self.floor)

@@ -1,0 +1,142 @@
+"""The resident driver: one load of the whole model, chunks of sequences through it, hooks at the taps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt32
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from outlier_moe.errors import StudyError
+from outlier_moe.recording.devices import is_out_of_memory
+from outlier_moe.recording.losses import sequence_losses
+from outlier_moe.recording.observer import ChunkObserver
+from outlier_moe.recording.options import Dtype, RecordOptions
+from outlier_moe.recording.writer import RecordingWriter
+from outlier_moe.structure import DecoderStructure
+from outlier_moe.tap_hooks import tap_hooks
+
+log = logging.getLogger(__name__)
+
+# About as many tokens as keep the matrix products of one forward busy; more only costs memory.
+TOKENS_PER_CHUNK = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+
+
+def load_resident(
+    checkpoint: Path, *, dtype: Dtype, device: torch.device, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The whole model on one device, from safetensors alone.
+
+    Raises:
+        StudyError: If the checkpoint leaves a weight to chance, or has one that the model does not know.
+    """
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=trust_remote_code)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        checkpoint,
+        config=config,
+        dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),
+        device_map={"": device},
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report[kind]:
+            found = sorted(map(str, report[kind]))
+            raise StudyError(
+                "The checkpoint does not fit the model.",
+                file=checkpoint,
+                key=", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else ""),
+                expected=f"every weight of {type(model).__name__}, and no other",
+                got=kind.replace("_", " "),
+                remedy="Check that config.json and the safetensors files belong together; fetch the model again.",
+            )
+    return model.eval()
+
+
+def initial_chunk(options: RecordOptions, *, device: torch.device, n_sequences: int, sequence_length: int) -> int:
+    """Sequences to send through the model together at first."""
+    if options.chunk != "auto":
+        return min(options.chunk, n_sequences)
+    return max(1, min(n_sequences, TOKENS_PER_CHUNK[device.type] // sequence_length))
+
+
+def _record_chunk(
+    model: PreTrainedModel,
+    structure: DecoderStructure,
+    tokens: torch.Tensor,
+    options: RecordOptions,
+    *,
+    first_sequence: int,
+) -> tuple[ChunkObserver, list[float]]:
+    observer = ChunkObserver(options.taps, options.ladder, first_sequence=first_sequence)
+    with torch.no_grad(), tap_hooks(structure, options.taps, observer.observe):
+        hidden = structure.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+    with torch.no_grad():
+        losses = sequence_losses(model, structure.backbone, hidden, tokens)
+    return observer, losses.tolist()
+
+
+def record_resident(
+    model: PreTrainedModel,
+    structure: DecoderStructure,
+    tokens: UInt32[np.ndarray, "sequence position"],
+    options: RecordOptions,
+    writer: RecordingWriter,
+    *,
+    advance: Callable[[int], None],
+) -> int:
+    """Send all sequences through the model and write what the taps show.
+
+    Args:
+        model: The whole model, on its device.
+        structure: Its parts.
+        tokens: All sequences.
+        options: What to record.
+        writer: Where to.
+        advance: Called after each chunk with the number of its tokens.
+
+    Returns:
+        The number of sequences in a chunk, after it was halved if memory ran out.
+
+    Raises:
+        StudyError: If memory runs out with a single sequence.
+    """
+    n_sequences, sequence_length = tokens.shape
+    chunk = initial_chunk(options, device=model.device, n_sequences=n_sequences, sequence_length=sequence_length)
+    first = 0
+    while first < n_sequences:
+        rows = torch.from_numpy(tokens[first : first + chunk].astype(np.int64)).to(model.device)
+        try:
+            observer, losses = _record_chunk(model, structure, rows, options, first_sequence=first)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if chunk == 1:
+                raise _one_sequence_too_large(sequence_length) from error
+            chunk //= 2
+            log.warning("memory ran out: going on with %d sequences at a time", chunk)
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        writer.add_layers(observer)
+        writer.add_maxima(observer)
+        writer.add_losses(first, losses)
+        first += len(rows)
+        advance(rows.numel())
+    return chunk
+
+
+def _one_sequence_too_large(sequence_length: int) -> StudyError:
+    return StudyError(
+        "Memory ran out with a single sequence.",
+        key="tokenize_corpus.sequence_length",
+        expected="a sequence whose activations fit beside the model",
+        got=f"{sequence_length} tokens",
+        remedy="Take a larger device, shorter sequences, or record_outliers.dtype: bfloat16.",
+    )

@@ -1,0 +1,137 @@
+"""The folder of one recording: rows are appended chunk by chunk, and it gets its name when it is whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from jaxtyping import UInt32
+
+from outlier_moe import schemas
+from outlier_moe.recording.observer import ChunkObserver
+from outlier_moe.recording.tables import (
+    ANY_LAYER_SCHEMA,
+    LAYER_SCHEMA,
+    SiteFigures,
+    any_layer_batch,
+    layer_batch,
+    site_figures,
+)
+
+log = logging.getLogger(__name__)
+
+COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+class Decoder(Protocol):
+    """What turns a token into text: a tokenizer's `decode`."""
+
+    def __call__(self, token_ids: list[int], /) -> str:
+        """The text of some tokens."""
+        ...
+
+
+class RecordingWriter:
+    """Collects a recording in a folder beside its final place and moves it there when all is written.
+
+    Leaving the `with` block by an exception removes what was written.
+
+    Args:
+        directory: The final place. What stands there is replaced, at the very end.
+        tokens: The corpus' tokens.
+        n_peaks: Features kept in peaks.parquet for each site and sequence.
+        n_layers: Decoder layers of the model; each gets its table, also if nothing reaches the floor there.
+    """
+
+    def __init__(
+        self, directory: Path, *, tokens: UInt32[np.ndarray, "sequence position"], n_peaks: int, n_layers: int
+    ) -> None:
+        self.directory = directory
+        self.partial = directory.with_name(f".{directory.name}.partial")
+        self.tokens = tokens
+        self.n_peaks = n_peaks
+        self.n_layers = n_layers
+        self._figures: list[SiteFigures] = []
+        self._losses: dict[int, float] = {}
+
+    def __enter__(self) -> RecordingWriter:
+        """Open the tables in an empty folder beside the final one."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        digits = max(2, len(str(self.n_layers - 1)))
+        names = [f"layer_{layer:0{digits}d}.arrow" for layer in range(self.n_layers)]
+        self._layers = [pa.ipc.new_file(self.partial / name, LAYER_SCHEMA, options=COMPRESSION) for name in names]
+        self._any_layer = pa.ipc.new_file(self.partial / "any_layer.arrow", ANY_LAYER_SCHEMA, options=COMPRESSION)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Move the folder to its place, or remove it if an exception came."""
+        for writer in (*self._layers, self._any_layer):
+            writer.close()
+        if kind is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.partial.rename(self.directory)
+
+    def add_layers(self, observer: ChunkObserver) -> None:
+        """Write the per-layer rows that a chunk has gathered, and have it forget them."""
+        first = observer.first_sequence
+        for layer in sorted(observer.layers):
+            taps = observer.layers.pop(layer)
+            n_sequences = len(taps[0].sketch.rms)
+            writer = self._layers[layer]
+            for sequence in range(n_sequences):
+                for tap_sketch in taps:
+                    writer.write_batch(layer_batch(layer, tap_sketch, sequence, first_sequence=first))
+            for tap_sketch in taps:
+                figures = site_figures(layer, tap_sketch, self.tokens, first_sequence=first, n_peaks=self.n_peaks)
+                self._figures.append(figures)
+
+    def add_maxima(self, observer: ChunkObserver) -> None:
+        """Write the rows over all layers of a chunk, and have it forget them."""
+        first = observer.first_sequence
+        rows = [(view, maximum.rows(observer.ladder)) for view, maximum in observer.maxima.items()]
+        n_sequences = max((len(maximum.peak) for maximum in observer.maxima.values()), default=0)
+        observer.maxima.clear()
+        for sequence in range(n_sequences):
+            for view, maxima in rows:
+                self._any_layer.write_batch(any_layer_batch(view, maxima, sequence, first_sequence=first))
+
+    def add_losses(self, first_sequence: int, losses: list[float]) -> None:
+        """Note the mean next-token loss, in nats, of each sequence of a chunk."""
+        self._losses.update(enumerate(losses, start=first_sequence))
+
+    def finish(self, run: Mapping[str, Any], decode: Decoder) -> None:
+        """Write the small tables and the provenance."""
+        self._write_sites_and_peaks(decode)
+        sequences = pl.DataFrame(
+            {"sequence": list(self._losses), "loss_nats": list(self._losses.values())},
+            schema_overrides={"loss_nats": pl.Float64},
+            nan_to_null=True,
+        ).with_columns(n_tokens=pl.lit(self.tokens.shape[1]))
+        schemas.Sequence.validate(sequences.sort("sequence"), cast=True).write_parquet(
+            self.partial / "sequences.parquet"
+        )
+        (self.partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+
+    def _write_sites_and_peaks(self, decode: Decoder) -> None:
+        key = ["tap", "layer", "sequence"]
+        sites = pl.concat(figures.sites for figures in self._figures).sort(key)
+        schemas.Site.validate(sites, cast=True).write_parquet(self.partial / "sites.parquet")
+        if n_nonfinite := sites["n_nonfinite"].sum():
+            log.warning("%d activations are NaN or infinite; sites.parquet says where", n_nonfinite)
+        peaks = pl.concat(figures.peaks for figures in self._figures).sort([*key, "rank"])
+        text = {token: decode([token]) for token in peaks["token"].unique().to_list()}
+        peaks = peaks.with_columns(text=pl.col("token").replace_strict(text, return_dtype=pl.String))
+        schemas.Peak.validate(peaks, cast=True).write_parquet(self.partial / "peaks.parquet")

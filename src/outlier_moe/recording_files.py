@@ -1,0 +1,120 @@
+"""Reading the tables of one recording, lazily, without anything that recorded them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dataframely as dy
+import polars as pl
+import pyarrow as pa
+from dataframely.exc import SchemaError, ValidationError
+
+from outlier_moe import schemas
+from outlier_moe.errors import StudyError
+from outlier_moe.ladder import Ladder
+
+FORMAT = 1
+"""Version of the recording's tables; raised when an older reader would misread them."""
+
+_AGAIN = "Remove its folder and run record_outliers again; the other recordings stay as they are."
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The tables that `record_outliers` wrote for one model."""
+
+    directory: Path
+    """Their folder."""
+    run: dict[str, Any]
+    """The provenance, run.json."""
+
+    @property
+    def ladder(self) -> Ladder:
+        """The edges that `n_positions` counts."""
+        return Ladder(floor=self.run["floor"])
+
+    def layer_outliers(self) -> pl.LazyFrame:
+        """Rows of `schemas.LayerOutlier` of all layers."""
+        paths = sorted(self.directory.glob("layer_*.arrow"))
+        if len(paths) != self.run["n_layers"]:
+            raise StudyError(
+                "A recording does not have a table for each layer.",
+                file=self.directory,
+                expected=f"{self.run['n_layers']} files layer_*.arrow",
+                got=len(paths),
+                remedy=_AGAIN,
+            )
+        return pl.concat([_scan(path, schemas.LayerOutlier) for path in paths])
+
+    def any_layer_outliers(self) -> pl.LazyFrame:
+        """Rows of `schemas.AnyLayerOutlier`."""
+        return _scan(self.directory / "any_layer.arrow", schemas.AnyLayerOutlier)
+
+    def sites(self) -> pl.DataFrame:
+        """The table `schemas.Site`."""
+        return _read(self.directory / "sites.parquet", schemas.Site)
+
+    def peaks(self) -> pl.DataFrame:
+        """The table `schemas.Peak`."""
+        return _read(self.directory / "peaks.parquet", schemas.Peak)
+
+    def sequences(self) -> pl.DataFrame:
+        """The table `schemas.Sequence`."""
+        return _read(self.directory / "sequences.parquet", schemas.Sequence)
+
+
+def read_recording(directory: Path) -> Recording:
+    """The recording in a folder.
+
+    Raises:
+        StudyError: If there is none, or it is of another format.
+    """
+    path = directory / "run.json"
+    try:
+        run = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StudyError(
+            "There is no recording.",
+            file=path,
+            remedy="Run snakemake for this model; `outlier-moe models` lists what is done.",
+        ) from error
+    except json.JSONDecodeError as error:
+        raise StudyError("A recording's provenance is not JSON.", file=path, got=str(error), remedy=_AGAIN) from error
+    if run.get("format") != FORMAT:
+        raise StudyError(
+            "A recording has another format.",
+            file=path,
+            key="format",
+            expected=FORMAT,
+            got=run.get("format"),
+            remedy=_AGAIN,
+        )
+    return Recording(directory, run)
+
+
+def _scan(path: Path, schema: type[dy.Schema]) -> pl.LazyFrame:
+    try:
+        # Opening reads the footer, which a truncated file does not have; polars would find out only while collecting.
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            names = set(reader.schema.names)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise _broken(path, str(error)) from error
+    if names != set(schema.column_names()):
+        raise _broken(path, f"columns {', '.join(sorted(names))}")
+    return pl.scan_ipc(path).select(schema.column_names())
+
+
+def _read(path: Path, schema: type[dy.Schema]) -> pl.DataFrame:
+    try:
+        return schema.validate(pl.read_parquet(path))
+    except (FileNotFoundError, pl.exceptions.PolarsError, ValidationError, SchemaError) as error:
+        raise _broken(path, str(error)) from error
+
+
+def _broken(path: Path, got: str) -> StudyError:
+    return StudyError(
+        "A table of a recording cannot be read.", file=path, expected="a whole table", got=got, remedy=_AGAIN
+    )

@@ -1,0 +1,89 @@
+# What the rules share: the validated study, the registry of models, and each stage's revision.
+#
+# INPUTS   config/config.yaml (and --config), config/models.yaml
+# OUTPUTS  none
+
+import re
+from pathlib import Path
+
+from outlier_moe.errors import StudyError
+from outlier_moe.registry import load_registry
+from outlier_moe.study import validated_study
+from snakemake.exceptions import WorkflowError
+
+# Raise a stage's number when its figures change: Snakemake reruns a rule when a parameter changes, not when a module
+# in src/ does.
+REVISIONS = {
+    "fetch_model": 1,
+    "fetch_corpus": 1,
+    "tokenize_corpus": 1,
+    "record_outliers": 1,
+    "filter_systematic": 1,
+    "compare_models": 1,
+    "plot_models": 1,
+}
+
+
+def load_study(overridden):
+    """The study with its defaults, and the registry, or the mistake in either as Snakemake shows it."""
+    schemas = Path(workflow.basedir) / "workflow/schemas"
+    try:
+        study = validated_study(overridden, schemas / "config.schema.yaml")
+        registry = load_registry(
+            Path("config/models.yaml"), schemas / "models.schema.yaml"
+        )
+        entries = [registry.model(model) for model in study["models"]]
+        skipped = [] if entries else registry.unavailable(study["sweep"])
+        entries = entries or registry.sweep(study["sweep"])
+        if study["corpus"] != "auto":
+            registry.corpus(study["corpus"])
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
+    return study, registry, entries, skipped
+
+
+STUDY, REGISTRY, ENTRIES, SKIPPED = load_study(config)
+# Scripts read from it what decides how a stage runs and not what it finds, which is no parameter of a rule.
+config.update(STUDY)
+MODELS = [entry.id for entry in ENTRIES]
+
+
+wildcard_constraints:
+    model="|".join(re.escape(model) for model in REGISTRY.models),
+    corpus="|".join(re.escape(corpus) for corpus in REGISTRY.corpora),
+
+
+def corpus_of(wildcards):
+    """The text that a model is studied on."""
+    if STUDY["corpus"] != "auto":
+        return STUDY["corpus"]
+    return REGISTRY.model(wildcards.model).corpus
+
+
+def corpus_file(wildcards):
+    """The fetched text that a model is studied on."""
+    return f"resources/corpora/{corpus_of(wildcards)}.parquet"
+
+
+def model_source(wildcards):
+    """Where a model comes from; a change of it fetches the model again."""
+    return repr(REGISTRY.model(wildcards.model).source)
+
+
+def corpus_source(wildcards):
+    """Where a text comes from and how much of it; a change of either fetches it again."""
+    return repr(REGISTRY.corpus(wildcards.corpus))
+
+
+def model_facts(entry):
+    """What the comparison says of a model beside its own figures."""
+    return {
+        "model": entry.id,
+        "kind": entry.kind,
+        "family": entry.family,
+        "total_params_b": entry.total_params_b,
+        "active_params_b": entry.active_params_b,
+        "n_experts": entry.n_experts,
+        "top_k": entry.top_k,
+        "routing": entry.routing,
+    }

@@ -1,0 +1,38 @@
+# Bring in what the study needs from outside: each model's configuration and tokenizer (its weights too, where they do
+# not come from a hub) and each text, cut to a fixed number of characters so that all tokenizers see the same documents.
+#
+# INPUTS   config/models.yaml
+# OUTPUTS  resources/models/{model}/          config.json, tokenizer, source.json
+#          resources/corpora/{corpus}.parquet  document, text
+
+
+rule fetch_model:
+    output:
+        model=directory("resources/models/{model}"),
+    log:
+        "logs/fetch_model/{model}.log",
+    benchmark:
+        "logs/benchmarks/fetch_model/{model}.tsv"
+    params:
+        source=model_source,
+        revision=REVISIONS["fetch_model"],
+    message:
+        "Fetching {wildcards.model}"
+    script:
+        "../scripts/fetch_model.py"
+
+
+rule fetch_corpus:
+    output:
+        corpus="resources/corpora/{corpus}.parquet",
+    log:
+        "logs/fetch_corpus/{corpus}.log",
+    benchmark:
+        "logs/benchmarks/fetch_corpus/{corpus}.tsv"
+    params:
+        source=corpus_source,
+        revision=REVISIONS["fetch_corpus"],
+    message:
+        "Fetching the text {wildcards.corpus}"
+    script:
+        "../scripts/fetch_corpus.py"

@@ -1,0 +1,26 @@
+# Hold the recorded counts against the definitions of an outlier feature. Thresholds live here and not in record: a
+# changed one reruns this stage and what follows, in seconds.
+#
+# INPUTS   results/{model}/outliers/
+# OUTPUTS  results/{model}/systematic.parquet  one row per (preset, first token in or out, feature)
+
+
+rule filter_systematic:
+    input:
+        outliers="results/{model}/outliers",
+    output:
+        systematic="results/{model}/systematic.parquet",
+    log:
+        "logs/filter_systematic/{model}.log",
+    benchmark:
+        "logs/benchmarks/filter_systematic/{model}.tsv"
+    params:
+        magnitude=STUDY["magnitude"],
+        layer_fraction=STUDY["layer_fraction"],
+        position_fraction=STUDY["position_fraction"],
+        filter_systematic=STUDY["filter_systematic"],
+        revision=REVISIONS["filter_systematic"],
+    message:
+        "Filtering the systematic features of {wildcards.model}"
+    script:
+        "../scripts/filter_systematic.py"

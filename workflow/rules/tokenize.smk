@@ -1,0 +1,24 @@
+# Turn a text into the study's sequences of tokens: documents joined by end-of-text, cut to n_sequences x sequence_length.
+# Two models with the same tokenizer share the work.
+#
+# INPUTS   resources/models/{model}/, resources/corpora/{corpus}.parquet
+# OUTPUTS  results/{model}/tokens.arrow  sequence, position, token
+
+
+rule tokenize_corpus:
+    input:
+        model="resources/models/{model}",
+        corpus=corpus_file,
+    output:
+        tokens="results/{model}/tokens.arrow",
+    log:
+        "logs/tokenize_corpus/{model}.log",
+    benchmark:
+        "logs/benchmarks/tokenize_corpus/{model}.tsv"
+    params:
+        options=STUDY["tokenize_corpus"],
+        revision=REVISIONS["tokenize_corpus"],
+    message:
+        "Tokenising {input.corpus} for {wildcards.model}"
+    script:
+        "../scripts/tokenize_corpus.py"

@@ -1,0 +1,13 @@
+"""Put the models of the study side by side."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from outlier_moe.comparison import ComparedModel, compare_models
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    rows = zip(snakemake.params.facts, snakemake.input.outliers, snakemake.input.systematic, strict=True)
+    models = [ComparedModel(facts, Path(outliers), Path(systematic)) for facts, outliers, systematic in rows]
+    compare_models(models, snakemake.params.presets).write_parquet(snakemake.output.models)

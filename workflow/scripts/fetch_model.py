@@ -1,0 +1,13 @@
+"""Fetch a model's configuration and tokenizer, and its weights where they do not come from a hub."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from outlier_moe.registry import load_registry
+from outlier_moe.reporting import reporting_to
+from outlier_moe.sources.models import fetch_model
+
+with reporting_to(snakemake.log[0]):
+    registry = load_registry(Path("config/models.yaml"), Path("workflow/schemas/models.schema.yaml"))
+    fetch_model(registry.model(snakemake.wildcards.model), Path(snakemake.output.model))

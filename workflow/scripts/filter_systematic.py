@@ -1,0 +1,14 @@
+"""Hold a recording against the definitions of an outlier feature."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from outlier_moe.filtering import presets, systematic_features
+from outlier_moe.recording_files import read_recording
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    recording = read_recording(Path(snakemake.input.outliers))
+    table = systematic_features(recording, presets(snakemake.params))
+    table.write_parquet(snakemake.output.systematic)

@@ -1,0 +1,11 @@
+"""Plot the comparison of the study's models."""
+
+import polars as pl
+from snakemake.script import snakemake
+
+from outlier_moe.plots import outlier_chart, save_chart
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    chart = outlier_chart(pl.read_parquet(snakemake.input.models), preset=snakemake.params.preset)
+    save_chart(chart, snakemake.output)

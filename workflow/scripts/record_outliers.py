@@ -1,0 +1,20 @@
+"""Run a model over its tokens and count what reaches each magnitude."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from outlier_moe.recording.options import RecordOptions
+from outlier_moe.recording.record import record_outliers
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    options = RecordOptions(
+        taps=tuple(snakemake.params.taps),
+        floor=snakemake.params.floor,
+        n_peaks=snakemake.params.n_peaks,
+        dtype=snakemake.params.dtype,
+        device=snakemake.config["record_outliers"]["device"],
+        chunk=snakemake.config["record_outliers"]["chunk"],
+    )
+    record_outliers(Path(snakemake.input.model), Path(snakemake.input.tokens), Path(snakemake.output.outliers), options)

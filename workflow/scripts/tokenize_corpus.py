@@ -1,0 +1,17 @@
+"""Turn a text into a model's tokens."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from outlier_moe.reporting import reporting_to
+from outlier_moe.tokenization import tokenize_corpus
+
+with reporting_to(snakemake.log[0]):
+    tokenize_corpus(
+        Path(snakemake.input.corpus),
+        Path(snakemake.input.model),
+        Path(snakemake.output.tokens),
+        cache=Path("resources/tokens"),
+        **snakemake.params.options,
+    )
