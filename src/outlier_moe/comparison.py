@@ -12,6 +12,7 @@ import polars as pl
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
+from outlier_moe.filtering import fraction
 from outlier_moe.recording_files import Recording, read_recording
 
 
@@ -88,13 +89,12 @@ def _rows(model: ComparedModel, recording: Recording, presets: list[str]) -> pl.
     grid = pl.LazyFrame({"preset": presets}).join(
         pl.LazyFrame({"first_token": schemas.first_token_enum.categories.cast(schemas.first_token_enum)}), how="cross"
     )
-    return (
+    rows = (
         grid.join(figures, on=["preset", "first_token"], how="left", maintain_order="left")
         .with_columns(pl.col("n_systematic").fill_null(0))
         .with_columns(
             **{key: pl.lit(value) for key, value in model.facts.items()},
             **{key: pl.lit(run[key]) for key in ("d_model", "n_layers", "n_sequences", "floor")},
-            d_model_share=pl.col("n_systematic") / run["d_model"],
             perplexity=pl.lit(perplexity(recording), pl.Float64),
             n_tokens=pl.lit(run["n_sequences"] * run["sequence_length"]),
             corpus_sha256=pl.lit(run["tokens"]["corpus_sha256"]),
@@ -102,3 +102,4 @@ def _rows(model: ComparedModel, recording: Recording, presets: list[str]) -> pl.
         )
         .collect()
     )
+    return rows.with_columns(fraction(rows["n_systematic"], run["d_model"]).alias("d_model_share"))

@@ -89,8 +89,10 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
             hits[key] = _hits(recording, preset)
         tables += [_judged(hits[key], preset, shape, first_token) for first_token in ("included", "excluded")]
     order = ["preset", "first_token", "feature", "sequence"]
+    columns = schemas.Systematic.column_names()
+    tables = [table.select(pl.col(name) for name in columns if name in table.columns) for table in tables]
     table = pl.concat([schemas.Systematic.create_empty(), *tables], how="diagonal_relaxed").sort(order)
-    return schemas.Systematic.validate(table.select(schemas.Systematic.column_names()), cast=True)
+    return schemas.Systematic.validate(table, cast=True)
 
 
 class _Hits(NamedTuple):
@@ -157,36 +159,39 @@ def _peak_columns(first_token: FirstToken) -> dict[str, pl.Expr]:
     return {"peak": pl.col(peak).max()} | {name: pl.col(column).get(largest) for name, column in places.items()}
 
 
+def fraction(part: pl.Series, whole: int) -> pl.Series:
+    """Part of a whole, correctly rounded, so that 7 of 28 layers reach a threshold of 0.25.
+
+    Polars multiplies by the reciprocal of a constant instead, which may miss the threshold by a unit in the last place.
+    """
+    return pl.Series(part.name, part.to_numpy() / whole)
+
+
 def _judged(hits: _Hits, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
     unit = ["feature"] if preset.unit == "feature" else ["feature", "sequence"]
     positions = shape.position_denominator(preset, first_token)
     site = pl.struct("tap", "layer").n_unique()
-    layers = site if preset.layers == "sites" else pl.col("layer").n_unique()
     over_sites = (
         _without_first(hits.sites.lazy(), first_token)
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by(unit)
         .agg(
             n_values=pl.col("n").sum(),
-            layer_fraction=layers / shape.layer_denominator(preset),
+            n_layers=site if preset.layers == "sites" else pl.col("layer").n_unique(),
             position_fraction_per_site=pl.col("n").sum() / (site * positions),
             **_peak_columns(first_token),
         )
     )
-    over_union = (
-        _without_first(hits.any_site.lazy(), first_token)
-        .group_by(unit)
-        .agg(position_fraction=pl.col("n").sum() / positions)
-    )
-    return (
-        over_sites.join(over_union, on=unit, how="left", validate="1:1")
-        .with_columns(
-            preset=pl.lit(preset.name),
-            first_token=pl.lit(first_token),
-            is_systematic=(pl.col("layer_fraction") >= preset.layer_fraction)
-            & (pl.col("position_fraction") >= preset.position_fraction),
-        )
-        .collect()
+    over_union = _without_first(hits.any_site.lazy(), first_token).group_by(unit).agg(n_positions=pl.col("n").sum())
+    counted = over_sites.join(over_union, on=unit, how="left", validate="1:1").collect()
+    return counted.with_columns(
+        fraction(counted["n_layers"], shape.layer_denominator(preset)).alias("layer_fraction"),
+        fraction(counted["n_positions"], positions).alias("position_fraction"),
+        preset=pl.lit(preset.name),
+        first_token=pl.lit(first_token),
+    ).with_columns(
+        is_systematic=(pl.col("layer_fraction") >= preset.layer_fraction)
+        & (pl.col("position_fraction") >= preset.position_fraction)
     )
 
 
@@ -194,14 +199,15 @@ def _massive(recording: Recording, preset: Preset, shape: _Shape, first_token: F
     """Sun et al. 2024 (arXiv 2402.17762): |x| above a magnitude and a multiple of the hidden state's median."""
     peak = pl.col("peak" if first_token == "included" else "later_peak")
     medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
-    return (
+    found = (
         recording.layer_outliers()
         .filter(pl.col("tap").is_in(VIEWS[preset.view]), peak > preset.magnitude)
         .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
         .filter(peak >= preset.median_ratio * pl.col("median_magnitude"))
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by("feature")
-        .agg(layer_fraction=pl.col("layer").n_unique() / shape.n_layers, **_peak_columns(first_token))
+        .agg(n_layers=pl.col("layer").n_unique(), **_peak_columns(first_token))
         .with_columns(preset=pl.lit(preset.name), first_token=pl.lit(first_token), is_systematic=pl.lit(True))
         .collect()
     )
+    return found.with_columns(fraction(found["n_layers"], shape.n_layers).alias("layer_fraction"))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import FirstToken, Preset, systematic_features
+from outlier_moe.filtering import FirstToken, Preset, fraction, systematic_features
 from outlier_moe.taps import VIEWS
 from tests.recordings import Activations, made_up_activations, write_recording
 
@@ -160,6 +160,13 @@ def test_the_peak_says_where_it_is(tmp_path: Path) -> None:
     for row in table.iter_rows(named=True):
         x = activations[row["peak_tap"], row["peak_layer"]]
         assert abs(x[row["peak_sequence"], row["peak_position"], row["feature"]]) == np.float32(row["peak"])
+
+
+@pytest.mark.parametrize("n_layers", range(1, 40))
+def test_a_fraction_that_equals_the_threshold_reaches_it(n_layers: int) -> None:
+    affected = pl.Series(range(n_layers + 1))
+    for k in range(n_layers + 1):
+        assert (fraction(affected, n_layers) >= k / n_layers).to_list() == [n >= k for n in range(n_layers + 1)]
 
 
 def test_a_threshold_off_the_ladder_is_refused(tmp_path: Path) -> None:
