@@ -1,0 +1,52 @@
+"""The one module that touches what transformers does not promise to keep.
+
+Each name taken from there is checked by `tests/unit/test_transformers_private.py`, so that an upgrade which moves one
+fails there and not in a recording.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import OutputRecorder
+
+
+class DeclaredSource(NamedTuple):
+    """Where a model says that one of its outputs comes from."""
+
+    module_class: type[nn.Module]
+    """The class of the modules that produce it."""
+    item: int
+    """Which item of their output it is, if that is a tuple."""
+    path_part: str | None
+    """A name that must stand in the module's path, if any."""
+
+
+def declared_sources(owner: PreTrainedModel, output: str) -> tuple[DeclaredSource, ...]:
+    """What a model declares as the source of one of its outputs, such as `hidden_states` or `router_logits`.
+
+    Args:
+        owner: The innermost model around the modules: each answers for its own alone.
+        output: The output's name.
+    """
+    declared = owner.can_record_outputs.get(output) or []
+    entries = declared if isinstance(declared, list | tuple) else [declared]
+    return tuple(source for entry in entries if (source := _source(entry, output)) is not None)
+
+
+def _source(entry: OutputRecorder | type[nn.Module] | str, output: str) -> DeclaredSource | None:
+    # A string names the end of a class name for modules of multimodal towers; text decoders give the class.
+    if isinstance(entry, str):
+        return None
+    if isinstance(entry, OutputRecorder):
+        if entry.target_class is None:
+            return None
+        return DeclaredSource(entry.target_class, entry.index, entry.layer_name and entry.layer_name.strip("."))
+    return DeclaredSource(entry, 0 if output == "hidden_states" else 1, None)
+
+
+def undivided_class_names(owner: PreTrainedModel) -> frozenset[str]:
+    """The classes that a model declares as never to be split over devices: its decoder layers, among others."""
+    return frozenset(owner._no_split_modules or ())
