@@ -51,7 +51,7 @@ class LayerOutlier(_Outlier):
 class AnyLayerOutlier(_Outlier):
     """`outliers/any_layer.arrow`: the same per (view, sequence, feature) for the largest |x| over the view's sites.
 
-    `layer` is the one in which the peak was seen first.
+    `layer` is the one in which the peak was seen first. `first_token_magnitude` and `later_peak` are 0 below the floor.
     """
 
     view = dy.Enum(view_enum.categories)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 # All float32 logits of one sequence of 2048 over a vocabulary of 200,000 take 1.6 GB; the head goes in slices of this.
 LOGITS_BYTES = 32 * 2**20
 
 
 @contextmanager
-def _answering(backbone: nn.Module, hidden: Float[Tensor, "sequence position feature"]) -> Iterator[None]:
-    """Have the backbone answer with given hidden states, so that the model's own head (scaling, soft cap) applies."""
+def _answering(backbone: nn.Module, outputs: ModelOutput) -> Iterator[None]:
+    """Have the backbone answer with given outputs, so that the model's own head (scaling, soft cap) applies to them."""
 
-    def answer(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden)  # type: ignore[arg-type]
+    def answer(*args: object, **kwargs: object) -> ModelOutput:
+        return outputs
 
     had_own = "forward" in vars(backbone)
     original = backbone.forward
@@ -39,7 +38,7 @@ def _answering(backbone: nn.Module, hidden: Float[Tensor, "sequence position fea
 def sequence_losses(
     model: PreTrainedModel,
     backbone: nn.Module,
-    hidden: Float[Tensor, "sequence position feature"],
+    outputs: ModelOutput,
     tokens: Int[Tensor, "sequence position"],
 ) -> Float64[Tensor, " sequence"]:
     """Mean next-token loss of each sequence, in nats, over all its tokens but the first.
@@ -47,17 +46,19 @@ def sequence_losses(
     Args:
         model: The causal language model whose head is used.
         backbone: The part of it that yields the hidden states.
-        hidden: The backbone's output, after the final norm.
+        outputs: What the backbone gave for the tokens: its last hidden state, after the final norm.
         tokens: The tokens that went in.
     """
     n_sequences, n_positions = tokens.shape
+    hidden: Float[Tensor, "sequence position feature"] = outputs["last_hidden_state"]
     total = torch.zeros(n_sequences, dtype=torch.float64)
     vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
     step = max(1, LOGITS_BYTES // (4 * vocabulary))
     for row in range(n_sequences):
         for start in range(0, n_positions - 1, step):
             stop = min(start + step, n_positions - 1)
-            with _answering(backbone, hidden[row : row + 1, start:stop]):
+            sliced = type(outputs)(**{**outputs, "last_hidden_state": hidden[row : row + 1, start:stop]})
+            with _answering(backbone, sliced):
                 logits = model(input_ids=tokens[row : row + 1, start:stop], use_cache=False).logits
             targets = tokens[row, start + 1 : stop + 1]
             losses = cross_entropy(logits[0].float(), targets, reduction="none")

@@ -38,9 +38,9 @@ class OutlierRows(NamedTuple):
     peak_position: UInt16[np.ndarray, " row"]
     """The first position with it, in the layer above."""
     first_token_magnitude: Float32[np.ndarray, " row"]
-    """The largest |x| at position 0."""
+    """The largest |x| at position 0; 0 if it stays below the floor."""
     later_peak: Float32[np.ndarray, " row"]
-    """The largest |x| at the positions after it."""
+    """The largest |x| at the positions after it; 0 if it stays below the floor."""
     later_peak_position: UInt16[np.ndarray, " row"]
     """Where that is."""
     n_positions: UInt16[np.ndarray, " count"]
@@ -88,15 +88,18 @@ class ViewMaximum:
         """One row per (sequence, feature) that reaches the floor at any site."""
         counts = sketch_union(self.union, ladder)
         at = (counts.sequence, counts.feature)
+        # Sites where a feature stays below the floor were not looked at, so that a maximum below it is not known.
+        first_reaches = self.first_token_magnitude[at] >= ladder.floor
+        later_reaches = self.later_peak[at] >= ladder.floor
         return OutlierRows(
             layer=self.layer[at],
             sequence=counts.sequence,
             feature=counts.feature,
             peak=self.peak[at],
             peak_position=self.peak_position[at],
-            first_token_magnitude=self.first_token_magnitude[at],
-            later_peak=self.later_peak[at],
-            later_peak_position=self.later_peak_position[at],
+            first_token_magnitude=self.first_token_magnitude[at] * first_reaches,
+            later_peak=self.later_peak[at] * later_reaches,
+            later_peak_position=self.later_peak_position[at] * later_reaches,
             n_positions=counts.n_positions,
             offsets=counts.offsets,
         )

@@ -76,9 +76,9 @@ def _record_chunk(
 ) -> tuple[ChunkObserver, list[float]]:
     observer = ChunkObserver(options.taps, options.ladder, first_sequence=first_sequence)
     with torch.no_grad(), tap_hooks(structure, options.taps, observer.observe):
-        hidden = structure.backbone(input_ids=tokens, use_cache=False).last_hidden_state
+        outputs = structure.backbone(input_ids=tokens, use_cache=False)
     with torch.no_grad():
-        losses = sequence_losses(model, structure.backbone, hidden, tokens)
+        losses = sequence_losses(model, structure.backbone, outputs, tokens)
     return observer, losses.tolist()
 
 

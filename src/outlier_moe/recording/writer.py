@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -31,12 +31,8 @@ log = logging.getLogger(__name__)
 COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
-class Decoder(Protocol):
-    """What turns a token into text: a tokenizer's `decode`."""
-
-    def __call__(self, token_ids: list[int], /) -> str:
-        """The text of some tokens."""
-        ...
+Decode = Callable[[list[int]], str]
+"""What turns tokens into text: a tokenizer's `decode`."""
 
 
 class RecordingWriter:
@@ -112,7 +108,7 @@ class RecordingWriter:
         """Note the mean next-token loss, in nats, of each sequence of a chunk."""
         self._losses.update(enumerate(losses, start=first_sequence))
 
-    def finish(self, run: Mapping[str, Any], decode: Decoder) -> None:
+    def finish(self, run: Mapping[str, Any], decode: Decode) -> None:
         """Write the small tables and the provenance."""
         self._write_sites_and_peaks(decode)
         sequences = pl.DataFrame(
@@ -125,7 +121,7 @@ class RecordingWriter:
         )
         (self.partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
 
-    def _write_sites_and_peaks(self, decode: Decoder) -> None:
+    def _write_sites_and_peaks(self, decode: Decode) -> None:
         key = ["tap", "layer", "sequence"]
         sites = pl.concat(figures.sites for figures in self._figures).sort(key)
         schemas.Site.validate(sites, cast=True).write_parquet(self.partial / "sites.parquet")
