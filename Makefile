@@ -1,0 +1,66 @@
+# `make demo` and `make test` set up what they need in .venv; nothing has to be activated.
+# Another Python: make demo PYTHON=/path/to/python3.12
+
+PYTHON_CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
+
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
+
+# The first candidate that runs and is new enough, as `$$python` of the shell.
+define find_python
+python=; \
+for candidate in $(PYTHON_CANDIDATES); do \
+	if $$candidate -c '$(SUPPORTED)' 2>/dev/null; then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "outlier_moe needs Python 3.11 or newer, with its venv module." >&2; \
+	for candidate in $(PYTHON_CANDIDATES); do \
+		echo "  $$candidate: $$($$candidate --version 2>&1 | head -n 1)" >&2; \
+	done; \
+	echo "Install it, or name one: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1; \
+fi
+endef
+
+define install
+@$(find_python); \
+echo "Installing $(1) into $(@D) with $$($$python --version) ..."; \
+$$python -m venv $(@D)
+@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(1)
+@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+@touch $@
+endef
+
+.PHONY: help demo test lint cloud lock clean
+
+help:  ## Say what each target does.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-6s %s\n", $$1, $$2 }'
+
+demo: .venv/installed  ## Run the embedded study offline on two CPU cores and show its table.
+	.venv/bin/snakemake --cores 2
+	.venv/bin/outlier-moe show
+
+test: .venv/installed  ## Run the tests.
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+lint: .venv/installed  ## Check format, lint, types and spelling.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/snakefmt --check Snakefile workflow
+	.venv/bin/snakemake --lint
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
+	.venv/bin/codespell
+
+cloud: .venv-cloud/installed  ## Set up .venv-cloud, which has SkyPilot for rented GPUs.
+
+lock:  ## Resolve pyproject.toml anew and write both locks and environment.yml.
+	@$(find_python); $$python .ci/write_locks.py
+
+clean:  ## Remove the environments and caches; results stay.
+	rm -rf .venv .venv-cloud .pytest_cache .hypothesis .ruff_cache
+	find src tests workflow benchmarks .ci -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/installed: requirements.lock pyproject.toml
+	$(call install,requirements.lock)
+
+.venv-cloud/installed: requirements-cloud.lock pyproject.toml
+	$(call install,requirements-cloud.lock)

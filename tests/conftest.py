@@ -1,0 +1,20 @@
+"""While tests run, every function of the package is checked against its annotations, the shapes of arrays included."""
+
+from __future__ import annotations
+
+import os
+
+import dataframely as dy
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before anything imports huggingface_hub: what a test wants of a hub, it has to put there itself.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# No test fails for the machine's being busy.
+settings.register_profile("outlier_moe", deadline=None)
+settings.load_profile("outlier_moe")
+
+# A schema's repr lists its columns, which beartype takes for a hint that it does not know.
+type.__setattr__(type(dy.Schema), "__repr__", type.__repr__)
+install_import_hook("outlier_moe", "beartype.beartype")
