@@ -3,7 +3,7 @@
 
 PYTHON_CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 
-SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
+SUPPORTED := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
 # The first candidate that runs and is new enough, as `$$python` of the shell.
 define find_python
@@ -21,14 +21,15 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-define install
+define install_packages
 @$(find_python); \
-echo "Installing $(1) into $(@D) with $$($$python --version) ..."; \
+echo "Installing $< into $(@D) with $$($$python --version) ..."; \
 $$python -m venv $(@D)
-@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(1)
-@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+@$(PIP_INSTALL) --requirement $<
 @touch $@
 endef
+
+PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test lint cloud lock clean
 
@@ -59,8 +60,12 @@ clean:  ## Remove the environments and caches; results stay.
 	rm -rf .venv .venv-cloud .pytest_cache .hypothesis .ruff_cache
 	find src tests workflow benchmarks .ci -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/installed: requirements.lock pyproject.toml
-	$(call install,requirements.lock)
+.venv/packages: requirements.lock
+	$(install_packages)
 
-.venv-cloud/installed: requirements-cloud.lock pyproject.toml
-	$(call install,requirements-cloud.lock)
+.venv-cloud/packages: requirements-cloud.lock
+	$(install_packages)
+
+%/installed: %/packages pyproject.toml
+	@$(PIP_INSTALL) --no-deps --editable .
+	@touch $@
