@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -214,6 +214,21 @@ class Registry:
             StudyError: If no model names the sweep.
         """
         return [entry for entry in self._named_by(name) if entry.unavailable is not None]
+
+    def chosen(self, ids: Collection[str], *, sweep: str) -> list[ModelEntry]:
+        """The models of a study, unavailable ones included: those named, or else a sweep's.
+
+        Raises:
+            StudyError: If a model or the sweep is unknown, or none of the models can be had.
+        """
+        entries = [self.model(id) for id in ids] or self._named_by(sweep)
+        if all(entry.unavailable is not None for entry in entries):
+            raise StudyError(
+                "No model of the study can be had.",
+                file=self.file,
+                got="; ".join(f"{entry.id}: {entry.unavailable}" for entry in entries),
+            )
+        return entries
 
     def _named_by(self, sweep: str) -> list[ModelEntry]:
         known = {name for entry in self.models.values() for name in entry.sweeps}

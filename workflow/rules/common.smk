@@ -10,6 +10,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.registry import load_registry
 from outlier_moe.study import validated_study
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # Raise a stage's number when its figures change: Snakemake reruns a rule when a parameter changes, not when a module
 # in src/ does.
@@ -32,20 +33,22 @@ def load_study(overridden):
         registry = load_registry(
             Path("config/models.yaml"), schemas / "models.schema.yaml"
         )
-        entries = [registry.model(model) for model in study["models"]]
-        skipped = [] if entries else registry.unavailable(study["sweep"])
-        entries = entries or registry.sweep(study["sweep"])
+        entries = registry.chosen(study["models"], sweep=study["sweep"])
         if study["corpus"] != "auto":
             registry.corpus(study["corpus"])
     except StudyError as error:
         raise WorkflowError(str(error)) from None
-    return study, registry, entries, skipped
+    return study, registry, entries
 
 
-STUDY, REGISTRY, ENTRIES, SKIPPED = load_study(config)
+STUDY, REGISTRY, CHOSEN = load_study(config)
 # Scripts read from it what decides how a stage runs and not what it finds, which is no parameter of a rule.
 config.update(STUDY)
+ENTRIES = [entry for entry in CHOSEN if entry.unavailable is None]
 MODELS = [entry.id for entry in ENTRIES]
+for entry in CHOSEN:
+    if entry.unavailable is not None:
+        logger.warning(f"{entry.id} is left out: {entry.unavailable}")
 
 
 wildcard_constraints:

@@ -17,7 +17,6 @@ rule compare_models:
     params:
         models=MODELS,
         facts=[model_facts(entry) for entry in ENTRIES],
-        skipped=[f"{entry.id}: {entry.unavailable}" for entry in SKIPPED],
         presets=list(STUDY["filter_systematic"]["presets"]),
         revision=REVISIONS["compare_models"],
     message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,15 +10,7 @@ import polars as pl
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
@@ -30,40 +21,15 @@ from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT, Recording, read_recording
 from outlier_moe.structure import find_structure
 from outlier_moe.taps import VIEWS, Tap
+from tests.tiny_models import N_LAYERS, tiny_model
 
 FLOOR = 0.5
-N_LAYERS = 3
-SIZES = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-
-
-def tiny_llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=N_LAYERS, num_key_value_heads=2, **SIZES))
-
-
-def tiny_gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=N_LAYERS, n_head=4, n_positions=64))
-
-
-def tiny_mixtral() -> PreTrainedModel:
-    return MixtralForCausalLM(
-        MixtralConfig(num_hidden_layers=N_LAYERS, num_key_value_heads=2, num_local_experts=4, **SIZES)
-    )
-
-
-MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
-    "llama": (tiny_llama, "self_attn.q_proj", "mlp.gate_proj"),
-    "gpt2": (tiny_gpt2, "attn.c_attn", "mlp.c_fc"),
-    "mixtral": (tiny_mixtral, "self_attn.k_proj", "mlp"),
+PROJECTIONS = {
+    "llama": ("self_attn.q_proj", "mlp.gate_proj"),
+    "gpt2": ("attn.c_attn", "mlp.c_fc"),
+    "mixtral": ("self_attn.k_proj", "mlp"),
 }
-
-
-def built(name: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = MODELS[name][0]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+"""Which modules read at attn_in and mlp_in."""
 
 
 @pytest.fixture
@@ -84,7 +50,7 @@ def recorded(
 def seen_by_plain_hooks(model: PreTrainedModel, name: str, tokens: np.ndarray) -> dict[tuple[Tap, int], np.ndarray]:
     """What the named projections of each layer read, and what each layer gives, one sequence at a time."""
     found: dict[tuple[Tap, int], list[torch.Tensor]] = {}
-    _, attention, mlp = MODELS[name]
+    attention, mlp = PROJECTIONS[name]
     hooks = []
     for index, layer in enumerate(find_structure(model).layers):
 
@@ -130,9 +96,9 @@ def check_rows(table: pl.DataFrame, key: list[str], expected: dict[tuple, dict[s
         assert {name: row[name] for name in plain} == plain
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PROJECTIONS)
 def test_tables_equal_plain_counts(name: str, tokens: np.ndarray, tmp_path: Path) -> None:
-    model = built(name)
+    model = tiny_model(name)
     sites = seen_by_plain_hooks(model, name, tokens)
     recording = recorded(model, tokens, tmp_path / "outliers", chunk=1)
     ladder = Ladder(floor=FLOOR)
@@ -146,9 +112,9 @@ def test_tables_equal_plain_counts(name: str, tokens: np.ndarray, tmp_path: Path
     check_rows(recording.layer_outliers().collect(), ["tap", "layer", "sequence", "feature"], expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PROJECTIONS)
 def test_any_layer_is_the_maximum_over_the_sites_of_a_view(name: str, tokens: np.ndarray, tmp_path: Path) -> None:
-    model = built(name)
+    model = tiny_model(name)
     sites = seen_by_plain_hooks(model, name, tokens)
     recording = recorded(model, tokens, tmp_path / "outliers", chunk=1)
     ladder = Ladder(floor=FLOOR)
@@ -166,9 +132,9 @@ def test_any_layer_is_the_maximum_over_the_sites_of_a_view(name: str, tokens: np
     check_rows(recording.any_layer_outliers().collect(), ["view", "sequence", "feature"], expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PROJECTIONS)
 def test_residual_taps_equal_the_hidden_states_that_the_model_gives(name: str, tokens: np.ndarray) -> None:
-    model = built(name)
+    model = tiny_model(name)
     ours = seen_by_plain_hooks(model, name, tokens)
     with torch.no_grad():
         states = model(input_ids=torch.from_numpy(tokens[:1].astype(np.int64)), output_hidden_states=True).hidden_states
@@ -177,9 +143,9 @@ def test_residual_taps_equal_the_hidden_states_that_the_model_gives(name: str, t
         np.testing.assert_array_equal(ours["residual", layer][0], states[layer + 1][0].numpy())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PROJECTIONS)
 def test_losses_equal_those_of_the_whole_logits(name: str, tokens: np.ndarray, tmp_path: Path) -> None:
-    model = built(name)
+    model = tiny_model(name)
     rows = torch.from_numpy(tokens.astype(np.int64))
     with torch.no_grad():
         expected = [float(model(input_ids=row[None], labels=row[None]).loss) for row in rows]
@@ -191,7 +157,7 @@ def test_losses_equal_those_of_the_whole_logits(name: str, tokens: np.ndarray, t
 def test_losses_do_not_depend_on_the_slices_of_the_head(
     tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = built("llama")
+    model = tiny_model("llama")
     whole = recorded(model, tokens, tmp_path / "whole").sequences()
     monkeypatch.setattr("outlier_moe.recording.losses.LOGITS_BYTES", 4 * 96 * 7)
     sliced = recorded(model, tokens, tmp_path / "sliced").sequences()
@@ -199,7 +165,7 @@ def test_losses_do_not_depend_on_the_slices_of_the_head(
 
 
 def test_peaks_are_the_largest_features_of_each_site(tokens: np.ndarray, tmp_path: Path) -> None:
-    model = built("llama")
+    model = tiny_model("llama")
     sites = seen_by_plain_hooks(model, "llama", tokens)
     peaks = recorded(model, tokens, tmp_path / "outliers", chunk=1).peaks()
     assert len(peaks) == len(sites) * 3 * 3
@@ -218,7 +184,7 @@ def files_of(recording: Recording) -> dict[str, pl.DataFrame]:
 
 def test_tables_do_not_depend_on_the_chunk_where_the_model_does_not(tmp_path: Path, tokens: np.ndarray) -> None:
     # Products of other sizes may round otherwise; in float64 no count at float32's edges feels it.
-    model = built("llama").double()
+    model = tiny_model("llama").double()
     one = files_of(recorded(model, tokens, tmp_path / "one", chunk=1))
     three = files_of(recorded(model, tokens, tmp_path / "three", chunk=3))
     counted = [name for name in one if name.startswith(("layer_", "any_layer"))]
@@ -231,7 +197,7 @@ def test_tables_do_not_depend_on_the_chunk_where_the_model_does_not(tmp_path: Pa
 def test_running_out_of_memory_halves_the_chunk(
     tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = built("llama")
+    model = tiny_model("llama")
     whole = recorded(model, tokens, tmp_path / "whole", chunk=1)
     forward = resident._record_chunk
 
@@ -254,12 +220,12 @@ def test_a_single_sequence_that_does_not_fit_is_an_error(
 
     monkeypatch.setattr(resident, "_record_chunk", starved)
     with pytest.raises(StudyError, match="single sequence"):
-        recorded(built("llama"), tokens, tmp_path / "outliers")
+        recorded(tiny_model("llama"), tokens, tmp_path / "outliers")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_no_half_table_and_no_hook(tokens: np.ndarray, tmp_path: Path) -> None:
-    model = built("llama")
+    model = tiny_model("llama")
     (tmp_path / "outliers").mkdir()
     (tmp_path / "outliers" / "old").touch()
 
@@ -276,7 +242,7 @@ def test_a_failure_leaves_no_half_table_and_no_hook(tokens: np.ndarray, tmp_path
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
-    model = built("llama")
+    model = tiny_model("llama")
     state = {name: weight for name, weight in model.state_dict().items() if "layers.1.mlp.up_proj" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(StudyError, match="layers.1.mlp.up_proj.weight") as error:
@@ -285,7 +251,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loaded_checkpoint_equals_the_model_that_was_saved(tmp_path: Path) -> None:
-    model = built("mixtral")
+    model = tiny_model("mixtral")
     model.save_pretrained(tmp_path)
     loaded = load_resident(tmp_path, dtype="checkpoint", device=torch.device("cpu"))
     for name, weight in loaded.state_dict().items():

@@ -1,0 +1,126 @@
+"""A whole study of tiny models: what it leaves, what a change of a key reruns, and what a mistake says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from outlier_moe import schemas
+from outlier_moe.filtering import presets, systematic_features
+from outlier_moe.recording_files import read_recording
+from outlier_moe.study import validated_study
+from tests.workflow.study_folder import StudyFolder, make_study
+
+MODELS = {"tiny.llama": "llama", "tiny-gpt2": "gpt2", "tiny-mixtral": "mixtral"}
+THRESHOLD_STAGES = {"filter_systematic", "compare_models", "plot_models", "all"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    folder = make_study(tmp_path_factory.mktemp("study") / "study", MODELS)
+    folder.snakemake()
+    return folder
+
+
+def test_every_model_has_its_tables(study: StudyFolder) -> None:
+    for model in MODELS:
+        recording = read_recording(study.path / "results" / model / "outliers")
+        schemas.LayerOutlier.validate(recording.layer_outliers().collect())
+        schemas.AnyLayerOutlier.validate(recording.any_layer_outliers().collect())
+        assert len(recording.sites()) == 3 * 4 * 3, "3 layers, 4 taps, 3 sequences"
+        assert recording.run["model"] == model
+        assert recording.run["mode"] == "resident"
+        assert recording.run["peak_memory_bytes"]["process"] > 0
+
+
+def test_systematic_tables_are_what_the_function_gives(study: StudyFolder) -> None:
+    import yaml
+
+    config = yaml.safe_load((study.path / "config/config.yaml").read_text())
+    chosen = presets(validated_study(config, study.path / "workflow/schemas/config.schema.yaml"))
+    for model in MODELS:
+        table = systematic_features(read_recording(study.path / "results" / model / "outliers"), chosen)
+        assert table.equals(pl.read_parquet(study.path / "results" / model / "systematic.parquet"))
+
+
+def test_the_comparison_has_every_model_and_its_picture(study: StudyFolder) -> None:
+    table = schemas.ModelComparison.validate(pl.read_parquet(study.path / "results/comparison/models.parquet"))
+    assert table["model"].unique(maintain_order=True).to_list() == list(MODELS)
+    assert (study.path / "results/comparison/outliers.png").read_bytes().startswith(b"\x89PNG")
+    page = (study.path / "results/comparison/outliers.html").read_text()
+    assert "tiny.llama" in page
+    assert "cdn.jsdelivr" not in page, "the page must open offline"
+
+
+def test_nothing_is_left_to_do_afterwards(study: StudyFolder) -> None:
+    assert study.planned() == {}
+
+
+@pytest.mark.parametrize("change", ["magnitude=2.0", "layer_fraction=0.5", "position_fraction=0.1"])
+def test_a_changed_threshold_reruns_no_recording(study: StudyFolder, change: str) -> None:
+    jobs = study.planned("--config", change)
+    assert jobs["filter_systematic"] == len(MODELS)
+    assert set(jobs) <= THRESHOLD_STAGES
+
+
+@pytest.mark.parametrize("change", ["record_outliers={floor: 0.25}", "record_outliers={n_peaks: 2}"])
+def test_what_is_recorded_reruns_the_recording_alone(study: StudyFolder, change: str) -> None:
+    jobs = study.planned("--config", change)
+    assert jobs["record_outliers"] == len(MODELS)
+    assert set(jobs) <= THRESHOLD_STAGES | {"record_outliers"}
+
+
+def test_another_number_of_sequences_tokenises_and_records_again(study: StudyFolder) -> None:
+    jobs = study.planned("--config", "tokenize_corpus={n_sequences: 2}")
+    assert jobs["tokenize_corpus"] == jobs["record_outliers"] == len(MODELS)
+    assert "fetch_model" not in jobs
+
+
+def test_where_and_how_a_model_runs_reruns_nothing(study: StudyFolder) -> None:
+    assert study.planned("--config", "record_outliers={chunk: 2, device: cpu}") == {}
+
+
+def test_a_rerun_at_another_threshold_gives_its_figures(study: StudyFolder, tmp_path: Path) -> None:
+    target = "results/tiny-gpt2/systematic.parquet"
+    before = pl.read_parquet(study.path / target)
+    study.snakemake(target, "--config", "magnitude=2.0")
+    after = pl.read_parquet(study.path / target)
+    study.snakemake(target)
+    assert not after.equals(before)
+    assert after.filter(preset="dettmers2022")["peak"].min() >= 2.0  # type: ignore[operator]
+    assert pl.read_parquet(study.path / target).equals(before)
+
+
+def test_a_failed_stage_says_why_and_keeps_the_others(study: StudyFolder, tmp_path: Path) -> None:
+    table = study.path / "results/tiny-gpt2/outliers/any_layer.arrow"
+    whole = table.read_bytes()
+    table.write_bytes(whole[: len(whole) // 2])
+    done = study.snakemake("--forcerun", "filter_systematic", "--keep-going", check=False)
+    table.write_bytes(whole)
+    assert done.returncode != 0
+    assert "A table of a recording cannot be read." in done.stdout
+    assert "any_layer.arrow" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert (study.path / "results/tiny.llama/systematic.parquet").exists()
+    study.snakemake()
+
+
+def test_a_corpus_that_is_too_short_says_so(study: StudyFolder) -> None:
+    done = study.snakemake("--config", "tokenize_corpus={n_sequences: 5000}", check=False)
+    assert done.returncode != 0
+    assert "max_characters" in done.stdout
+    assert read_recording(study.path / "results/tiny-gpt2/outliers").run["n_sequences"] == 3, "what was done is lost"
+    study.snakemake()
+
+
+def test_provenance_says_what_was_run(study: StudyFolder) -> None:
+    run = json.loads((study.path / "results/tiny-mixtral/outliers/run.json").read_text())
+    assert run["floor"] == 0.5
+    assert run["dtype"] == "float32"
+    assert run["n_sequences"] == 3
+    assert run["versions"]["torch"].startswith("2.")
+    assert len(run["tokens"]["tokens_sha256"]) == 64
+    assert run["source"]["kind"] == "directory"
