@@ -1,0 +1,88 @@
+"""The command line on made-up results: tables for people, CSV and JSON for programs, and what it says without any."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from outlier_moe.cli import main
+from outlier_moe.comparison import ComparedModel, compare_models
+from outlier_moe.filtering import systematic_features
+from tests.recordings import made_up_activations, write_recording
+from tests.unit.test_comparison import FACTS, PRESETS
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    models = []
+    for seed, name in enumerate(["one", "smollm2"]):
+        activations = made_up_activations(n_layers=3, shape=(3, 30, 40), seed=seed)
+        recording = write_recording(tmp_path / name / "outliers", activations)
+        systematic_features(recording, PRESETS).write_parquet(tmp_path / name / "systematic.parquet")
+        facts = {"model": name, **FACTS}
+        models.append(ComparedModel(facts, recording.directory, tmp_path / name / "systematic.parquet"))
+    (tmp_path / "comparison").mkdir()
+    table = compare_models(models, [preset.name for preset in PRESETS])
+    table.write_parquet(tmp_path / "comparison" / "models.parquet")
+    return tmp_path
+
+
+def test_show_as_csv_and_json_is_the_whole_table(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pl.read_parquet(results / "comparison" / "models.parquet")
+    assert main(["show", "--results", str(results), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["n_systematic"] for row in rows] == [str(n) for n in table["n_systematic"]]
+    assert list(rows[0]) == table.columns
+    assert main(["show", "--results", str(results), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == table.to_dicts()
+
+
+def test_show_for_people_has_every_model(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--results", str(results)]) == 0
+    printed = capsys.readouterr().out
+    assert "smollm2" in printed
+    assert "systematic features" in printed
+    assert "dettmers2022" in printed, "a column was folded"
+
+
+def test_top_lists_the_features_with_the_largest_peaks(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "smollm2", "--results", str(results), "--format", "json", "-n", "3"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    table = pl.read_parquet(results / "smollm2" / "systematic.parquet")
+    expected = table.filter(preset="dettmers2022", first_token="included").sort(
+        "is_systematic", "peak", descending=True
+    )
+    assert [row["feature"] for row in rows] == expected["feature"].head(3).to_list()
+
+
+def test_models_says_which_are_done(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--results", str(results), "--format", "json"]) == 0
+    done = {row["model"]: row["done"] for row in json.loads(capsys.readouterr().out)}
+    assert done["smollm2"] == "filtered"
+    assert done["mixtral"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show"], "Run snakemake (or make demo) first."),
+        (["top", "mixtral"], "snakemake"),
+    ],
+)
+def test_without_results_it_says_what_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert main([*arguments, "--results", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+
+
+def test_an_unknown_preset_names_the_nearest(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "one", "--results", str(results), "--preset", "dettmers"]) == 1
+    assert "did you mean 'dettmers2022'?" in capsys.readouterr().err
