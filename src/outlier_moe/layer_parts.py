@@ -1,8 +1,9 @@
 """The parts of a decoder layer: what mixes positions, and what works on each position alone.
 
 Token mixers (attention, linear attention, state space, convolution) are told by their interface: they must be told of
-the mask, the positions or the cache. Feed-forward parts are not, and are told by the few names that all families of
-transformers use. What is neither (hyper-connections, per-layer embeddings, low-rank side paths) has no tap.
+the mask, the positions or the cache; a few recurrent ones, which need none of these, by name. Feed-forward parts are
+told by the few names that all families of transformers use. What is neither (hyper-connections, per-layer embeddings,
+low-rank side paths) has no tap.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.structure import DecoderStructure
 
 MIXER_ARGUMENT = re.compile(r"mask|position|past_key_value|layer_past|cache_params|alibi")
+MIXER_NAME = re.compile(r"attention|.*lstm.*")
 FEED_FORWARD_NAME = re.compile(r"(shared_)?(mlps?|ffn|feed_?forward|moe|block_sparse_moe|experts|fc1)(_block)?")
 FEED_FORWARD_CLASS = re.compile(r"(MLP|MoE|FFN|FeedForward|SparseMoeBlock)$", re.IGNORECASE)
 # Side paths are small; a layer most of whose weights are not understood is not understood.
@@ -96,7 +98,7 @@ def _walk(container: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module
             yield from _walk(child, own_name)
         elif FEED_FORWARD_NAME.fullmatch(own_name):
             yield "feed_forward", child
-        elif _is_mixer(type(child)):
+        elif _is_mixer(type(child)) or MIXER_NAME.fullmatch(own_name):
             # A convolution alone works feature by feature: nothing in it projects.
             if any(map(_holds_matrix, child.modules())):
                 yield "mixer", child

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.output_capturing import OutputRecorder
 
 
@@ -50,3 +51,9 @@ def _source(entry: OutputRecorder | type[nn.Module] | str, output: str) -> Decla
 def undivided_class_names(owner: PreTrainedModel) -> frozenset[str]:
     """The classes that a model declares as never to be split over devices: its decoder layers, among others."""
     return frozenset(owner._no_split_modules or ())
+
+
+def class_takes_config(auto_class: type[_BaseAutoModelClass], config: PreTrainedConfig) -> bool:
+    """Whether an auto class has a model for a configuration, without code from the checkpoint."""
+    mapping = auto_class._model_mapping
+    return mapping is not None and type(config) in mapping

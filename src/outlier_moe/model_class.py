@@ -1,0 +1,92 @@
+"""Which class a checkpoint is loaded with, from its `config.json` alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+
+from outlier_moe.errors import StudyError, nearest
+from outlier_moe.transformers_private import class_takes_config
+
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
+
+# Names under which a checkpoint of another family is published. The configuration must change its name for good: what
+# its keys are converted to goes by the name, and under the published one the experts would stay random.
+SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
+
+
+def read_config(checkpoint: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a checkpoint in a local folder.
+
+    Raises:
+        StudyError: If there is none, if its family is unknown, or if it takes code from the checkpoint that its entry
+            does not allow.
+    """
+    file = checkpoint / "config.json"
+    fields = _fields(file)
+    published = fields.get("model_type")
+    if published in SAME_ARCHITECTURE:
+        model_type = SAME_ARCHITECTURE[published]
+        fields = {name: value for name, value in fields.items() if name != "auto_map"}
+        return CONFIG_MAPPING[model_type].from_dict({**fields, "model_type": model_type})
+    if published not in CONFIG_MAPPING and "auto_map" not in fields:
+        raise StudyError(
+            "The model's family is unknown to the installed version of transformers.",
+            file=file,
+            key="model_type",
+            got=published,
+            remedy=f"Install a newer transformers; {nearest(str(published), CONFIG_MAPPING.keys())}",
+        )
+    if published not in CONFIG_MAPPING and not trust_remote_code:
+        raise _needs_remote_code(file, published)
+    return AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> AutoClass:
+    """The auto class that loads a configuration: the text model if there is one, else the one with the towers.
+
+    Given tokens alone, the latter runs its text tower alone.
+
+    Raises:
+        StudyError: If neither knows the configuration, or it takes code that is not allowed.
+    """
+    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if class_takes_config(auto_class, config):
+            return auto_class
+        if auto_class.__name__ in (getattr(config, "auto_map", None) or {}):
+            if trust_remote_code:
+                return auto_class
+            raise _needs_remote_code(None, config.model_type)
+    raise StudyError(
+        "The configuration belongs to no language model.",
+        key="model_type",
+        expected="a causal or an image-text-to-text language model of transformers",
+        got=config.model_type,
+        remedy="Take a decoder model.",
+    )
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise StudyError(
+            "The model has no configuration.", file=file, remedy="Point to a folder in the hub's layout."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise StudyError(
+            "The model's configuration is not JSON.", file=file, got=str(error), remedy="Fetch the model again."
+        ) from None
+
+
+def _needs_remote_code(file: Path | None, model_type: str | None) -> StudyError:
+    return StudyError(
+        "The model needs code that its checkpoint brings along.",
+        file=file,
+        key="model_type",
+        got=model_type,
+        remedy="Read the code; if you trust it, set trust_remote_code: true in the model's entry.",
+    )
