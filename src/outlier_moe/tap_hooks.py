@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,8 @@ def tap_hooks(structure: DecoderStructure, taps: Collection[Tap], observe: Obser
     layer if it does at any of them. A layer without one of the parts has no such tap. `residual` is a layer's output;
     with several residual streams each stream's features are features of their own, stream after stream.
 
-    Forwards may run in several threads, one forward each, as long as only one of them is inside a layer at a time.
+    Forwards may run in several threads or greenlets, one forward each, as long as only one of them is inside a layer
+    at a time.
 
     Args:
         structure: The model's decoder.
@@ -56,26 +57,30 @@ def tap_hooks(structure: DecoderStructure, taps: Collection[Tap], observe: Obser
         yield
 
 
-class _Forward(threading.local):
-    """What is known of the forward that runs in this thread."""
-
-    shape: tuple[int, int] | None = None
-    """Sequences and positions, if the backbone was called."""
+class _Forward:
+    """What is known of the forward that runs in this context: a thread's or a greenlet's, each of which has its own."""
 
     def __init__(self) -> None:
-        self.finished: set[int] = set()
+        self._shape: ContextVar[tuple[int, int] | None] = ContextVar("shape", default=None)
+        self._finished: ContextVar[frozenset[int]] = ContextVar("finished", default=frozenset())
+
+    def finish(self, layer: int) -> bool:
+        """Note that a layer has run; False if it has run before in this forward."""
+        finished = self._finished.get()
+        self._finished.set(finished | {layer})
+        return layer not in finished
 
     def begin(self, backbone: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Note the shape of the tokens; a forward pre-hook of the backbone."""
-        self.finished = set()
+        self._finished.set(frozenset())
         tokens = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), tokens]
         first = next((value for value in given if isinstance(value, Tensor)), None)
-        self.shape = None if first is None else (first.shape[0], first.shape[1])
+        self._shape.set(None if first is None else (first.shape[0], first.shape[1]))
 
     def by_position(self, x: Tensor, *, key: str) -> Float[Tensor, "sequence position feature"]:
         """Activations as one vector a position, whatever form a module handles them in."""
-        shape = self.shape or (tuple(x.shape[:2]) if x.ndim == 3 else None)
+        shape = self._shape.get() or (tuple(x.shape[:2]) if x.ndim == 3 else None)
         if shape is not None:
             n_tokens = shape[0] * shape[1]
             if tuple(x.shape[:-1]) == shape:
@@ -182,14 +187,13 @@ def _larger_magnitude(
 
 def _layer_end(index: int, forward: _Forward, observe: Observe | None) -> Callable[[nn.Module, object, object], None]:
     def end(layer: nn.Module, args: object, output: object) -> None:
-        if index in forward.finished:
+        if not forward.finish(index):
             raise StudyError(
                 "A decoder layer runs more than once in one forward, so that no one layer says how deep a site is.",
                 key=f"layer {index} ({type(layer).__name__})",
                 expected="layers that run once each",
                 remedy="This family cannot be recorded; see the table of families in the documentation.",
             )
-        forward.finished.add(index)
         if observe is not None:
             hidden = output[0] if isinstance(output, tuple | list) else output
             assert isinstance(hidden, Tensor)
