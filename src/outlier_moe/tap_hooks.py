@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from outlier_moe.current_forward import begin_forward, by_position, finish_layer
 from outlier_moe.errors import StudyError
 from outlier_moe.layer_parts import find_parts, matrix_modules
 from outlier_moe.structure import DecoderStructure
@@ -40,74 +40,29 @@ def tap_hooks(structure: DecoderStructure, taps: Collection[Tap], observe: Obser
         StudyError: While the model runs, if a layer runs twice in one forward or its activations are not one vector a
             position.
     """
-    forward = _Forward()
     with ExitStack() as hooks:
-        hooks.enter_context(structure.backbone.register_forward_pre_hook(forward.begin, with_kwargs=True))
+        hooks.enter_context(structure.backbone.register_forward_pre_hook(begin_forward, with_kwargs=True))
         parts = find_parts(structure) if {"attn_in", "mlp_in"} & set(taps) else None
         for index, layer in enumerate(structure.layers):
             sites: list[_Site] = []
             if parts is not None and "attn_in" in taps:
-                sites.append(_Site("attn_in", index, parts[index].mixers, forward, observe))
+                sites.append(_Site("attn_in", index, parts[index].mixers, observe))
             if parts is not None and "mlp_in" in taps:
-                sites.append(_Site("mlp_in", index, parts[index].feed_forwards, forward, observe))
+                sites.append(_Site("mlp_in", index, parts[index].feed_forwards, observe))
             for site in sites:
                 site.hook(layer, hooks)
             residual = "residual" in taps or "residual_rms" in taps
-            hooks.enter_context(layer.register_forward_hook(_layer_end(index, forward, observe if residual else None)))
+            hooks.enter_context(layer.register_forward_hook(_layer_end(index, observe if residual else None)))
         yield
-
-
-class _Forward:
-    """What is known of the forward that runs in this context: a thread's or a greenlet's, each of which has its own."""
-
-    def __init__(self) -> None:
-        self._shape: ContextVar[tuple[int, int] | None] = ContextVar("shape", default=None)
-        self._finished: ContextVar[frozenset[int]] = ContextVar("finished", default=frozenset())
-
-    def finish(self, layer: int) -> bool:
-        """Note that a layer has run; False if it has run before in this forward."""
-        finished = self._finished.get()
-        self._finished.set(finished | {layer})
-        return layer not in finished
-
-    def begin(self, backbone: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """Note the shape of the tokens; a forward pre-hook of the backbone."""
-        self._finished.set(frozenset())
-        tokens = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), tokens]
-        first = next((value for value in given if isinstance(value, Tensor)), None)
-        self._shape.set(None if first is None else (first.shape[0], first.shape[1]))
-
-    def by_position(self, x: Tensor, *, key: str) -> Float[Tensor, "sequence position feature"]:
-        """Activations as one vector a position, whatever form a module handles them in."""
-        shape = self._shape.get() or (tuple(x.shape[:2]) if x.ndim == 3 else None)
-        if shape is not None:
-            n_tokens = shape[0] * shape[1]
-            if tuple(x.shape[:-1]) == shape:
-                return x
-            if x.ndim == 2 and len(x) == n_tokens:
-                return x.reshape(*shape, x.shape[-1])
-            before, after = tuple(x.shape[1:3]) == shape, tuple(x.shape[:2]) == shape
-            if x.ndim == 4 and before != after:
-                return (x.permute(1, 2, 0, 3) if before else x).flatten(2)
-        raise StudyError(
-            "The activations at a tap are not one vector a position.",
-            key=key,
-            expected="[sequence, position, feature] or residual streams of it, for sequences, positions = "
-            + ("unknown" if shape is None else str(list(shape))),
-            got=list(x.shape),
-            remedy="Leave this tap out of record_outliers.taps for this model.",
-        )
 
 
 class _Site:
     """What the parts of one kind read in one layer: handed over at once if there is but one tensor to read."""
 
-    def __init__(self, tap: Tap, layer: int, parts: tuple[nn.Module, ...], forward: _Forward, observe: Observe) -> None:
+    def __init__(self, tap: Tap, layer: int, parts: tuple[nn.Module, ...], observe: Observe) -> None:
         self.tap: Tap = tap
         self.layer = layer
         self.parts = parts
-        self.forward = forward
         self.observe = observe
         self.offered: list[Tensor] = []
         self.waiting = False
@@ -169,7 +124,7 @@ class _Site:
         self.observe(self.tap, self.layer, self._by_position(x))
 
     def _by_position(self, x: Tensor) -> Float[Tensor, "sequence position feature"]:
-        return self.forward.by_position(x, key=f"{self.tap} of layer {self.layer}")
+        return by_position(x, key=f"{self.tap} of layer {self.layer}")
 
 
 def _activations(args: tuple[object, ...], kwargs: Mapping[str, object]) -> list[Tensor]:
@@ -185,9 +140,9 @@ def _larger_magnitude(
     return torch.where((a.abs() >= b.abs()) | a.isnan(), a, b)
 
 
-def _layer_end(index: int, forward: _Forward, observe: Observe | None) -> Callable[[nn.Module, object, object], None]:
+def _layer_end(index: int, observe: Observe | None) -> Callable[[nn.Module, object, object], None]:
     def end(layer: nn.Module, args: object, output: object) -> None:
-        if not forward.finish(index):
+        if not finish_layer(index):
             raise StudyError(
                 "A decoder layer runs more than once in one forward, so that no one layer says how deep a site is.",
                 key=f"layer {index} ({type(layer).__name__})",
@@ -197,6 +152,6 @@ def _layer_end(index: int, forward: _Forward, observe: Observe | None) -> Callab
         if observe is not None:
             hidden = output[0] if isinstance(output, tuple | list) else output
             assert isinstance(hidden, Tensor)
-            observe("residual", index, forward.by_position(hidden, key=f"residual of layer {index}"))
+            observe("residual", index, by_position(hidden, key=f"residual of layer {index}"))
 
     return end
