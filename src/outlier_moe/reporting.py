@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ def reporting_to(path: str | Path) -> Iterator[None]:
     root.setLevel(logging.INFO)
     root.handlers[:] = [to_file, to_terminal]
     logging.captureWarnings(True)
+    if not sys.stderr.isatty():
+        # The bars of the libraries are for a terminal; in a file each step of theirs is one more line.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         yield
     except StudyError as error:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.reporting import reporting_to
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from outlier_moe.registry import load_registry
 from outlier_moe.reporting import reporting_to
 from outlier_moe.sources.models import fetch_model

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from outlier_moe.filtering import presets, systematic_features
 from outlier_moe.recording_files import read_recording
 from outlier_moe.reporting import reporting_to

@@ -1,7 +1,6 @@
 """Plot the comparison of the study's models."""
 
 import polars as pl
-from snakemake.script import snakemake
 
 from outlier_moe.plots import outlier_chart, save_chart
 from outlier_moe.reporting import reporting_to

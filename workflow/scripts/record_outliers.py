@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.record import record_outliers
 from outlier_moe.reporting import reporting_to

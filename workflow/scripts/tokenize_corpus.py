@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from outlier_moe.reporting import reporting_to
 from outlier_moe.tokenization import tokenize_corpus
 
