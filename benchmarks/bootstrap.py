@@ -1,0 +1,78 @@
+"""How long 10,000 resamples of one model's sequences take, and how much memory: `python benchmarks/bootstrap.py`.
+
+The tables are made up, as large as those of Qwen3-1.7B (28 layers, d_model 2048, 16 sequences) with dense outliers: at
+|x| >= 6 most features are systematic or could be. The first call compiles and is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from made_up_tables import MadeUpModel, write_made_up
+
+from outlier_moe.filtering import Preset
+from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.statistics.bootstrap import BootstrapOptions, bootstrap_comparison, resample_model
+from outlier_moe.statistics.sequence_tables import sequence_tables
+from outlier_moe.statistics.stability import stability
+
+PRESETS = [
+    Preset("dettmers2022", "systematic", "linear_inputs", 6.0),
+    Preset("survey2025", "systematic", "linear_inputs", 6.0, layers="sites", unit="feature_sequence"),
+    Preset("residual", "systematic", "residual", 6.0),
+    Preset("scale_free", "systematic", "residual_rms", 6.0),
+    Preset("sun2024", "massive", "residual", 100.0),
+]
+
+
+def peak_memory_gib() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(recording: Recording, presets: list[Preset], options: BootstrapOptions) -> None:
+    """Print what the resampling of some presets takes."""
+    started = time.perf_counter()
+    tables = list(sequence_tables(recording, presets))
+    candidates = ", ".join(str(table.candidates().peak.shape[1]) for table in tables)
+    read = time.perf_counter()
+    resamples = resample_model(recording, presets, model="large", options=options)
+    resampled = time.perf_counter()
+    figures = bootstrap_comparison(resamples)
+    done = time.perf_counter()
+    print(f"{', '.join(preset.name for preset in presets)}: {len(figures)} figures, {options.n_resamples} resamples")
+    print(f"  candidate features, first token included and excluded: {candidates}")
+    print(f"  reading and resampling {resampled - read:.2f} s, of which reading {read - started:.2f} s")
+    print(f"  intervals {done - resampled:.2f} s; peak memory so far {peak_memory_gib():.2f} GiB")
+
+
+def main() -> None:
+    """Print the time and the memory of each part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--d-model", type=int, default=2048)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--resamples", type=int, default=10_000)
+    arguments = parser.parse_args()
+    options = BootstrapOptions(n_resamples=arguments.resamples)
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder) / "small", Path(folder) / "large"
+        write_made_up(small, MadeUpModel("small", 0, n_layers=2, d_model=512, n_sequences=arguments.sequences))
+        size = {"n_layers": arguments.layers, "d_model": arguments.d_model, "n_sequences": arguments.sequences}
+        write_made_up(large, MadeUpModel("large", 0, **size))
+        resample_model(read_recording(small), PRESETS, model="small", options=options)
+        print(f"peak memory before (making the tables included): {peak_memory_gib():.2f} GiB")
+        recording = read_recording(large)
+        measure(recording, PRESETS[:1], options)
+        measure(recording, PRESETS, options)
+        started = time.perf_counter()
+        stability(recording, PRESETS[:1], model="large")
+        print(f"stability of {PRESETS[0].name}: {time.perf_counter() - started:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""What each sequence contributes to a preset's figures, so that any draw of sequences is judged without the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32, Int64, UInt64
+
+from outlier_moe.errors import StudyError
+from outlier_moe.filtering import FirstToken, Preset
+from outlier_moe.recording_files import Recording
+from outlier_moe.taps import VIEWS, View
+
+_WORD = 64
+
+
+@dataclass(frozen=True)
+class SequenceTables:
+    """One preset's view of a recording, each sequence by itself, the first token in or out.
+
+    Features that no draw of sequences can make systematic may be left out: see `candidates`.
+    """
+
+    preset: Preset
+    """The definition."""
+    first_token: FirstToken
+    """Whether each sequence's first token counts."""
+    sites: UInt64[np.ndarray, "sequence tap word feature"]
+    """A bit for each layer of each tap: whether the feature affects it in that sequence."""
+    n_values: Int64[np.ndarray, "sequence feature"]
+    """Outlier values over all positions and sites."""
+    n_positions: Int64[np.ndarray, "sequence feature"]
+    """Positions affected at any site."""
+    peak: Float32[np.ndarray, "sequence feature"]
+    """The largest |x| where the feature is affected; 0 where it is not."""
+    d_model: int
+    """Features of the model, those without a column here included."""
+    layers: int
+    """What the layer fraction is taken over: decoder layers or sites, as the preset says."""
+    positions: int
+    """Positions of one sequence that count."""
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences recorded."""
+        return len(self.sites)
+
+    def candidates(self) -> SequenceTables:
+        """The same without the features that are systematic in no draw of sequences.
+
+        Drawing with replacement never affects more layers than all sequences together do, nor a larger share of the
+        positions than the worst sequence has.
+        """
+        everywhere = np.bitwise_or.reduce(self.sites, axis=0)
+        most_layers = layers_affected(everywhere[None], self.preset)[0] / self.layers
+        if self.preset.rule == "massive":
+            kept = most_layers > 0
+        else:
+            most_positions = self.n_positions.max(axis=0, initial=0) / self.positions
+            kept = (most_layers >= self.preset.layer_fraction) & (most_positions >= self.preset.position_fraction)
+        arrays = {name: getattr(self, name)[..., kept] for name in ("sites", "n_values", "n_positions", "peak")}
+        return SequenceTables(
+            **arrays,
+            preset=self.preset,
+            first_token=self.first_token,
+            d_model=self.d_model,
+            layers=self.layers,
+            positions=self.positions,
+        )
+
+
+def layers_affected(
+    sites: UInt64[np.ndarray, "draw tap word feature"], preset: Preset
+) -> Int64[np.ndarray, "draw feature"]:
+    """How many of what the preset calls layers have their bit set."""
+    words = sites if preset.layers == "sites" else np.bitwise_or.reduce(sites, axis=1, keepdims=True)
+    return np.bitwise_count(words).sum(axis=(1, 2), dtype=np.int64)
+
+
+class _Hits(NamedTuple):
+    """What of a recording reaches one magnitude in one view, as frames."""
+
+    sites: pl.DataFrame
+    """Per (tap, layer, sequence, feature): `n` positions, whether the `first` token is one, `peak` and `later_peak`."""
+    any_site: pl.DataFrame
+    """Per (sequence, feature): `n` and `first` at any site."""
+
+
+class _Shape(NamedTuple):
+    """The axes of the tables of one view."""
+
+    taps: list[str]
+    """Its taps, in order."""
+    layers: list[int]
+    """Decoder layers with a site, ascending."""
+    sequences: list[int]
+    """Sequences, ascending."""
+    n_positions: int
+    """Positions of one sequence."""
+    d_model: int
+    """Width of the hidden state."""
+
+
+def sequence_tables(recording: Recording, presets: list[Preset]) -> Iterator[SequenceTables]:
+    """The tables of each preset, first with the first token and then without it.
+
+    Presets that share a view and a magnitude share the reading; one such group is in memory at a time.
+
+    Raises:
+        StudyError: If a view was not recorded, or a threshold is not on the recording's ladder.
+    """
+    groups: dict[tuple[str, View, float, float], list[Preset]] = {}
+    for preset in presets:
+        ratio = preset.median_ratio if preset.rule == "massive" else 0.0
+        groups.setdefault((preset.rule, preset.view, preset.magnitude, ratio), []).append(preset)
+    for alike in groups.values():
+        shape = _shape(recording, alike[0])
+        hits = _massive_hits(recording, alike[0]) if alike[0].rule == "massive" else _hits(recording, alike[0])
+        for first_token in get_args(FirstToken):
+            arrays = _arrays(hits, shape, first_token, by_value=alike[0].rule == "massive")
+            for preset in alike:
+                yield SequenceTables(
+                    preset=preset,
+                    first_token=first_token,
+                    **arrays,
+                    d_model=shape.d_model,
+                    layers=len(shape.layers) * (len(shape.taps) if preset.layers == "sites" else 1),
+                    positions=shape.n_positions - (first_token == "excluded"),
+                )
+
+
+def _shape(recording: Recording, preset: Preset) -> _Shape:
+    sites = recording.sites().filter(pl.col("tap").is_in(VIEWS[preset.view]))
+    if sites.is_empty():
+        raise StudyError(
+            f"The preset {preset.name} judges a view that was not recorded.",
+            file=recording.directory / "run.json",
+            key="taps",
+            expected=" and ".join(VIEWS[preset.view]),
+            got=", ".join(recording.run["taps"]),
+            remedy="Add the taps to record_outliers.taps (this records again), or take the preset out.",
+        )
+    return _Shape(
+        taps=[tap for tap in VIEWS[preset.view] if tap in sites["tap"]],
+        layers=sites["layer"].unique().sort().to_list(),
+        sequences=sites["sequence"].unique().sort().to_list(),
+        n_positions=int(sites["n_positions"][0]),
+        d_model=int(recording.run["d_model"]),
+    )
+
+
+def _hits(recording: Recording, preset: Preset) -> _Hits:
+    edge = recording.ladder.index(
+        preset.magnitude, key=f"magnitude of the preset {preset.name}", file=str(recording.directory / "run.json")
+    )
+    reaching = pl.col("peak") >= preset.magnitude
+    counted = [
+        pl.col("n_positions").list.get(edge, null_on_oob=True).cast(pl.Int64).alias("n"),
+        (pl.col("first_token_magnitude") >= preset.magnitude).alias("first"),
+    ]
+    sites = (
+        recording.layer_outliers()
+        .filter(reaching, pl.col("tap").is_in(VIEWS[preset.view]))
+        .select("tap", "layer", "sequence", "feature", "peak", "later_peak", *counted)
+    )
+    any_site = (
+        recording.any_layer_outliers()
+        .filter(reaching, pl.col("view") == preset.view)
+        .select("sequence", "feature", *counted)
+    )
+    return _Hits(*pl.collect_all([sites, any_site]))
+
+
+def _massive_hits(recording: Recording, preset: Preset) -> _Hits:
+    """Peaks that are massive by the preset; without the first token they must be so by the later peak."""
+    medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
+    least = preset.median_ratio * pl.col("median_magnitude")
+    sites = (
+        recording.layer_outliers()
+        .filter(pl.col("tap").is_in(VIEWS[preset.view]), pl.col("peak") > preset.magnitude)
+        .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
+        .filter(pl.col("peak") >= least)
+        .with_columns(
+            n=pl.lit(1, pl.Int64), first=(pl.col("later_peak") <= preset.magnitude) | (pl.col("later_peak") < least)
+        )
+        .select("tap", "layer", "sequence", "feature", "peak", "later_peak", "n", "first")
+        .collect()
+    )
+    return _Hits(sites, sites.select("sequence", "feature", "n", "first").clear())
+
+
+def _arrays(hits: _Hits, shape: _Shape, first_token: FirstToken, *, by_value: bool) -> dict[str, np.ndarray]:
+    """The arrays of `SequenceTables`; `by_value` says that `n` marks a row and counts nothing."""
+    n_sequences, n_taps = len(shape.sequences), len(shape.taps)
+    n_words = -(-len(shape.layers) // _WORD)
+    bits = np.zeros((n_sequences, n_taps, n_words, shape.d_model), np.uint64)
+    n_values = np.zeros((n_sequences, shape.d_model), np.int64)
+    n_positions = np.zeros((n_sequences, shape.d_model), np.int64)
+    peak = np.zeros((n_sequences, shape.d_model), np.float32)
+    rows = _counted(hits.sites, first_token)
+    sequence = np.searchsorted(shape.sequences, rows["sequence"])
+    feature = rows["feature"].to_numpy()
+    layer = np.searchsorted(shape.layers, rows["layer"])
+    tap = rows["tap"].cast(pl.String).replace_strict(shape.taps, range(n_taps), return_dtype=pl.Int64).to_numpy()
+    bit = np.uint64(1) << (layer % _WORD).astype(np.uint64)
+    np.bitwise_or.at(bits, (sequence, tap, layer // _WORD, feature), bit)
+    largest = rows["peak" if first_token == "included" else "later_peak"].to_numpy()
+    np.maximum.at(peak, (sequence, feature), largest)
+    if not by_value:
+        np.add.at(n_values, (sequence, feature), rows["n"].to_numpy())
+        union = _counted(hits.any_site, first_token)
+        n_positions[np.searchsorted(shape.sequences, union["sequence"]), union["feature"].to_numpy()] = union["n"]
+    return {"sites": bits, "n_values": n_values, "n_positions": n_positions, "peak": peak}
+
+
+def _counted(rows: pl.DataFrame, first_token: FirstToken) -> pl.DataFrame:
+    if first_token == "included":
+        return rows
+    return rows.with_columns(n=pl.col("n") - pl.col("first")).filter(pl.col("n") > 0)

@@ -1,0 +1,92 @@
+"""How a model's figures move with the number of sequences they are taken from."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int64
+
+from outlier_moe.filtering import Preset
+from outlier_moe.recording_files import Recording
+from outlier_moe.schemas_comparison import FIGURES, Stability
+from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
+from outlier_moe.statistics.sequence_tables import sequence_tables
+from outlier_moe.taps import VIEWS
+
+SIZES = (1, 2, 4, 8, 16)
+
+
+def choices(n_sequences: int, size: int, *, most: int, seed: int) -> Int64[np.ndarray, "choice sequence"]:
+    """All choices of `size` sequences (1 where a sequence is taken), or `most` random ones if there are more."""
+    n_all = math.comb(n_sequences, size)
+    if n_all <= most:
+        chosen = np.array(list(combinations(range(n_sequences), size)), np.int64).reshape(n_all, size)
+    else:
+        random = np.random.default_rng([seed, size])
+        chosen = np.argsort(random.random((most, n_sequences)), axis=1)[:, :size]
+    weights = np.zeros((len(chosen), n_sequences), np.int64)
+    np.put_along_axis(weights, chosen, 1, axis=1)
+    return weights
+
+
+def stability(
+    recording: Recording,
+    presets: list[Preset],
+    *,
+    model: str,
+    sizes: tuple[int, ...] = SIZES,
+    most_choices: int = 2000,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Each figure of 1, 2, 4, 8, 16 of a model's sequences: its mean and spread over the choices of them.
+
+    Args:
+        recording: The model's tables.
+        presets: The definitions to judge by.
+        model: Its name.
+        sizes: How many sequences to take; those above what was recorded are left out, and all that were are added.
+        most_choices: Where there are more choices, so many random ones (one may come twice) stand for all.
+        seed: Decides them.
+
+    Returns:
+        The table `Stability`.
+    """
+    sites, sequences = recording.sites(), recording.sequences()
+    n_sequences = sites["sequence"].n_unique()
+    taken = sorted({size for size in sizes if size < n_sequences} | {n_sequences})
+    parts = [choices(n_sequences, size, most=most_choices, seed=seed) for size in taken]
+    weights = np.concatenate(parts)
+    bounds = np.cumsum([0, *map(len, parts)])
+    by_view = {
+        preset.view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[preset.view])), sequences, weights)
+        for preset in presets
+    }
+    rows = []
+    for tables in sequence_tables(recording, presets):
+        figures = {**preset_figures(tables, weights), **by_view[tables.preset.view]}
+        for name in (name for name in FIGURES if name in figures):
+            for size, first, stop in zip(taken, bounds[:-1], bounds[1:], strict=True):
+                spread = _spread(figures[name][first:stop])
+                key = {"preset": tables.preset.name, "first_token": tables.first_token, "figure": name}
+                exhaustive = math.comb(n_sequences, size) <= most_choices
+                rows.append({**key, "n_sequences": size, "is_exhaustive": exhaustive, **spread})
+    table = pl.DataFrame(rows, infer_schema_length=None).with_columns(model=pl.lit(model))
+    return Stability.validate(table.select(Stability.column_names()), cast=True)
+
+
+def _spread(values: Float64[np.ndarray, " choice"]) -> dict[str, float | int | str | None]:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        names = ("mean", "standard_deviation", "smallest", "largest")
+        return {**dict.fromkeys(names), "n_choices": 0, "reason": "the figure exists for none of the choices"}
+    return {
+        "mean": float(known.mean()),
+        "standard_deviation": float(known.std(ddof=1)) if len(known) > 1 else None,
+        "smallest": float(known.min()),
+        "largest": float(known.max()),
+        "n_choices": len(known),
+        "reason": None if len(known) == len(values) else f"{len(values) - len(known)} choices do not have the figure",
+    }
