@@ -1,0 +1,132 @@
+"""The marks that pictures of several models share: a mark a model, its interval, and its name where there is room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from outlier_moe.plots.labels import place_labels
+from outlier_moe.plots.quantities import Quantity
+from outlier_moe.plots.scales import PixelScale, ScaleKind
+from outlier_moe.plots.theme import LABEL_SIZE
+
+KINDS = ["dense", "moe"]
+KIND_NAMES = "datum.label == 'moe' ? 'MoE' : datum.label"
+MARK_AREA = 80
+MARK_RADIUS = 5.0
+SYMLOG_TICKS = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
+LOG_TICKS = [value * 10.0**power for power in range(-2, 7) for value in (1, 2, 5)]
+
+
+def named(rows: list[dict[str, Any]], name: str) -> alt.InlineData:
+    """Rows as data that a page can find by name."""
+    return alt.InlineData(values=rows, name=name)
+
+
+def kind_colour(*, legend: bool = True) -> alt.Color:
+    """Blue for dense, vermilion for MoE: the first two colours of the theme."""
+    return alt.Color(
+        "kind:N",
+        title=None,
+        scale=alt.Scale(domain=KINDS),
+        legend=alt.Legend(labelExpr=KIND_NAMES, symbolOpacity=1) if legend else None,
+    )
+
+
+def kind_shape() -> alt.Shape:
+    """A circle for dense, a diamond for MoE."""
+    return alt.Shape(
+        "kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=alt.Legend(labelExpr=KIND_NAMES, symbolOpacity=1)
+    )
+
+
+def position(
+    channel: type[alt.X] | type[alt.Y], field: str, title: str | None, kind: ScaleKind, domain: tuple[float, float]
+) -> Any:
+    """An axis whose ends are known, so that names can be placed on it."""
+    ticks = {"log": LOG_TICKS, "symlog": SYMLOG_TICKS}.get(kind)
+    within = None if ticks is None else [tick for tick in ticks if domain[0] <= tick <= domain[1]]
+    scale = alt.Scale(type=kind, domain=list(domain), nice=False, zero=False)
+    axis = alt.Axis(
+        **({} if within is None else {"values": within}), format=",.3~r", labelOverlap="greedy", labelSeparation=8
+    )
+    return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
+
+
+def label_rows(
+    rows: list[dict[str, Any]], x: PixelScale, y: PixelScale, *, also: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The rows whose names have a place, with that place in the axes' own values.
+
+    Args:
+        rows: A row a mark, with `x`, `y`, its `model` and, if it has an interval, `low` and `high`.
+        x: The horizontal axis.
+        y: The vertical axis; its first pixel is the picture's height.
+        also: Marks without a name, to be kept clear.
+    """
+    if not rows:
+        return []
+    marks = [*rows, *(also or [])]
+    across = x.to_pixels(np.array([row["x"] for row in marks], np.float64))
+    down = y.to_pixels(np.array([row["y"] for row in marks], np.float64))
+    names = [str(row["model"]) if k < len(rows) else "" for k, row in enumerate(marks)]
+    bars = [
+        (float(at), *(float(end) for end in y.to_pixels(np.array([row["low"], row["high"]], np.float64))))
+        for at, row in zip(across, rows, strict=False)
+        if row.get("low") is not None
+    ]
+    places = place_labels(
+        across,
+        down,
+        names,
+        width=x.pixels[1],
+        height=y.pixels[0],
+        bars=np.array([(at, low, at, high) for at, low, high in bars]).reshape(-1, 4),
+        size=LABEL_SIZE,
+        radius=MARK_RADIUS,
+    )
+    return [
+        {
+            "name": text,
+            "kind": row.get("kind"),
+            "x": x.to_value(place.x),
+            "y": y.to_value(place.y),
+            "from_x": row["x"],
+            "from_y": row["y"],
+            "to_x": x.to_value(place.leader_x),
+            "to_y": y.to_value(place.leader_y),
+            "has_leader": place.has_leader,
+        }
+        for row, text, place in zip(marks, names, places, strict=True)
+        if place is not None
+    ]
+
+
+def label_layers(rows: list[dict[str, Any]], x: Any, y: Any, *, prefix: str = "") -> list[alt.Chart]:
+    """The names, and lines to those that stand apart from their mark."""
+    data = named(rows, f"{prefix}labels")
+    lines = (
+        alt.Chart(data)
+        .transform_filter("datum.has_leader")
+        .mark_rule(strokeWidth=0.75, opacity=0.9, aria=False)
+        .encode(x=_field(x, "from_x"), y=_field(y, "from_y"), x2="to_x:Q", y2="to_y:Q")
+    )
+    names = (
+        alt.Chart(data)
+        .mark_text(align="center", baseline="middle", fontSize=LABEL_SIZE, clip=False, description="label")
+        .encode(x=_field(x, "x"), y=_field(y, "y"), text="name:N")
+    )
+    return [lines, names]
+
+
+def _field(channel: Any, field: str) -> Any:
+    copied = channel.copy(deep=True)
+    copied.shorthand = f"{field}:Q"
+    return copied
+
+
+def label_meta(x: Quantity, y: Quantity) -> dict[str, Any]:
+    """What a page needs in order to place the names anew where it draws the picture in another width."""
+    return {"labels": {"size": LABEL_SIZE, "radius": MARK_RADIUS, "x": x.title, "y": y.title}}

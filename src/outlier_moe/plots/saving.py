@@ -1,0 +1,58 @@
+"""Pictures as files: PNG and SVG in either theme, and pages that open offline and answer the pointer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+
+from outlier_moe.plots.theme import Theme, theme_config
+
+PIXELS_PER_INCH = 144
+VEGA_LITE = "6.4"
+
+
+def themed(chart: alt.TopLevelMixin, theme: Theme) -> str:
+    """A chart's specification in a theme."""
+    spec = chart.to_dict()
+    return json.dumps({**spec, "config": {**spec.get("config", {}), **theme_config(theme)}})
+
+
+def save_chart(chart: alt.TopLevelMixin, paths: Mapping[str, str | Path], *, theme: Theme = "light") -> None:
+    """Write a chart to files.
+
+    Args:
+        chart: The chart.
+        paths: Where to, by kind: `png` (one and a half times the pixels of a screen), `svg`, `html`.
+        theme: Its look.
+    """
+    spec = themed(chart, theme)
+    if "png" in paths:
+        Path(paths["png"]).write_bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, ppi=PIXELS_PER_INCH))
+    if "svg" in paths:
+        Path(paths["svg"]).write_text(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    if "html" in paths:
+        Path(paths["html"]).write_text(page(spec))
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, so that a page needs no network."""
+    return vl_convert.javascript_bundle()
+
+
+def page(spec: str) -> str:
+    """A page with one chart that is drawn without a network."""
+    # Nothing that came from a model may end the script.
+    safe = spec.replace("<", "\\u003c")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>outlier_moe</title>\n'
+        f"<script>{vega_bundle()}</script>\n<div id='chart'></div>\n"
+        f"<script>vegaEmbed('#chart', {safe}, {{mode: 'vega-lite', renderer: 'svg', "
+        "actions: {export: true, source: false, compiled: false, editor: false}})</script>\n</html>\n"
+    )

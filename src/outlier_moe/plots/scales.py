@@ -1,0 +1,76 @@
+"""From values to pixels and back, as Vega does it, so that names can be placed before a picture is drawn."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+ScaleKind = Literal["linear", "log", "symlog"]
+
+
+class PixelScale(NamedTuple):
+    """One axis of a picture."""
+
+    kind: ScaleKind
+    """How values are spread; symlog is linear around 0 and logarithmic beyond 1."""
+    domain: tuple[float, float]
+    """The values at its ends."""
+    pixels: tuple[float, float]
+    """The pixels at its ends."""
+
+    def to_pixels(self, values: Float64[np.ndarray, " _n"]) -> Float64[np.ndarray, " _n"]:
+        """Where values lie."""
+        low, high = _spread(np.array(self.domain), self.kind)
+        return self.pixels[0] + (_spread(values, self.kind) - low) / (high - low) * (self.pixels[1] - self.pixels[0])
+
+    def to_value(self, pixel: float) -> float:
+        """What lies at a pixel."""
+        low, high = _spread(np.array(self.domain), self.kind)
+        return self.unspread(low + (pixel - self.pixels[0]) / (self.pixels[1] - self.pixels[0]) * (high - low))
+
+    def unspread(self, spread: float) -> float:
+        """The value that the axis' kind spreads to a number."""
+        match self.kind:
+            case "log":
+                return float(np.exp(spread))
+            case "symlog":
+                return float(np.sign(spread) * np.expm1(abs(spread)))
+            case _:
+                return float(spread)
+
+
+def _spread(values: Float64[np.ndarray, " _n"], kind: ScaleKind) -> Float64[np.ndarray, " _n"]:
+    match kind:
+        case "log":
+            return np.log(values)
+        case "symlog":
+            return np.sign(values) * np.log1p(np.abs(values))
+        case _:
+            return np.asarray(values, np.float64)
+
+
+def domain_of(
+    values: Float64[np.ndarray, " _n"], kind: ScaleKind, *, room: float = 0.14, from_zero: bool = True
+) -> tuple[float, float]:
+    """The values at an axis' ends: all values and some room.
+
+    Args:
+        values: What is shown.
+        kind: How values are spread.
+        room: Share of the axis left free at an end.
+        from_zero: Whether the axis starts at 0; a logarithmic one never does.
+    """
+    if not len(values):
+        return (1.0, 10.0) if kind == "log" else (0.0, 1.0)
+    spread = _spread(values, kind)
+    low, high = float(spread.min()), float(spread.max())
+    if kind != "log" and from_zero:
+        low, high = 0.0, high * (1 + room) or float(_spread(np.array([1.0]), kind)[0])
+    else:
+        # One value alone gets room as well: half an octave, or a tenth of itself.
+        margin = max(room * (high - low), 0.35 if kind == "log" else abs(high) * 0.1 or 1.0)
+        low, high = low - margin, high + margin
+    scale = PixelScale(kind, (1.0, 2.0), (0.0, 1.0))
+    return (0.0 if from_zero and kind != "log" else scale.unspread(low)), scale.unspread(high)

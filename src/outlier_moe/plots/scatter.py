@@ -1,0 +1,198 @@
+"""Every model as a mark: its outlier features against its size or its perplexity, with confidence intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+from jaxtyping import Float64
+
+from outlier_moe.plots.marks import (
+    KINDS,
+    MARK_AREA,
+    kind_colour,
+    kind_shape,
+    label_layers,
+    label_meta,
+    label_rows,
+    named,
+    position,
+)
+from outlier_moe.plots.quantities import FRACTIONS, PERPLEXITY, SIZES, SYSTEMATIC_FEATURES, Quantity
+from outlier_moe.plots.scales import PixelScale, domain_of
+
+WIDTH, HEIGHT = 460, 320
+
+
+def scatter_chart(
+    models: pl.DataFrame,
+    *,
+    x: Quantity,
+    y: Quantity,
+    intervals: pl.DataFrame | None = None,
+    without_first: pl.DataFrame | None = None,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    prefix: str = "",
+) -> alt.LayerChart:
+    """One figure of every model against another.
+
+    Args:
+        models: Rows of `schemas.ModelComparison`, one a model. Those that lack either figure are left out.
+        x: The horizontal axis.
+        y: The vertical axis.
+        intervals: Rows of `FigureInterval` for the same preset; those of `y` are drawn.
+        without_first: The same models without each sequence's first token, as hollow marks tied to the others.
+        width: Pixels between the axis' ends.
+        height: Pixels between the axis' ends.
+        prefix: Of the names of its data, where it is one of several in a picture.
+    """
+    rows = _rows(models, x, y, intervals)
+    hollow = [] if without_first is None else _tied(rows, _rows(without_first, x, y, None))
+    across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, width))
+    down = PixelScale(y.scale, _ends(_values([*rows, *hollow], "y", "low", "high"), y), (height, 0.0))
+    x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
+    y_axis = position(alt.Y, "y", y.title, y.scale, down.domain)
+    base = alt.Chart(named(rows, f"{prefix}points")).encode(x=x_axis, y=y_axis)
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.65)
+    points = base.mark_point(size=MARK_AREA, filled=True, opacity=0.95)
+    return alt.layer(
+        bars.encode(y=alt.Y("low:Q", title=y.title), y2="high:Q", color=kind_colour()),
+        *(_hollow_layers(hollow, x_axis, y_axis, prefix) if hollow else []),
+        points.encode(color=kind_colour(), shape=kind_shape(), tooltip=_tooltip(x, y)),
+        *label_layers(label_rows(rows, across, down, also=hollow), x_axis, y_axis, prefix=prefix),
+    ).properties(width=width, height=height, **({} if prefix else {"usermeta": label_meta(x, y)}))
+
+
+def _tied(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The marks without first tokens, where they lie elsewhere, each with the height of the model's other mark."""
+    height = {row["model"]: row["y"] for row in rows}
+    return [
+        {**row, "tie": height[row["model"]]}
+        for row in others
+        if row["model"] in height and row["y"] != height[row["model"]]
+    ]
+
+
+def _hollow_layers(rows: list[dict[str, Any]], x: Any, y: Any, prefix: str) -> list[alt.Chart]:
+    base = alt.Chart(named(rows, f"{prefix}hollow")).encode(x=x, y=y, color=kind_colour())
+    ties = base.mark_rule(opacity=0.45, strokeDash=[2, 2], aria=False).encode(y2="tie:Q")
+    marks = base.mark_point(size=MARK_AREA, filled=False, strokeWidth=1.5)
+    tooltip = ["model:N", alt.Tooltip("y:Q", title="without first tokens", format=",.4~r")]
+    return [ties, marks.encode(shape=kind_shape(), tooltip=tooltip)]
+
+
+def _rows(models: pl.DataFrame, x: Quantity, y: Quantity, intervals: pl.DataFrame | None) -> list[dict[str, Any]]:
+    shown = models.select(
+        "model",
+        "kind",
+        "family",
+        x=pl.col(x.column).cast(pl.Float64) * (100 if x.is_fraction else 1),
+        y=pl.col(y.column).cast(pl.Float64) * (100 if y.is_fraction else 1),
+    ).drop_nulls(["x", "y"])
+    if intervals is None:
+        return shown.with_columns(low=pl.lit(None), high=pl.lit(None)).rows(named=True)
+    factor = 100 if y.is_fraction else 1
+    bounds = intervals.filter(pl.col("figure").cast(pl.String) == y.column).select(
+        "model", pl.col("low", "high") * factor
+    )
+    return shown.join(bounds, on="model", how="left", maintain_order="left").rows(named=True)
+
+
+def _ends(values: Float64[np.ndarray, " _n"], quantity: Quantity) -> tuple[float, float]:
+    if not quantity.is_fraction:
+        return domain_of(values, quantity.scale)
+    low, high = domain_of(values, quantity.scale, from_zero=False)
+    return max(low, 0.0), min(high, 105.0)
+
+
+def _values(rows: list[dict[str, Any]], *columns: str) -> Float64[np.ndarray, " _n"]:
+    return np.array([row[name] for row in rows for name in columns if row.get(name) is not None], np.float64)
+
+
+def _tooltip(x: Quantity, y: Quantity) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("model:N"),
+        alt.Tooltip("kind:N"),
+        alt.Tooltip("family:N"),
+        alt.Tooltip("x:Q", title=x.title, format=",.4~r"),
+        alt.Tooltip("y:Q", title=y.title, format=",.4~r"),
+        alt.Tooltip("low:Q", title="from", format=",.4~r"),
+        alt.Tooltip("high:Q", title="to", format=",.4~r"),
+    ]
+
+
+def study_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None) -> dict[str, alt.LayerChart]:
+    """The eight pictures of the study: total or active parameters x layers or positions x mean or median.
+
+    Args:
+        models: Rows of `schemas.ModelComparison` of one preset, one a model.
+        intervals: Rows of `FigureInterval` of the same preset.
+    """
+    return {
+        f"{size}-{fraction}": scatter_chart(models, x=SIZES[size], y=FRACTIONS[fraction], intervals=intervals)
+        for size in SIZES
+        for fraction in FRACTIONS
+    }
+
+
+def perplexity_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None) -> dict[str, alt.LayerChart]:
+    """The same against perplexity, of the models that have one."""
+    quantities = {"count": SYSTEMATIC_FEATURES, **FRACTIONS}
+    return {
+        f"perplexity-{name}": scatter_chart(models, x=PERPLEXITY, y=y, intervals=intervals)
+        for name, y in quantities.items()
+    }
+
+
+def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int = 360) -> alt.LayerChart:
+    """Layers and positions affected (means) against size in one picture, as in the paper's figure 3.
+
+    Args:
+        models: Rows of `schemas.ModelComparison` of one preset, one a model.
+        size: "total" or "active" parameters.
+        width: Pixels between the axis' ends.
+        height: Pixels between the axis' ends.
+    """
+    x = SIZES[size]
+    pairs = _rows(models, x, FRACTIONS["layers-mean"], None), _rows(models, x, FRACTIONS["positions-mean"], None)
+    rows = [{**row, "of": of} for of, part in zip(("layers", "positions"), pairs, strict=True) for row in part]
+    across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, width))
+    down = PixelScale("linear", (0.0, 105.0), (height, 0.0))
+    x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
+    y_axis = position(alt.Y, "y", "affected, mean over systematic features (%)", "linear", down.domain)
+    ties = [{"x": a["x"], "y": a["y"], "y2": b["y"], "kind": a["kind"]} for a, b in zip(*pairs, strict=True)]
+    colour = kind_colour()
+    fill = alt.FillOpacity(
+        "of:N", title=None, scale=alt.Scale(domain=["layers", "positions"], range=[0.95, 0.0]), legend=alt.Legend()
+    )
+    points = (
+        alt.Chart(named(rows, "points"))
+        .mark_point(size=MARK_AREA, strokeWidth=1.75)
+        .encode(
+            x=x_axis,
+            y=y_axis,
+            color=colour,
+            fill=alt.Fill("kind:N", scale=alt.Scale(domain=KINDS), legend=None),
+            shape=kind_shape(),
+            fillOpacity=fill,
+            tooltip=["model:N", "kind:N", alt.Tooltip("of:N", title="affected"), alt.Tooltip("y:Q", format=".1f")],
+        )
+    )
+    tie = (
+        alt.Chart(named(ties, "ties"))
+        .mark_rule(opacity=0.4, aria=False)
+        .encode(x=x_axis, y=y_axis, y2="y2:Q", color=colour)
+    )
+    labels = label_layers(_dual_labels(rows, across, down), x_axis, y_axis)
+    return alt.layer(tie, points, *labels).properties(
+        width=width, height=height, usermeta=label_meta(x, FRACTIONS["layers-mean"])
+    )
+
+
+def _dual_labels(rows: list[dict[str, Any]], x: PixelScale, y: PixelScale) -> list[dict[str, Any]]:
+    """The names beside the layers' marks; the positions' marks are kept clear but not named twice."""
+    labels = label_rows([{**row, "model": row["model"] if row["of"] == "layers" else ""} for row in rows], x, y)
+    return [label for label in labels if label["name"]]
