@@ -76,7 +76,7 @@ class BiblepySource:
     version: str
     """The package's version."""
     sha256: str
-    """The SHA-256 of its kjv.jsonl."""
+    """The SHA-256 of its archive."""
 
 
 @dataclass(frozen=True)

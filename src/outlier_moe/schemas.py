@@ -165,3 +165,10 @@ class ModelComparison(dy.Schema):
     floor = dy.Float64()
     n_nonfinite = dy.UInt64()
     """Activations that were NaN or infinite, over all sites; they are in no other figure."""
+
+
+class Document(dy.Schema):
+    """`corpora/{corpus}.parquet`: a fetched text, one row a document, in the order of its source."""
+
+    document = dy.UInt32(primary_key=True)
+    text = dy.String(min_length=1)

@@ -1,0 +1,146 @@
+"""The files of a checkpoint: which of a repository's are needed, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Collection
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from outlier_moe.errors import StudyError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Configuration and tokenizer; those of other frameworks' weights and of subfolders (`original/`, `onnx/`) are not.
+_SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "vocab.bpe", "LICENSE*")
+_FOREIGN = ("pytorch_model*", "flax_model*", "tf_model*", "consolidated*")
+
+
+def small_files(names: Collection[str], *, with_code: bool = False) -> list[str]:
+    """The files of a repository that are not weights: configuration, tokenizer, weight index, licence.
+
+    Args:
+        names: All its files.
+        with_code: Whether Python code is among what is wanted.
+    """
+    patterns = (*_SMALL, "*.py") if with_code else _SMALL
+    return sorted(
+        name
+        for name in names
+        if "/" not in name
+        and any(fnmatch(name, pattern) for pattern in patterns)
+        and not any(fnmatch(name, pattern) for pattern in _FOREIGN)
+    )
+
+
+def weight_files(names: Collection[str], directory: Path, *, origin: str) -> list[str]:
+    """The safetensors files that make up a checkpoint.
+
+    Only those that transformers would read: some repositories hold the same weights twice.
+
+    Args:
+        names: All files of the repository or folder.
+        directory: Where its index lies, if it has one.
+        origin: How to name the repository in a message.
+
+    Raises:
+        StudyError: If there are none, or the index names one that is not there.
+    """
+    if WEIGHTS in names:
+        return [WEIGHTS]
+    if INDEX in names:
+        shards = sorted(set(_weight_map(directory / INDEX).values()))
+        absent = [shard for shard in shards if shard not in names]
+        if absent:
+            raise StudyError(
+                "The index of a checkpoint names a file that is not there.",
+                file=f"{origin}: {INDEX}",
+                expected=f"{len(shards)} files, {absent[0]} among them",
+                got=f"{len(shards) - len(absent)} of them",
+                remedy="Take another revision, or complete the checkpoint.",
+            )
+        return shards
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")))
+    raise StudyError(
+        "A checkpoint has no safetensors.",
+        file=origin,
+        expected=f"{WEIGHTS}, or {INDEX} and what it names",
+        got=", ".join(pickles[:4]) if pickles else "no weights",
+        remedy="Other formats can run code and are never read. Name a revision that has safetensors (the hub's own "
+        "conversion often waits as refs/pr/N), or convert the checkpoint and register its folder.",
+    )
+
+
+def verify_checkpoint(directory: Path) -> list[Path]:
+    """The safetensors files of a folder, each as long as its header says and holding what the index says.
+
+    Raises:
+        StudyError: If the folder has none, or one is missing, truncated or damaged.
+    """
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    weights = weight_files(names, directory, origin=str(directory))
+    tensors = {name: set(read_header(directory / name)) for name in weights}
+    if weights != [WEIGHTS]:
+        for tensor, shard in _weight_map(directory / INDEX).items():
+            if tensor not in tensors[shard]:
+                raise StudyError(
+                    "A file of a checkpoint lacks a tensor that the index places in it.",
+                    file=directory / shard,
+                    key=tensor,
+                    remedy="The index and the files belong to different versions; fetch them again.",
+                )
+    return [directory / name for name in weights]
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors of a safetensors file by name: dtype, shape and place. Reads nothing but the header.
+
+    Raises:
+        StudyError: If the file is shorter or longer than its header says, or has no proper header.
+    """
+    n_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        n_header = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= n_header <= n_bytes - 8:
+            raise _damaged(
+                path, expected=f"at least {8 + max(n_header, 2)} bytes, the header's", got=f"{n_bytes} bytes"
+            )
+        try:
+            header = json.loads(file.read(n_header))
+            header.pop("__metadata__", None)
+            n_tensors = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise _damaged(path, expected="a safetensors header", got=f"no such header ({error})") from error
+    if 8 + n_header + n_tensors != n_bytes:
+        raise _damaged(path, expected=f"{8 + n_header + n_tensors} bytes", got=f"{n_bytes} bytes")
+    return header
+
+
+def _damaged(path: Path, *, expected: str, got: str) -> StudyError:
+    return StudyError(
+        "A safetensors file is truncated or damaged.",
+        file=path,
+        expected=expected,
+        got=got,
+        remedy="Remove the file (and what it is a link to) and run again, or make it anew.",
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise TypeError("weight_map is no mapping of names to files")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            "The index of a checkpoint cannot be read.",
+            file=index,
+            key="weight_map",
+            expected="a mapping of tensor names to files",
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+    return weight_map

