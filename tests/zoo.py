@@ -299,6 +299,10 @@ def tiny_model(name: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         torch.manual_seed(0)
         model = auto_class.from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(1)
+    for path, parameter in model.named_parameters():
+        # As `from_pretrained` does.
+        if any(part in path for part in model._keep_in_fp32_modules_strict or ()):
+            parameter.data = parameter.data.float()
     saved = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for tensor in saved.values():

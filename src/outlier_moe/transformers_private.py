@@ -57,3 +57,14 @@ def class_takes_config(auto_class: type[_BaseAutoModelClass], config: PreTrained
     """Whether an auto class has a model for a configuration, without code from the checkpoint."""
     mapping = auto_class._model_mapping
     return mapping is not None and type(config) in mapping
+
+
+def has_experts_interface(experts: nn.Module) -> bool:
+    """Whether a module of experts goes through transformers' interface for them."""
+    # The decorator of such modules marks each of them with how its matrices are laid out.
+    return "is_transposed" in vars(experts)
+
+
+def runs_grouped(experts: nn.Module) -> bool:
+    """Whether a module of experts runs as transformers' grouped products."""
+    return has_experts_interface(experts) and vars(experts)["config"]._experts_implementation == "grouped_mm"
