@@ -7,9 +7,9 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from outlier_moe.plots.labels import place_labels
+from outlier_moe.plots.labels import Lines, place_labels
 from outlier_moe.plots.quantities import Quantity
-from outlier_moe.plots.scales import PixelScale, ScaleKind
+from outlier_moe.plots.scales import PixelScale, ScaleKind, domain_of
 from outlier_moe.plots.theme import LABEL_SIZE
 
 KINDS = ["dense", "moe"]
@@ -17,7 +17,7 @@ KIND_NAMES = "datum.label == 'moe' ? 'MoE' : datum.label"
 MARK_AREA = 80
 MARK_RADIUS = 5.0
 SYMLOG_TICKS = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
-LOG_TICKS = [value * 10.0**power for power in range(-2, 7) for value in (1, 2, 5)]
+LOG_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 2, 5)]
 
 
 def named(rows: list[dict[str, Any]], name: str) -> alt.InlineData:
@@ -31,23 +31,38 @@ def kind_colour(*, legend: bool = True) -> alt.Color:
         "kind:N",
         title=None,
         scale=alt.Scale(domain=KINDS),
-        legend=alt.Legend(labelExpr=KIND_NAMES, symbolOpacity=1) if legend else None,
+        legend=alt.Legend(labelExpr=KIND_NAMES) if legend else None,
     )
 
 
 def kind_shape() -> alt.Shape:
     """A circle for dense, a diamond for MoE."""
-    return alt.Shape(
-        "kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=alt.Legend(labelExpr=KIND_NAMES, symbolOpacity=1)
-    )
+    return alt.Shape("kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=alt.Legend(labelExpr=KIND_NAMES))
+
+
+def log_ticks(domain: tuple[float, float]) -> list[float]:
+    """Where a logarithmic axis is ticked: at powers of ten alone if it spans many."""
+    few = np.log10(domain[1] / domain[0]) > 2.5
+    return [
+        tick for tick in LOG_TICKS if domain[0] <= tick <= domain[1] and (not few or f"{tick:g}".lstrip("0.")[0] == "1")
+    ]
+
+
+def logarithmic(channel: type[alt.X] | type[alt.Y], field: str, title: str, values: list[float]) -> Any:
+    """A logarithmic axis that holds some values."""
+    domain = domain_of(np.array(values, np.float64), "log", room=0.03)
+    axis = alt.Axis(values=log_ticks(domain), format="~s")
+    return channel(f"{field}:Q", title=title, scale=alt.Scale(type="log", domain=list(domain), nice=False), axis=axis)
 
 
 def position(
     channel: type[alt.X] | type[alt.Y], field: str, title: str | None, kind: ScaleKind, domain: tuple[float, float]
 ) -> Any:
     """An axis whose ends are known, so that names can be placed on it."""
-    ticks = {"log": LOG_TICKS, "symlog": SYMLOG_TICKS}.get(kind)
-    within = None if ticks is None else [tick for tick in ticks if domain[0] <= tick <= domain[1]]
+    within = {
+        "log": [tick for tick in LOG_TICKS if domain[0] <= tick <= domain[1]],
+        "symlog": [tick for tick in SYMLOG_TICKS if domain[0] <= tick <= domain[1]],
+    }.get(kind)
     scale = alt.Scale(type=kind, domain=list(domain), nice=False, zero=False)
     axis = alt.Axis(
         **({} if within is None else {"values": within}), format=",.3~r", labelOverlap="greedy", labelSeparation=8
@@ -56,7 +71,12 @@ def position(
 
 
 def label_rows(
-    rows: list[dict[str, Any]], x: PixelScale, y: PixelScale, *, also: list[dict[str, Any]] | None = None
+    rows: list[dict[str, Any]],
+    x: PixelScale,
+    y: PixelScale,
+    *,
+    also: list[dict[str, Any]] | None = None,
+    lines: Lines | None = None,
 ) -> list[dict[str, Any]]:
     """The rows whose names have a place, with that place in the axes' own values.
 
@@ -65,6 +85,7 @@ def label_rows(
         x: The horizontal axis.
         y: The vertical axis; its first pixel is the picture's height.
         also: Marks without a name, to be kept clear.
+        lines: Lines in pixels that names better not cross, beside the intervals' bars.
     """
     if not rows:
         return []
@@ -73,7 +94,7 @@ def label_rows(
     down = y.to_pixels(np.array([row["y"] for row in marks], np.float64))
     names = [str(row["model"]) if k < len(rows) else "" for k, row in enumerate(marks)]
     bars = [
-        (float(at), *(float(end) for end in y.to_pixels(np.array([row["low"], row["high"]], np.float64))))
+        np.insert(y.to_pixels(np.array([row["low"], row["high"]], np.float64)), [0, 1], at)
         for at, row in zip(across, rows, strict=False)
         if row.get("low") is not None
     ]
@@ -83,7 +104,7 @@ def label_rows(
         names,
         width=x.pixels[1],
         height=y.pixels[0],
-        bars=np.array([(at, low, at, high) for at, low, high in bars]).reshape(-1, 4),
+        bars=np.concatenate([np.array(bars).reshape(-1, 4), np.empty((0, 4)) if lines is None else lines]),
         size=LABEL_SIZE,
         radius=MARK_RADIUS,
     )

@@ -69,8 +69,9 @@ def domain_of(
     if kind != "log" and from_zero:
         low, high = 0.0, high * (1 + room) or float(_spread(np.array([1.0]), kind)[0])
     else:
-        # One value alone gets room as well: half an octave, or a tenth of itself.
-        margin = max(room * (high - low), 0.35 if kind == "log" else abs(high) * 0.1 or 1.0)
+        # One value alone gets room as well: a decade, or a tenth of itself.
+        alone = 1.2 if kind == "log" else abs(high) * 0.1 or 1.0
+        margin = max(room * (high - low), 0.35 if kind == "log" else 0.0) if high > low else alone
         low, high = low - margin, high + margin
     scale = PixelScale(kind, (1.0, 2.0), (0.0, 1.0))
     return (0.0 if from_zero and kind != "log" else scale.unspread(low)), scale.unspread(high)

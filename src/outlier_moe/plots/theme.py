@@ -46,7 +46,15 @@ def theme_config(theme: Theme) -> dict[str, Any]:
             "labelPadding": 4,
             "titlePadding": 8,
         },
-        "legend": {**text, "titleFontWeight": "normal", "symbolSize": 80, "orient": "top", "titleOrient": "left"},
+        "legend": {
+            **text,
+            "titleFontWeight": "normal",
+            "symbolSize": 80,
+            "symbolOpacity": 1,
+            "symbolStrokeWidth": 2,
+            "orient": "top",
+            "titleOrient": "left",
+        },
         "title": {
             "anchor": "start",
             "color": ink["text"],

@@ -1,0 +1,168 @@
+"""How many features are systematic at every threshold, exactly, from the counts at every edge of the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from outlier_moe.edge_counts.coding import StoredCounts
+from outlier_moe.edge_counts.figures import figures_at
+from outlier_moe.filtering import FirstToken, Preset
+from outlier_moe.ladder import Ladder
+from outlier_moe.plots.labels import Lines
+from outlier_moe.plots.marks import (
+    MARK_AREA,
+    kind_colour,
+    kind_shape,
+    label_layers,
+    label_rows,
+    named,
+    position,
+)
+from outlier_moe.plots.scales import PixelScale, domain_of
+
+MAGNITUDE = "threshold |x| ≥"
+
+
+def threshold_curve(counts: StoredCounts, preset: Preset, *, first_token: FirstToken = "included") -> pl.DataFrame:
+    """The count of systematic features at every edge, down to the first that has none.
+
+    Args:
+        counts: A model's counts for the preset's shape.
+        preset: The fractions to hold them against; its magnitude does not matter.
+        first_token: Whether each sequence's first token counts.
+
+    Returns:
+        Columns `magnitude`, `n_systematic`, `n_pairs`.
+    """
+    edges = Ladder(floor=counts.floor).edges
+    rows = []
+    for edge in range(counts.n_edges + 1):
+        figures = figures_at(
+            counts,
+            edge,
+            layer_fraction=preset.layer_fraction,
+            position_fraction=preset.position_fraction,
+            first_token=first_token,
+        )
+        pairs = figures.n_pairs
+        rows.append({"magnitude": float(edges[edge]), "n_systematic": figures.n_systematic, "n_pairs": pairs})
+        if not figures.n_systematic:
+            break
+    return pl.DataFrame(rows, schema={"magnitude": pl.Float64, "n_systematic": pl.Int64, "n_pairs": pl.Int64})
+
+
+def all_curves_chart(
+    curves: Mapping[str, pl.DataFrame],
+    kinds: Mapping[str, str],
+    *,
+    magnitude: float,
+    width: int = 720,
+    height: int = 420,
+) -> alt.LayerChart:
+    """The curves of all models in one picture, each named where its last systematic feature ends.
+
+    Args:
+        curves: `threshold_curve` of each model.
+        kinds: "dense" or "moe", of each model.
+        magnitude: The study's own threshold.
+        width: Pixels between the axis' ends.
+        height: Pixels between the axis' ends.
+    """
+    rows = [
+        {"model": model, "kind": kinds[model], "x": row["magnitude"], "y": row["n_systematic"]}
+        for model, curve in curves.items()
+        for row in curve.filter(pl.col("n_systematic") > 0).iter_rows(named=True)
+    ]
+    # Rows go up the ladder: the last of a model is where its last systematic feature ends.
+    ends = list({row["model"]: row for row in rows}.values())
+    values = np.array([row["x"] for row in rows] or [magnitude], np.float64)
+    across = PixelScale("log", (float(values.min()), float(values.max()) * 1.6), (0.0, width))
+    down = PixelScale("symlog", domain_of(np.array([row["y"] for row in rows], np.float64), "symlog"), (height, 0.0))
+    x = position(alt.X, "x", MAGNITUDE, "log", across.domain)
+    y = position(alt.Y, "y", "systematic features", "symlog", down.domain)
+    hovered = alt.selection_point(fields=["model"], on="pointerover", empty=True, name="hovered")
+    lines = (
+        alt.Chart(named(rows, "curves"))
+        .mark_line(strokeWidth=1.75, interpolate="monotone")
+        .encode(
+            x=x,
+            y=y,
+            color=kind_colour(),
+            detail="model:N",
+            opacity=alt.condition(hovered, alt.value(0.8), alt.value(0.12)),
+            tooltip=["model:N", alt.Tooltip("x:Q", title=MAGNITUDE), alt.Tooltip("y:Q", title="systematic features")],
+        )
+        .add_params(hovered)
+    )
+    marks = (
+        alt.Chart(named(ends, "points"))
+        .mark_point(size=MARK_AREA * 0.6, filled=True, opacity=1)
+        .encode(x=x, y=y, color=kind_colour(), shape=kind_shape(), tooltip=["model:N"])
+    )
+    labels = label_rows(ends, across, down, lines=_segments(rows, across, down))
+    return alt.layer(_own_threshold(magnitude, x), lines, marks, *label_layers(labels, x, y)).properties(
+        width=width, height=height, usermeta={"labels": {"size": 11, "radius": 4}}
+    )
+
+
+def _segments(rows: list[dict[str, Any]], x: PixelScale, y: PixelScale) -> Lines:
+    """The curves' pieces in pixels."""
+    across = x.to_pixels(np.array([row["x"] for row in rows], np.float64))
+    down = y.to_pixels(np.array([row["y"] for row in rows], np.float64))
+    model = np.array([row["model"] for row in rows], np.str_)
+    joined = np.flatnonzero(model[1:] == model[:-1])
+    return np.stack([across[joined], down[joined], across[joined + 1], down[joined + 1]], axis=1)
+
+
+def _own_threshold(magnitude: float, x: Any) -> alt.Chart:
+    axis = x.copy(deep=True)
+    return (
+        alt.Chart(named([{"x": magnitude}], "threshold"))
+        .mark_rule(strokeDash=[4, 3], strokeWidth=1.25)
+        .encode(x=axis, tooltip=[alt.Tooltip("x:Q", title="the study's threshold")])
+    )
+
+
+def model_curves_chart(
+    curves: Mapping[tuple[str, str], pl.DataFrame], *, magnitude: float, width: int = 460, height: int = 280
+) -> alt.LayerChart:
+    """One model's curves by every preset, with and without first tokens.
+
+    Args:
+        curves: `threshold_curve` by (preset, first token included or excluded).
+        magnitude: The study's own threshold.
+        width: Pixels between the axis' ends.
+        height: Pixels between the axis' ends.
+    """
+    rows = [
+        {"preset": preset, "first": first_token, "x": row["magnitude"], "y": row["n_systematic"]}
+        for (preset, first_token), curve in curves.items()
+        for row in curve.iter_rows(named=True)
+    ]
+    values = np.array([row["x"] for row in rows] or [magnitude, 2 * magnitude], np.float64)
+    x = position(alt.X, "x", MAGNITUDE, "log", (float(values.min()), float(values.max()) * 1.05))
+    heights = np.array([row["y"] for row in rows], np.float64)
+    y = position(alt.Y, "y", "systematic features", "symlog", domain_of(heights, "symlog"))
+    presets = list(dict.fromkeys(preset for preset, _ in curves))
+    lines = (
+        alt.Chart(named(rows, "curves"))
+        .mark_line(strokeWidth=1.75, interpolate="monotone", point=alt.OverlayMarkDef(size=18))
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color(
+                "preset:N", title=None, scale=alt.Scale(domain=presets), legend=alt.Legend(symbolType="stroke")
+            ),
+            # Dashed where first tokens are left out.
+            strokeDash=alt.StrokeDash(
+                "first:N", scale=alt.Scale(domain=["included", "excluded"], range=[[1, 0], [4, 3]]), legend=None
+            ),
+            tooltip=["preset:N", "first:N", alt.Tooltip("x:Q", title=MAGNITUDE), alt.Tooltip("y:Q", title="features")],
+        )
+    )
+    return alt.layer(_own_threshold(magnitude, x), lines).properties(width=width, height=height)
