@@ -91,10 +91,14 @@ def validate(document: object, schema: Mapping[str, Any], *, file: str | Path) -
     Raises:
         StudyError: If the document breaks the schema: the gravest mistake, and how many others there are.
     """
-    mistakes = [single for error in _Validator(schema).iter_errors(document) for single in _singled_out(error)]
+    mistakes = [
+        single
+        for error in _Validator(schema, format_checker=_Validator.FORMAT_CHECKER).iter_errors(document)
+        for single in _singled_out(error)
+    ]
     if mistakes:
         places = {tuple(error.absolute_path) for error in mistakes}
-        raise _explained(min(mistakes, key=_gravity), n_others=len(places) - 1, file=file)
+        raise _explained(min(mistakes, key=_gravity), n_places=len(places), file=file)
     return _with_defaults(document, schema)
 
 
@@ -124,9 +128,9 @@ def _gravity(error: ValidationError) -> int:
     return ranks.get(str(error.validator), 1)
 
 
-def _explained(error: ValidationError, *, n_others: int, file: str | Path) -> StudyError:
+def _explained(error: ValidationError, *, n_places: int, file: str | Path) -> StudyError:
     path = [str(part) for part in error.absolute_path]
-    others = f" ({n_others} more of this file's keys are wrong.)" if n_others else ""
+    others = f" It is one of {n_places} mistakes here." if n_places > 1 else ""
     schema = cast("Mapping[str, Any]", error.schema)
     instance: Any = error.instance
     properties = schema.get("properties", {})
@@ -184,6 +188,7 @@ def _described(schema: Mapping[str, Any]) -> str:
         "maximum": "of at most {}",
         "exclusiveMaximum": "below {}",
         "pattern": "matching {}",
+        "format": "that is a {}",
         "minLength": "of at least {} characters",
         "minItems": "of at least {} items",
         "minProperties": "of at least {} entries",
