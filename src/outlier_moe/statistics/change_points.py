@@ -1,0 +1,202 @@
+"""One change point between two constant levels: where it is, whether it is there, and how small a one could be seen.
+
+Values are in the order of what they are held against; a split at c puts the first c on one side. The statistic of a
+split is the difference of the two means in units of its own spread (up to a constant that permuting leaves alone), and
+that of a data set the largest over all splits, so that searching for the best one is paid for.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from outlier_moe.statistics.permutations import TOLERANCE, Orders, p_value
+
+Alternative = Literal["rise", "either"]
+"""`rise`: the values after the change point are larger. `either`: larger or smaller."""
+
+LEAST_SEGMENT = 2
+"""Models on either side of a change point: one alone would make every outlying model a jump."""
+
+_LARGEST_JUMP_SD = 64.0
+
+
+class ChangePoint(NamedTuple):
+    """The best split of some values."""
+
+    split: int
+    """Values before it."""
+    before: float
+    """Their mean."""
+    after: float
+    """The mean of the others."""
+    residual_sd: float
+    """Standard deviation about the two means, with n - 2 degrees of freedom; nan if there is none."""
+    rss: float
+    """Sum of squares about the two means."""
+
+
+def allowed_splits(x: Float64[np.ndarray, " value"]) -> Int64[np.ndarray, " split"]:
+    """Where ascending x may be split: between different values, with enough models on either side."""
+    split = np.arange(LEAST_SEGMENT, len(x) - LEAST_SEGMENT + 1)
+    return split[x[split - 1] < x[split]]
+
+
+def split_statistics(
+    y: Float64[np.ndarray, "*batch value"], splits: Int64[np.ndarray, " split"]
+) -> Float64[np.ndarray, "*batch split"]:
+    """The difference of the means, after less before, scaled so that its variance is alike at all splits."""
+    n = y.shape[-1]
+    sums = np.cumsum(y, axis=-1)[..., splits - 1]
+    return (splits * y.mean(axis=-1, keepdims=True) - sums) * np.sqrt(n / (splits * (n - splits)))
+
+
+def _of_alternative(statistics: Float64[np.ndarray, "*shape"], alternative: Alternative) -> np.ndarray:
+    return statistics if alternative == "rise" else np.abs(statistics)
+
+
+def best_split(
+    y: Float64[np.ndarray, " value"], splits: Int64[np.ndarray, " split"], alternative: Alternative
+) -> ChangePoint:
+    """The split that tells the values apart best, in the direction of the alternative."""
+    split = int(splits[int(np.argmax(_of_alternative(split_statistics(y, splits), alternative)))])
+    before, after = y[:split], y[split:]
+    rss = float(((before - before.mean()) ** 2).sum() + ((after - after.mean()) ** 2).sum())
+    residual_sd = (rss / (len(y) - 2)) ** 0.5 if len(y) > 2 else float("nan")
+    return ChangePoint(split, float(before.mean()), float(after.mean()), residual_sd, rss)
+
+
+def change_point_p_value(
+    y: Float64[np.ndarray, " value"], splits: Int64[np.ndarray, " split"], tried: Orders, alternative: Alternative
+) -> float:
+    """The p-value of "the order of the values does not matter" against a change point anywhere."""
+
+    def statistic(values: Float64[np.ndarray, "*batch value"]) -> Float64[np.ndarray, "*batch"]:
+        return np.asarray(_of_alternative(split_statistics(values, splits), alternative).max(axis=-1))
+
+    return p_value(float(statistic(y)), statistic(y[tried.order]), is_exact=tried.is_exact)
+
+
+def beyond_line_p_value(
+    x: Float64[np.ndarray, " value"],
+    y: Float64[np.ndarray, " value"],
+    splits: Int64[np.ndarray, " split"],
+    tried: Orders,
+    alternative: Alternative,
+) -> float | None:
+    """The p-value of "a line describes it" against a line with a step anywhere.
+
+    The residuals of the line are permuted (Freedman and Lane 1983), which is approximate. None if a line and a step
+    leave nothing to permute.
+    """
+    line = np.stack([np.ones(len(x)), x], axis=1)
+    onto_line, _ = np.linalg.qr(line)
+
+    def residuals(values: Float64[np.ndarray, "*batch value"]) -> Float64[np.ndarray, "*batch value"]:
+        return values - (values @ onto_line) @ onto_line.T
+
+    steps = residuals((np.arange(len(x))[None, :] >= splits[:, None]).astype(np.float64))
+    lengths = np.sqrt((steps**2).sum(axis=1))
+    steps = steps[lengths > TOLERANCE] / lengths[lengths > TOLERANCE, None]
+    rest = residuals(y)
+    if len(x) < 5 or not len(steps) or np.sqrt((rest**2).sum()) <= TOLERANCE * np.abs(y).max():
+        return None
+
+    def statistic(values: Float64[np.ndarray, "*batch value"]) -> Float64[np.ndarray, "*batch"]:
+        left = residuals(values)
+        largest = _of_alternative(left @ steps.T, alternative).max(axis=-1)
+        return np.asarray(largest / np.sqrt((left**2).sum(axis=-1)))
+
+    return p_value(float(statistic(rest)), statistic(rest[tried.order]), is_exact=tried.is_exact)
+
+
+class Power(NamedTuple):
+    """How small a jump can be found."""
+
+    jump_sd: float | None
+    """The smallest jump, in residual standard deviations, that is found as often as asked; None if none is."""
+    smallest_p: float
+    """The smallest p-value that so many values can give."""
+
+
+def detectable_jump(
+    splits: Int64[np.ndarray, " split"],
+    at: int,
+    tried: Orders,
+    alternative: Alternative,
+    *,
+    level: float = 0.05,
+    power: float = 0.8,
+    n_simulations: int = 400,
+    seed: int = 0,
+) -> Power:
+    """The smallest jump between normal values that the permutation test finds, by simulation.
+
+    Args:
+        splits: The splits that are searched.
+        at: The split that the jump is at.
+        tried: The orders of the test.
+        alternative: The test's alternative.
+        level: The test's level.
+        power: How often the jump is to be found.
+        n_simulations: Data sets simulated; the same noise for every size of jump.
+        seed: Decides the noise.
+    """
+    n = tried.order.shape[1]
+    step = (np.arange(n) >= at).astype(np.float64)
+    noise = np.random.default_rng(seed).standard_normal((n_simulations, n))
+    # A statistic is linear in the values before the largest is taken: noise and jump are put through it once.
+    of_step = [_splits_first(values, splits) for values in (step[None], step[tried.order][None])]
+    of_noise = [_splits_first(values, splits) for values in (noise, noise[:, tried.order])]
+
+    def found(jump: float) -> float:
+        observed, permuted = (
+            _of_alternative(noisy + jump * pure, alternative).max(axis=0)
+            for noisy, pure in zip(of_noise, of_step, strict=True)
+        )
+        reached = (permuted >= (observed - TOLERANCE * np.abs(observed))[:, None]).sum(axis=1)
+        n_orders = permuted.shape[1]
+        p = reached / n_orders if tried.is_exact else (1 + reached) / (1 + n_orders)
+        return float((p <= level).mean())
+
+    pure = change_point_p_value(step, splits, tried, alternative)
+    if found(_LARGEST_JUMP_SD) < power:
+        return Power(None, pure)
+    low, high = 0.0, _LARGEST_JUMP_SD
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if found(middle) >= power else (middle, high)
+    return Power(high, pure)
+
+
+def _splits_first(
+    y: Float64[np.ndarray, "*batch value"], splits: Int64[np.ndarray, " split"]
+) -> Float64[np.ndarray, "split ..."]:
+    """The statistics with the splits as the first axis, over which a largest is found many times faster."""
+    return np.ascontiguousarray(np.moveaxis(split_statistics(y, splits), -1, 0))
+
+
+class Locations(NamedTuple):
+    """Where the change point is in resampled data."""
+
+    x: Float64[np.ndarray, " resample"]
+    """The middle of the gap of x that it falls into."""
+    n_without: int
+    """Resamples that no split is allowed in."""
+
+
+def resampled_locations(
+    x: Float64[np.ndarray, "resample value"], y: Float64[np.ndarray, "resample value"], alternative: Alternative
+) -> Locations:
+    """The best split of each resample of the models."""
+    order = np.argsort(x, axis=1, kind="stable")
+    x, y = np.take_along_axis(x, order, axis=1), np.take_along_axis(y, order, axis=1)
+    splits = np.arange(LEAST_SEGMENT, x.shape[1] - LEAST_SEGMENT + 1)
+    allowed: Bool[np.ndarray, "resample split"] = x[:, splits - 1] < x[:, splits]
+    statistics = np.where(allowed, _of_alternative(split_statistics(y, splits), alternative), -np.inf)
+    best = splits[np.argmax(statistics, axis=1)][:, None]
+    middle = (np.take_along_axis(x, best - 1, axis=1) + np.take_along_axis(x, best, axis=1))[:, 0] / 2
+    possible = allowed.any(axis=1)
+    return Locations(middle[possible], int((~possible).sum()))

@@ -1,0 +1,60 @@
+"""Which models of a comparison may be held against each other, and why the others may not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import polars as pl
+
+from outlier_moe.schemas_comparison import LeftOut
+
+_TEXT = ["corpus_sha256", "n_sequences", "n_tokens"]
+
+
+class Comparable(NamedTuple):
+    """The models that one statement may be made of."""
+
+    comparison: pl.DataFrame
+    """Their rows."""
+    left_out: pl.DataFrame
+    """The others: `LeftOut`."""
+
+
+def on_one_text(comparison: pl.DataFrame) -> Comparable:
+    """The models recorded on the text, and on as many tokens of it, that most were recorded on.
+
+    A longer text affects more layers, so that counts of another length are as little comparable as those of another
+    text.
+
+    Args:
+        comparison: The table `ModelComparison`.
+    """
+    texts = comparison.select("model", *_TEXT).unique(maintain_order=True)
+    if texts.is_empty():
+        return Comparable(comparison, LeftOut.create_empty())
+    most = texts.group_by(_TEXT, maintain_order=True).len().sort("len", descending=True, maintain_order=True).row(0)
+    is_common = pl.all_horizontal(pl.col(name) == value for name, value in zip(_TEXT, most[:-1], strict=True))
+    left_out = texts.filter(~is_common).select(
+        "model",
+        reason=pl.format(
+            "recorded on {} tokens in {} sequences of the text {}; most models on {} in {} of {}",
+            pl.col("n_tokens"),
+            pl.col("n_sequences"),
+            pl.col("corpus_sha256").str.head(12),
+            pl.lit(most[2]),
+            pl.lit(most[1]),
+            pl.lit(most[0][:12]),
+        ),
+    )
+    return Comparable(comparison.filter(is_common), LeftOut.validate(left_out, cast=True))
+
+
+def false_discovery_rates(p_values: pl.Series) -> pl.Series:
+    """Benjamini-Hochberg's adjusted p-values, over those of a table that exist."""
+    from scipy import stats
+
+    adjusted = pl.Series(p_values.name, [None] * len(p_values), dtype=pl.Float64)
+    known = p_values.is_not_null()
+    if not known.any():
+        return adjusted
+    return adjusted.scatter(known.arg_true(), stats.false_discovery_control(p_values.filter(known).to_numpy()))
