@@ -148,21 +148,22 @@ def test_what_is_given_stays_and_filling_again_changes_nothing(document: dict[st
     assert validate(filled, SCHEMA, file="f") == filled
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    cases = {
-        "absent": None,
-        "broken": b"a: [1,\n",
-        "latin": "a: \xe9".encode("latin-1"),
-        "twice": b"models:\n  a: 1\n  b: 2\n  a: 3\n",
-    }
-    for name, content in cases.items():
-        path = tmp_path / f"{name}.yaml"
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(StudyError) as caught:
-            read_yaml(path)
-        assert caught.value.file == path, name
-    assert "'a' stands twice" in str(caught.value) and "line 4" in str(caught.value)
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (None, ""),
+        (b"a: [1,\n", "line 2"),
+        ("a: \xe9".encode("latin-1"), "utf-8"),
+        (b"models:\n  a: 1\n  b: 2\n  a: 3\n", "'a' stands twice in one mapping in \"<unicode string>\", line 4"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, got: str) -> None:
+    path = tmp_path / "study.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StudyError) as caught:
+        read_yaml(path)
+    assert caught.value.file == path and got in str(caught.value.got or "")
 
 
 def test_a_file_is_held_against_its_schema(tmp_path: Path) -> None:

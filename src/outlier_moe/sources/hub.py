@@ -71,7 +71,7 @@ def token() -> str | bool:
 def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
     """The commit that a revision of a model stands for now, and its files.
 
-    Offline, the one that an earlier download left in the hub's cache.
+    Offline, the one that `hf download` left in the hub's cache.
 
     Args:
         repo: The repository, as owner/name.
