@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from outlier_moe.errors import StudyError
@@ -41,7 +41,7 @@ def finish_layer(layer: int) -> bool:
     return first
 
 
-def by_position(x: Tensor, *, key: str) -> Float[Tensor, "sequence position feature"]:
+def by_position(x: Tensor, *, key: str) -> Shaped[Tensor, "sequence position feature"]:
     """Activations as one vector a position, whatever form a module handles them in.
 
     Residual streams, before or after the positions, become features of their own, stream after stream.

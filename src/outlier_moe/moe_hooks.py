@@ -28,7 +28,10 @@ Implementation = Literal["grouped_mm", "eager"]
 
 @dataclass(frozen=True)
 class ExpertOutputs:
-    """What experts of one layer put out: the routed ones in one call, each shared one in another."""
+    """What experts of one layer put out: the routed ones in one call, each shared one in another.
+
+    The tensors are the model's own, which it may go on to change: what is kept of them has to be copied.
+    """
 
     layer: int
     """The zero-based decoder layer."""

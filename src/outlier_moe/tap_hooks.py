@@ -34,7 +34,8 @@ def tap_hooks(structure: DecoderStructure, taps: Collection[Tap], observe: Obser
     Args:
         structure: The model's decoder.
         taps: The taps to observe; for `residual_rms` the observer gets `residual`, from which it is computed.
-        observe: Called with the tap, the zero-based layer and the activations.
+        observe: Called with the tap, the zero-based layer and the activations: the model's own tensor, which it may go
+            on to change, so that what is kept of it has to be copied.
 
     Raises:
         StudyError: While the model runs, if a layer runs twice in one forward or its activations are not one vector a
