@@ -1,0 +1,226 @@
+"""Which tensors of a checkpoint belong to which decoder layer, and how one layer is brought in and let go."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from outlier_moe.errors import StudyError
+from outlier_moe.streaming.loading import CheckpointTensor, Skeleton
+from outlier_moe.streaming.memory import release_freed_memory
+from outlier_moe.streaming.safetensors_files import FETCH_AGAIN, TORCH_DTYPES, TensorEntry, read_header, read_tensors
+from outlier_moe.streaming.shards import ShardSource
+from outlier_moe.structure import DecoderStructure, find_structure
+
+REST = -1
+"""The portion of a checkpoint that lies outside the decoder layers: embeddings, final norm, head."""
+
+RawPortion = Mapping[str, CheckpointTensor]
+"""The tensors of one portion as they lie in the checkpoint."""
+
+
+class _Slot(NamedTuple):
+    """The place of one weight of a layer."""
+
+    module: nn.Module
+    """The module that has it."""
+    name: str
+    """Its name there."""
+    on_meta: Tensor
+    """What stands there while the layer is not in."""
+
+
+class LayerStore:
+    """The weights of a model, layer by layer.
+
+    Other towers of the model (vision, audio) stay on the meta device and are not read.
+
+    Args:
+        skeleton: The model without its weights.
+        source: Its checkpoint.
+
+    Raises:
+        StudyError: If the checkpoint lacks a weight, has one too many, or a file of it is broken.
+    """
+
+    def __init__(self, skeleton: Skeleton, source: ShardSource) -> None:
+        self.skeleton = skeleton
+        self.source = source
+        self.model: PreTrainedModel = skeleton.model
+        self.structure: DecoderStructure = find_structure(self.model)
+        self.n_layers = len(self.structure.layers)
+        self.bytes_read = 0
+        self._layer_of = re.compile(re.escape(self.structure.prefix) + r"\.(\d+)\.")
+        self._towers = tuple(_other_towers(self.model, self.structure.backbone))
+        self._headers: dict[str, Mapping[str, TensorEntry]] = {}
+        self._targets = skeleton.targets(source.weight_map)
+        self._portions = self._checked_portions()
+        self._slots = [list(self._slots_of(layer)) for layer in range(self.n_layers)]
+        self._read_order: list[int] = []
+        self._has_rest = False
+
+    def _checked_portions(self) -> Mapping[int, Sequence[str]]:
+        for shard in sorted(set(self.source.weight_map.values())):
+            if self.source.is_here(shard):
+                self._header(shard)
+        self._check_names()
+        portions: dict[int, list[str]] = defaultdict(list)
+        for name, targets in self._targets.items():
+            if targets[0] in self.skeleton.weights and not targets[0].startswith(self._towers):
+                portions[self._portion(targets)].append(name)
+        return portions
+
+    def _check_names(self) -> None:
+        found = self.skeleton.discrepancies(self._targets)
+        if found.missing:
+            raise self._unfit(
+                "The checkpoint lacks weights of the model.",
+                key=found.missing,
+                expected=f"a tensor for every weight of {type(self.model).__name__}",
+            )
+        unexpected = [name for name, targets in self._targets.items() if targets[0] in found.unexpected]
+        towers = self.skeleton.of_other_towers(unexpected)
+        if unexpected := [name for name in unexpected if name not in towers]:
+            raise self._unfit(
+                "The checkpoint has tensors that belong nowhere in the model.",
+                key=unexpected,
+                file=self.source.weight_map[unexpected[0]],
+                expected=f"weights of {type(self.model).__name__}, and no other",
+            )
+
+    def _unfit(self, problem: str, *, key: Sequence[str], expected: str, file: str = "config.json") -> StudyError:
+        return StudyError(
+            problem,
+            file=self.source.directory / file,
+            key=", ".join(key[:4]) + (f" and {len(key) - 4} more" if len(key) > 4 else ""),
+            expected=expected,
+            remedy="Check that config.json and the shards belong together; fetch the model again.",
+        )
+
+    def _portion(self, targets: Sequence[str]) -> int:
+        """The layer that all weights belong to, else the rest."""
+        layers = {int(match[1]) if (match := self._layer_of.match(target)) else REST for target in targets}
+        return layers.pop() if len(layers) == 1 else REST
+
+    def _slots_of(self, layer: int) -> Iterator[_Slot]:
+        prefix = f"{self.structure.prefix}.{layer}."
+        for name, tensor in self.skeleton.weights.items():
+            if name.startswith(prefix):
+                path, _, leaf = name.rpartition(".")
+                yield _Slot(self.model.get_submodule(path), leaf, tensor)
+
+    def plan(self, *, first_layer: int = 0) -> None:
+        """Tell the source what will be read: the rest, then the layers from one on."""
+        self._read_order = [REST, *range(first_layer, self.n_layers)]
+        self.source.plan([self._shards(portion) for portion in self._read_order])
+
+    def _shards(self, portion: int) -> list[str]:
+        return sorted({self.source.weight_map[name] for name in self._portions[portion]})
+
+    def n_bytes(self, portion: int) -> int:
+        """Bytes that a portion takes in the checkpoint, of the files that are here."""
+        total = 0
+        for name in self._portions[portion]:
+            if self.source.is_here(shard := self.source.weight_map[name]):
+                entry = self._header(shard)[name]
+                total += entry.stop - entry.start
+        return total
+
+    def _header(self, shard: str) -> Mapping[str, TensorEntry]:
+        if shard not in self._headers:
+            path = self.source.path(shard)
+            header = read_header(path)
+            named = {name for name, file in self.source.weight_map.items() if file == shard}
+            if header.keys() != named:
+                raise StudyError(
+                    "A shard and the index of the checkpoint disagree.",
+                    file=path,
+                    key=", ".join(sorted(header.keys() ^ named)[:4]),
+                    expected="the tensors that the index says are in this file, and no other",
+                    remedy=FETCH_AGAIN,
+                )
+            self._headers[shard] = header
+        return self._headers[shard]
+
+    def read(self, portion: int) -> RawPortion:
+        """Read a portion into memory as it lies in the checkpoint; may run in a thread beside a layer's computing."""
+        raw: dict[str, CheckpointTensor] = {}
+        for shard in self._shards(portion):
+            header = self._header(shard)
+            names = [name for name in self._portions[portion] if self.source.weight_map[name] == shard]
+            for name in names:
+                self._check_dtype(name, header[name])
+            tensors = read_tensors(self.source.path(shard), header, names)
+            self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
+            raw |= {name: CheckpointTensor(tensor, header[name].dtype) for name, tensor in tensors.items()}
+        if portion in self._read_order:
+            self.source.finish(self._read_order.index(portion))
+        return raw
+
+    def _check_dtype(self, name: str, entry: TensorEntry) -> None:
+        expected = self.skeleton.weights[self._targets[name][0]].dtype
+        # Values of less than 16 bits mean something only together with their scales.
+        stored = TORCH_DTYPES[entry.dtype]
+        alike = stored.is_floating_point == expected.is_floating_point and (
+            stored.itemsize >= 2 or not stored.is_floating_point
+        )
+        if not alike and not self.skeleton.quantized:
+            raise StudyError(
+                "A tensor of the checkpoint has a dtype that its weight cannot come from.",
+                file=self.source.directory / self.source.weight_map[name],
+                key=name,
+                expected=f"a dtype that becomes {str(expected).removeprefix('torch.')}",
+                got=entry.dtype,
+                remedy="Check that config.json says how the checkpoint is quantised; fetch the model again.",
+            )
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether the rest has its weights, which it keeps."""
+        return self._has_rest
+
+    def install(self, portion: int, raw: RawPortion) -> None:
+        """Convert what was read into the weights of a portion.
+
+        Raises:
+            StudyError: If a tensor does not fit, or a weight is left without one.
+        """
+        self.skeleton.install(raw)
+        if portion == REST:
+            self._has_rest = True
+            self.skeleton.tie_weights(target for targets in self._targets.values() for target in targets)
+        left = [name for name, tensor in self._held(portion) if tensor.is_meta]
+        if left:
+            raise self._unfit(
+                "Weights of the model have no tensor in the checkpoint.",
+                key=left,
+                expected=f"a tensor for every weight of {type(self.model).__name__}",
+            )
+        release_freed_memory()
+
+    def _held(self, portion: int) -> Iterator[tuple[str, Tensor]]:
+        """The weights and tables of a portion as they are now."""
+        root: nn.Module = self.model if portion == REST else self.structure.layers[portion]
+        outside = (f"{self.structure.prefix}.", *self._towers) if portion == REST else ()
+        for tensors in (root.named_parameters(remove_duplicate=False), root.named_buffers(remove_duplicate=False)):
+            yield from ((name, tensor) for name, tensor in tensors if not name.startswith(outside))
+
+    def free(self, layer: int) -> None:
+        """Put the weights of a layer back on the meta device."""
+        for slot in self._slots[layer]:
+            setattr(slot.module, slot.name, slot.on_meta)
+        release_freed_memory()
+
+
+def _other_towers(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[str]:
+    """Paths of the models inside a model that neither hold the text decoder nor are part of it, each with a dot."""
+    home = next(f"{path}." for path, module in model.named_modules() if module is backbone)
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and path and home != ".":
+            if not home.startswith(f"{path}.") and not path.startswith(home):
+                yield f"{path}."

@@ -1,0 +1,166 @@
+"""Reading single tensors of a safetensors file, each byte once.
+
+The safetensors package keeps the interpreter's lock while it reads (110 ms for 64 MB) and takes twice as long as the
+read itself, so that a layer could not be read while another computes. The format is a header of names, dtypes, shapes
+and offsets, and then the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from outlier_moe.errors import StudyError
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+CACHE_LINE = 64
+
+FETCH_AGAIN = "Fetch the model again; the layers that are finished are kept."
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor is in its file."""
+
+    dtype: str
+    """The format's name of it, such as BF16."""
+    shape: tuple[int, ...]
+    """As the file states it; F4 counts single values, two to a byte."""
+    start: int
+    """Byte of the file at which it begins."""
+    stop: int
+    """The byte after its last."""
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that holds it, which has two F4 values in one element."""
+        return (*self.shape[:-1], self.shape[-1] // 2) if self.dtype == "F4" else self.shape
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a file, checked against its length.
+
+    Raises:
+        StudyError: If there is no such file, it is cut short, or its header is not one.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise _broken(path, f"a header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise StudyError("A shard of the checkpoint is not there.", file=path, remedy=FETCH_AGAIN) from None
+    except ValueError as error:
+        raise _broken(path, f"a header that is not JSON ({error})") from None
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, fields, first=8 + length) for name, fields in header.items()}
+    end = max((entry.stop for entry in entries.values()), default=8 + length)
+    if end != size:
+        problem = "A shard of the checkpoint is cut short." if end > size else "A shard has bytes that are no tensor's."
+        raise StudyError(problem, file=path, expected=f"{end} bytes", got=f"{size} bytes", remedy=FETCH_AGAIN)
+    return entries
+
+
+def _entry(path: Path, name: str, fields: Mapping[str, Any], *, first: int) -> TensorEntry:
+    try:
+        dtype, shape = str(fields["dtype"]), tuple(int(n) for n in fields["shape"])
+        start, stop = (first + int(offset) for offset in fields["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise _broken(path, f"an entry without dtype, shape or offsets: {fields}", key=name) from None
+    entry = TensorEntry(dtype, shape, start, stop)
+    if dtype not in TORCH_DTYPES:
+        raise _broken(path, f"dtype {dtype}", key=name)
+    if math.prod(entry.torch_shape) * TORCH_DTYPES[dtype].itemsize != stop - start:
+        raise _broken(path, f"{stop - start} bytes for {dtype} {list(shape)}", key=name)
+    return entry
+
+
+def _broken(path: Path, got: str, *, key: str | None = None) -> StudyError:
+    return StudyError(
+        "A shard of the checkpoint is no safetensors file.",
+        file=path,
+        key=key,
+        expected="a header that gives dtype, shape and offsets of each tensor",
+        got=got,
+        remedy=FETCH_AGAIN,
+    )
+
+
+def read_tensors(path: Path, entries: Mapping[str, TensorEntry], names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of a file, in memory of their own, read in the order in which they lie there.
+
+    Args:
+        path: The file.
+        entries: Its header.
+        names: The tensors wanted.
+
+    Raises:
+        StudyError: If the file ends before a tensor does.
+    """
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb", buffering=0) as file:
+        for name in sorted(names, key=lambda name: entries[name].start):
+            entry = entries[name]
+            tensors[name] = _empty_as_mapped(entry)
+            _read_into(tensors[name], file.fileno(), entry, path=path, name=name)
+    return tensors
+
+
+def _empty_as_mapped(entry: TensorEntry) -> Tensor:
+    """Memory for a tensor, as far from a cache line's begin as it would be if the file were mapped.
+
+    transformers maps the files of a resident model, and MKL's products of the same matrices differ in their last bits
+    with where these lie.
+    """
+    dtype = TORCH_DTYPES[entry.dtype]
+    distance = entry.start % CACHE_LINE
+    if distance % dtype.itemsize:
+        return torch.empty(entry.torch_shape, dtype=dtype)
+    memory = torch.empty(distance + entry.stop - entry.start, dtype=torch.uint8)
+    return memory[distance:].view(dtype).reshape(entry.torch_shape)
+
+
+def _read_into(tensor: Tensor, descriptor: int, entry: TensorEntry, *, path: Path, name: str) -> None:
+    if tensor.numel() == 0:
+        return
+    memory = memoryview(cast(bytearray, tensor.reshape(-1).view(torch.uint8).numpy()))
+    done = 0
+    while done < len(memory):
+        n_read = os.preadv(descriptor, [memory[done:]], entry.start + done)
+        if n_read == 0:
+            raise StudyError(
+                "A shard of the checkpoint is cut short.",
+                file=path,
+                key=name,
+                expected=f"{entry.stop} bytes",
+                got=f"{entry.start + done} bytes",
+                remedy=FETCH_AGAIN,
+            )
+        done += n_read
