@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from outlier_moe.errors import StudyError, nearest
@@ -29,9 +31,13 @@ def read_config(checkpoint: Path, *, trust_remote_code: bool = False) -> PreTrai
     fields = _fields(file)
     published = fields.get("model_type")
     if published in SAME_ARCHITECTURE:
-        model_type = SAME_ARCHITECTURE[published]
         fields = {name: value for name, value in fields.items() if name != "auto_map"}
-        return CONFIG_MAPPING[model_type].from_dict({**fields, "model_type": model_type})
+        published = fields["model_type"] = SAME_ARCHITECTURE[published]
+        read = partial(CONFIG_MAPPING[published].from_dict, fields)
+    else:
+        read = partial(
+            AutoConfig.from_pretrained, checkpoint, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     if published not in CONFIG_MAPPING and "auto_map" not in fields:
         raise StudyError(
             "The model's family is unknown to the installed version of transformers.",
@@ -42,7 +48,12 @@ def read_config(checkpoint: Path, *, trust_remote_code: bool = False) -> PreTrai
         )
     if published not in CONFIG_MAPPING and not trust_remote_code:
         raise _needs_remote_code(file, published)
-    return AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=trust_remote_code)
+    try:
+        return read()
+    except (StrictDataclassError, ValueError) as error:
+        raise StudyError(
+            "The model's configuration contradicts itself.", file=file, got=error, remedy="Fetch the model again."
+        ) from error
 
 
 def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> AutoClass:
