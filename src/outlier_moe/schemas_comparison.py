@@ -212,3 +212,87 @@ class TrendComparison(_Question):
     """What a logistic step takes from 10 % to 90 %: perplexity, or a factor of the parameters."""
     reason = dy.String(nullable=True)
     """Why it was not considered."""
+
+
+class MatchedPair(dy.Schema):
+    """`comparison/pairs.parquet`: MoE models beside the dense models nearest to them, one row per figure."""
+
+    preset = dy.String(primary_key=True)
+    first_token = dy.Enum(first_token_enum.categories, primary_key=True)
+    matched_by = dy.Enum(["total_params_b", "active_params_b", "perplexity"], primary_key=True)
+    moe = dy.String(primary_key=True)
+    dense = dy.String(primary_key=True)
+    y = dy.Enum(figure_enum.categories, primary_key=True)
+    rank = dy.UInt32(min=1)
+    """1 for the nearest dense model on a logarithmic scale, 2 for the next."""
+    factor = dy.Float64(min=1)
+    """How far apart the two are: the larger of `moe_x` and `dense_x` over the smaller."""
+    is_matched = dy.Bool()
+    """Whether the pair is tested: each model once, and within the allowed factor."""
+    moe_x = dy.Float64()
+    dense_x = dy.Float64()
+    moe_y = dy.Float64(nullable=True)
+    dense_y = dy.Float64(nullable=True)
+    difference = dy.Float64(nullable=True)
+    """MoE less dense."""
+
+
+class RankTestResult(dy.Schema):
+    """`comparison/dense_moe.parquet`: whether dense and MoE models differ in a figure, and what goes with it."""
+
+    preset = dy.String(primary_key=True)
+    first_token = dy.Enum(first_token_enum.categories, primary_key=True)
+    question = dy.Enum(
+        [
+            "matched_total_params_b",
+            "matched_active_params_b",
+            "matched_perplexity",
+            "dense_against_moe",
+            "sparsity_of_moe",
+            "sparsity_of_all",
+            "by_routing",
+            "by_family",
+        ],
+        primary_key=True,
+    )
+    """`matched_*`: MoE less dense in pairs of like size. `dense_against_moe`: all MoE against all dense models.
+    `sparsity_*`: the share of the parameters that are active, among MoE models or all. `by_*`: groups of models."""
+    test = dy.Enum(["signed_rank", "mann_whitney", "kendall", "spearman", "kruskal_wallis"], primary_key=True)
+    y = dy.Enum(figure_enum.categories, primary_key=True)
+    n_moe = dy.UInt32()
+    n_dense = dy.UInt32()
+    n_pairs = dy.UInt32(nullable=True)
+    effect = dy.Float64(nullable=True)
+    """signed_rank: share of pairs in which the MoE has more, less the share in which it has less. mann_whitney: Cliff's
+    delta, positive if MoE models have more. kendall, spearman: tau, rho. kruskal_wallis: epsilon squared."""
+    low = dy.Float64(nullable=True)
+    high = dy.Float64(nullable=True)
+    p_value = dy.Float64(nullable=True, min=0, max=1)
+    """Two-sided."""
+    q_value = dy.Float64(nullable=True, min=0, max=1)
+    """With all tests of this table accounted for (Benjamini-Hochberg)."""
+    is_exact = dy.Bool()
+    """Whether the p-value counts all arrangements; else random ones."""
+    smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
+    """The smallest p-value that so many models can give."""
+    reason = dy.String(nullable=True)
+    """Why there is no test."""
+
+    @dy.rule()
+    def test_or_reason(cls) -> pl.Expr:
+        return pl.col("p_value").is_null() == pl.col("reason").is_not_null()
+
+
+class GroupSummary(dy.Schema):
+    """`comparison/groups.parquet`: a figure over the models of one kind, routing or family."""
+
+    preset = dy.String(primary_key=True)
+    first_token = dy.Enum(first_token_enum.categories, primary_key=True)
+    by = dy.Enum(["kind", "routing", "family"], primary_key=True)
+    group = dy.String(primary_key=True)
+    y = dy.Enum(figure_enum.categories, primary_key=True)
+    n_models = dy.UInt32()
+    median = dy.Float64(nullable=True)
+    smallest = dy.Float64(nullable=True)
+    largest = dy.Float64(nullable=True)
+    reason = dy.String(nullable=True)

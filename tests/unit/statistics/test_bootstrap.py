@@ -176,7 +176,7 @@ def test_the_estimates_are_the_comparison(tmp_path: Path) -> None:
     recording = write_recording(tmp_path / "outliers", activations)
     systematic_features(recording, PRESETS).write_parquet(tmp_path / "systematic.parquet")
     model = ComparedModel(FACTS, recording.directory, tmp_path / "systematic.parquet")
-    compared = compare_models([model], [preset.name for preset in PRESETS])
+    compared = compare_models([model], PRESETS)
     resamples = resample_model(recording, PRESETS, model="one", options=FEW)
     checked = 0
     for row in resamples.iter_rows(named=True):
