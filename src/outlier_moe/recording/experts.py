@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import dataframely as dy
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -103,7 +102,7 @@ class ExpertObserver:
 
     def _expert_rows(
         self, layer: int, pairs: _Pairs, step: UInt8[np.ndarray, "sequence position"]
-    ) -> dy.DataFrame[schemas_moe.Expert]:
+    ) -> pl.DataFrame:
         n_numbers = self.experts[layer].n_routed + len(self.experts[layer].shared)
         groups, group = np.unique(pairs.sequence * n_numbers + pairs.expert, return_inverse=True)
         n_groups = len(groups)
@@ -135,7 +134,7 @@ class ExpertObserver:
 
     def _router_rows(
         self, layer: int, pairs: _Pairs, step: UInt8[np.ndarray, "sequence position"], *, n_choices: int
-    ) -> dy.DataFrame[schemas_moe.Router]:
+    ) -> pl.DataFrame:
         n_sequences, n_positions = step.shape
         n_experts = self.experts[layer].n_routed
         load = np.bincount(pairs.sequence * n_experts + pairs.expert, minlength=n_sequences * n_experts)
