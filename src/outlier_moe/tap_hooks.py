@@ -110,7 +110,7 @@ class _Site:
         if self.pending:
             merged = self._by_position(self.pending[0])
             for other in self.pending[1:]:
-                merged = _larger_magnitude(merged, self._by_position(other))
+                merged = larger_magnitude(merged, self._by_position(other))
             self.observe(self.tap, self.layer, merged)
         self.pending, self.offered = [], []
         if not self.seen:
@@ -134,7 +134,7 @@ def _activations(args: tuple[object, ...], kwargs: Mapping[str, object]) -> list
     return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
-def _larger_magnitude(
+def larger_magnitude(
     a: Float[Tensor, "sequence position feature"], b: Float[Tensor, "sequence position feature"]
 ) -> Float[Tensor, "sequence position feature"]:
     """The element of larger magnitude of each pair; NaN counts as largest, so that none is lost."""
