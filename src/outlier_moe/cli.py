@@ -24,17 +24,15 @@ from outlier_moe.registry import (
 )
 
 _COMPARISON = {
-    "model": Column("model"),
-    "preset": Column("preset"),
-    "first_token": Column("first token"),
-    "n_systematic": Column("systematic features", "count"),
-    "d_model_share": Column("of d_model %", "percent"),
-    "n_pairs": Column("(feature, sequence) pairs", "count"),
-    "layer_fraction_mean": Column("layers %", "percent"),
-    "position_fraction_mean": Column("positions %", "percent"),
-    "peak_largest": Column("largest |x|", "magnitude"),
-    "perplexity": Column("perplexity", "decimal"),
-    "total_params_b": Column("params (B)", "decimal"),
+    "model": Column("preset\n  model"),
+    "total_params_b": Column("params\n(B)", "decimal"),
+    "perplexity": Column("per-\nplexity", "decimal"),
+    "n_systematic": Column("outlier\nfeatures", "count"),
+    "n_without_first": Column("without\nfirst token", "count"),
+    "n_pairs": Column("pairs with\na sequence", "count"),
+    "layer_fraction_mean": Column("layers\n%", "percent"),
+    "position_fraction_mean": Column("positions\n%", "percent"),
+    "peak_largest": Column("largest\n|x|", "magnitude"),
 }
 
 _TOP = {
@@ -52,12 +50,10 @@ _TOP = {
 _MODELS = {
     "model": Column("model"),
     "kind": Column("kind"),
-    "family": Column("family"),
-    "total_params_b": Column("params (B)", "decimal"),
-    "active_params_b": Column("active (B)", "decimal"),
-    "source": Column("source"),
-    "sweeps": Column("sweeps"),
+    "total_params_b": Column("params\n(B)", "decimal"),
+    "active_params_b": Column("active\n(B)", "decimal"),
     "done": Column("done"),
+    "source": Column("source"),
 }
 
 
@@ -75,7 +71,22 @@ def _read(path: Path, *, remedy: str) -> pl.DataFrame:
 def _show(arguments: argparse.Namespace) -> None:
     path = arguments.results / "comparison" / "models.parquet"
     table = _read(path, remedy="Run snakemake (or make demo) first.")
-    show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path))
+    if arguments.format == "table":
+        table = _for_people(table)
+    show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path), section="preset")
+
+
+def _for_people(table: pl.DataFrame) -> pl.DataFrame:
+    """One row per preset and model, the presets in the study's order."""
+    key = ["model", "preset"]
+    without_first = table.filter(first_token="excluded").select(*key, n_without_first="n_systematic")
+    presets = pl.Enum(table["preset"].unique(maintain_order=True))
+    return (
+        table.filter(first_token="included")
+        .join(without_first, on=key, validate="1:1")
+        .sort(pl.col("preset").cast(presets), maintain_order=True)
+        .with_columns(model="  " + pl.col("model"))
+    )
 
 
 def _top(arguments: argparse.Namespace) -> None:
@@ -103,7 +114,7 @@ def _origin(source: ModelSource | None) -> str:
         case DirectorySource() | CheckpointSource():
             return str(source.path)
         case None:
-            return ""
+            return "unavailable"
 
 
 def _models(arguments: argparse.Namespace) -> None:
@@ -119,7 +130,8 @@ def _models(arguments: argparse.Namespace) -> None:
                 "family": entry.family,
                 "total_params_b": entry.total_params_b,
                 "active_params_b": entry.active_params_b,
-                "source": entry.unavailable or _origin(entry.source),
+                "source": _origin(entry.source),
+                "unavailable": entry.unavailable,
                 "sweeps": ", ".join(entry.sweeps),
                 "done": done[0] if done else "",
             }

@@ -12,7 +12,7 @@ import polars as pl
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import fraction
+from outlier_moe.filtering import Preset, fraction
 from outlier_moe.recording_files import Recording, read_recording
 
 
@@ -28,12 +28,12 @@ class ComparedModel:
     """Its systematic features."""
 
 
-def compare_models(models: list[ComparedModel], presets: list[str]) -> pl.DataFrame:
+def compare_models(models: list[ComparedModel], presets: list[Preset]) -> pl.DataFrame:
     """One row per (model, preset, first token in or out), in the order given.
 
     Args:
         models: The models and their tables.
-        presets: The names of the presets they were judged by.
+        presets: The presets they were judged by.
 
     Returns:
         The table `schemas.ModelComparison`.
@@ -68,7 +68,7 @@ def perplexity(recording: Recording) -> float | None:
     return math.exp(float(losses.mean()))  # type: ignore[arg-type]
 
 
-def _rows(model: ComparedModel, recording: Recording, presets: list[str]) -> pl.DataFrame:
+def _rows(model: ComparedModel, recording: Recording, presets: list[Preset]) -> pl.DataFrame:
     run = recording.run
     fractions = ["layer_fraction", "position_fraction", "position_fraction_per_site"]
     figures = (
@@ -79,19 +79,27 @@ def _rows(model: ComparedModel, recording: Recording, presets: list[str]) -> pl.
             *[pl.col(name).mean().name.suffix("_mean") for name in fractions],
             *[pl.col(name).median().name.suffix("_median") for name in fractions],
             n_systematic=pl.col("feature").n_unique(),
-            n_pairs=pl.when(pl.col("sequence").is_not_null().any()).then(pl.len()),
+            n_pairs=pl.len(),
             peak_median=pl.col("peak").median(),
             peak_largest=pl.col("peak").max(),
             n_values=pl.when(pl.col("n_values").is_not_null().any()).then(pl.col("n_values").sum()),
         )
     )
     # A preset that finds nothing has a row as well.
-    grid = pl.LazyFrame({"preset": presets}).join(
-        pl.LazyFrame({"first_token": schemas.first_token_enum.categories.cast(schemas.first_token_enum)}), how="cross"
+    grid = pl.LazyFrame(
+        [
+            {"preset": preset.name, "first_token": first_token, "counts_pairs": preset.unit == "feature_sequence"}
+            for preset in presets
+            for first_token in schemas.first_token_enum.categories
+        ],
+        schema_overrides={"first_token": schemas.first_token_enum},
     )
     rows = (
         grid.join(figures, on=["preset", "first_token"], how="left", maintain_order="left")
-        .with_columns(pl.col("n_systematic").fill_null(0))
+        .with_columns(
+            pl.col("n_systematic").fill_null(0),
+            n_pairs=pl.when("counts_pairs").then(pl.col("n_pairs").fill_null(0)),
+        )
         .with_columns(
             **{key: pl.lit(value) for key, value in model.facts.items()},
             **{key: pl.lit(run[key]) for key in ("d_model", "n_layers", "n_sequences", "floor")},

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import polars as pl
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 OutputFormat = Literal["table", "csv", "json"]
 
@@ -40,7 +42,14 @@ class Column:
                 return str(value)
 
 
-def show_frame(frame: pl.DataFrame, columns: Mapping[str, Column], *, output_format: OutputFormat, title: str) -> None:
+def show_frame(
+    frame: pl.DataFrame,
+    columns: Mapping[str, Column],
+    *,
+    output_format: OutputFormat,
+    title: str,
+    section: str | None = None,
+) -> None:
     """Print a table: chosen columns for a person, all of them for a program.
 
     Args:
@@ -48,6 +57,7 @@ def show_frame(frame: pl.DataFrame, columns: Mapping[str, Column], *, output_for
         columns: The columns that a terminal shows, in that order.
         output_format: For whom.
         title: The terminal table's caption.
+        section: A column whose values become headings, each above its rows.
     """
     if output_format == "csv":
         sys.stdout.write(frame.write_csv())
@@ -55,11 +65,15 @@ def show_frame(frame: pl.DataFrame, columns: Mapping[str, Column], *, output_for
     if output_format == "json":
         sys.stdout.write(frame.write_json() + "\n")
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns.values():
-        table.add_column(column.title, justify="left" if column.style == "text" else "right")
-    for row in frame.select(list(columns)).iter_rows():
-        table.add_row(*(column.written(value) for column, value in zip(columns.values(), row, strict=True)))
-    console = Console()
-    # A pipe has no width; rich would fold the table to 80 columns.
-    console.print(table, width=None if console.is_terminal else 200)
+        is_text = column.style == "text"
+        table.add_column(column.title, justify="left" if is_text else "right", no_wrap=is_text)
+    heading = None
+    for row in frame.iter_rows(named=True):
+        if section is not None and row[section] != heading:
+            heading = row[section]
+            table.add_row(Text(str(heading), style="bold"))
+        table.add_row(*(column.written(row[name]) for name, column in columns.items()))
+    # A pipe has no width of its own, and rich would fold the table to 80 columns.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

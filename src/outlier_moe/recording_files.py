@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 from dataframely.exc import SchemaError, ValidationError
 
-from outlier_moe import schemas
+from outlier_moe import schemas, schemas_moe
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
 
@@ -64,6 +64,21 @@ class Recording:
     def sequences(self) -> pl.DataFrame:
         """The table `schemas.Sequence`."""
         return _read(self.directory / "sequences.parquet", schemas.Sequence)
+
+
+    def experts(self) -> pl.DataFrame | None:
+        """The table `schemas_moe.Expert`; none for a model without experts."""
+        return self._of_experts("experts.parquet", schemas_moe.Expert)
+
+    def routers(self) -> pl.DataFrame | None:
+        """The table `schemas_moe.Router`; None for a model without routers."""
+        return self._of_experts("routers.parquet", schemas_moe.Router)
+
+    def _of_experts(self, name: str, schema: type[dy.Schema]) -> pl.DataFrame | None:
+        path = self.directory / name
+        if self.run.get("experts") is None and not path.exists():
+            return None
+        return _read(path, schema)
 
 
 def read_recording(directory: Path) -> Recording:

@@ -40,7 +40,7 @@ def compared(folder: Path, name: str, *, seed: int, corpus: str = "a" * 64) -> C
 
 def test_each_row_equals_the_figures_of_its_systematic_features(tmp_path: Path) -> None:
     models = [compared(tmp_path, name, seed=seed) for seed, name in enumerate(["one", "two"])]
-    table = compare_models(models, [preset.name for preset in PRESETS])
+    table = compare_models(models, PRESETS)
     assert len(table) == len(models) * len(PRESETS) * 2
     for row in table.iter_rows(named=True):
         rows = [
@@ -63,7 +63,7 @@ def test_each_row_equals_the_figures_of_its_systematic_features(tmp_path: Path) 
 
 
 def test_a_preset_that_finds_nothing_has_a_row(tmp_path: Path) -> None:
-    table = compare_models([compared(tmp_path, "one", seed=0)], [preset.name for preset in PRESETS])
+    table = compare_models([compared(tmp_path, "one", seed=0)], PRESETS)
     row = table.filter(preset="impossible", first_token="included").row(0, named=True)
     assert row["n_systematic"] == 0
     assert row["layer_fraction_mean"] is None
@@ -72,7 +72,7 @@ def test_a_preset_that_finds_nothing_has_a_row(tmp_path: Path) -> None:
 def test_models_on_different_texts_are_refused(tmp_path: Path) -> None:
     models = [compared(tmp_path, "one", seed=0), compared(tmp_path, "two", seed=0, corpus="b" * 64)]
     with pytest.raises(StudyError, match="different texts") as error:
-        compare_models(models, ["dettmers2022"])
+        compare_models(models, PRESETS[:1])
     assert "two: sha256 bbbbbbbbbbbb" in str(error.value)
 
 
@@ -84,7 +84,7 @@ def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
     systematic_features(recording, PRESETS).write_parquet(tmp_path / "one" / "systematic.parquet")
     model = ComparedModel({"model": "one", **FACTS}, recording.directory, tmp_path / "one" / "systematic.parquet")
     # Once at attn_in, once at residual and once more at residual_rms.
-    assert compare_models([model], ["dettmers2022"])["n_nonfinite"].to_list() == [3, 3]
+    assert compare_models([model], PRESETS[:1])["n_nonfinite"].to_list() == [3, 3]
     by_site = {(r["tap"], r["layer"]): r["n_nonfinite"] for r in recording.sites().iter_rows(named=True)}
     assert by_site["residual", 1] == by_site["residual_rms", 1] == by_site["attn_in", 0] == 1
     assert by_site["residual", 0] == 0

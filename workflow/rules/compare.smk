@@ -17,7 +17,7 @@ rule compare_models:
     params:
         models=MODELS,
         facts=[model_facts(entry) for entry in ENTRIES],
-        presets=list(STUDY["filter_systematic"]["presets"]),
+        presets=STUDY["filter_systematic"]["presets"],
         revision=REVISIONS["compare_models"],
     message:
         "Comparing {params.models}"

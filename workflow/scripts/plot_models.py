@@ -7,4 +7,4 @@ from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):
     chart = outlier_chart(pl.read_parquet(snakemake.input.models), preset=snakemake.params.preset)
-    save_chart(chart, snakemake.output)
+    save_chart(chart, dict(snakemake.output.items()))

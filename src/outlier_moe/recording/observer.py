@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
+from outlier_moe.moe_hooks import ExpertOutputs
+from outlier_moe.moe_parts import Experts
+from outlier_moe.recording.experts import ExpertObserver
 from outlier_moe.recording.sketch import SiteSketch, sketch_site, sketch_union
 from outlier_moe.taps import VIEW_OF, VIEWS, Tap, View
 
@@ -112,21 +116,37 @@ class ChunkObserver:
         taps: The taps to record.
         ladder: The edges to count on.
         first_sequence: The number, in the corpus, of the chunk's first sequence.
+        experts: The experts of each layer that has some.
     """
 
-    def __init__(self, taps: tuple[Tap, ...], ladder: Ladder, *, first_sequence: int) -> None:
+    def __init__(
+        self,
+        taps: tuple[Tap, ...],
+        ladder: Ladder,
+        *,
+        first_sequence: int,
+        experts: Mapping[int, Experts] | None = None,
+    ) -> None:
         self.taps = taps
         self.ladder = ladder
         self.first_sequence = first_sequence
+        self.experts = ExpertObserver(experts, ladder, first_sequence=first_sequence) if experts else None
         self.layers: dict[int, list[TapSketch]] = {}
         self.maxima: dict[View, ViewMaximum] = {}
 
     def observe(self, tap: Tap, layer: int, x: Float[Tensor, "sequence position feature"]) -> None:
         """Sketch what a hook saw; `residual` serves `residual_rms` too."""
+        if self.experts is not None:
+            self.experts.observe(tap, layer, x)
         if tap in self.taps:
             self._sketch(tap, layer, x)
         if tap == "residual" and "residual_rms" in self.taps:
             self._sketch("residual_rms", layer, x)
+
+    def observe_experts(self, outputs: ExpertOutputs) -> None:
+        """Note what the experts of one layer put out."""
+        assert self.experts is not None, "a model without experts has no hooks at them"
+        self.experts.observe_experts(outputs)
 
     def _sketch(self, tap: Tap, layer: int, x: Float[Tensor, "sequence position feature"]) -> None:
         maximum = self._maximum(tap, layer, x)

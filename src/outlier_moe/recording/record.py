@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from outlier_moe import __version__
+from outlier_moe.moe_hooks import pin_experts
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.progress import token_progress
@@ -52,6 +53,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
         trust_remote_code=source.get("trust_remote_code", False),
     )
     structure = find_structure(model)
+    experts_implementation = pin_experts(structure)
     loaded = time.monotonic()
     log.info("%s: %d layers on %s, %s", model_directory.name, len(structure.layers), device, model.dtype)
     decode = AutoTokenizer.from_pretrained(model_directory, local_files_only=True).decode
@@ -63,6 +65,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
             "model": model_directory.name,
             "source": source,
             "mode": "resident",
+            "experts": experts_implementation,
             "chunk": chunk,
             "device": str(device),
             "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),

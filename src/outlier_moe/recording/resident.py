@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt32
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from outlier_moe.errors import StudyError
+from outlier_moe.model_class import model_class_for, read_config
 from outlier_moe.recording.devices import is_out_of_memory
 from outlier_moe.recording.losses import sequence_losses
+from outlier_moe.recording.observation import chunk_observer, observation
 from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.structure import DecoderStructure
-from outlier_moe.tap_hooks import tap_hooks
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ def load_resident(
     Raises:
         StudyError: If the checkpoint leaves a weight to chance, or has one that the model does not know.
     """
-    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=trust_remote_code)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
+    model, report = model_class_for(config, trust_remote_code=trust_remote_code).from_pretrained(
         checkpoint,
         config=config,
         dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),
@@ -74,8 +75,8 @@ def _record_chunk(
     *,
     first_sequence: int,
 ) -> tuple[ChunkObserver, list[float]]:
-    observer = ChunkObserver(options.taps, options.ladder, first_sequence=first_sequence)
-    with torch.no_grad(), tap_hooks(structure, options.taps, observer.observe):
+    observer = chunk_observer(structure, options, first_sequence=first_sequence)
+    with torch.no_grad(), observation(structure, options, lambda: observer):
         outputs = structure.backbone(input_ids=tokens, use_cache=False)
     with torch.no_grad():
         losses = sequence_losses(model, structure.backbone, outputs, tokens)

@@ -15,8 +15,9 @@ import polars as pl
 import pyarrow as pa
 from jaxtyping import UInt32
 
-from outlier_moe import schemas
+from outlier_moe import schemas, schemas_moe
 from outlier_moe.recording.observer import ChunkObserver
+from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.tables import (
     ANY_LAYER_SCHEMA,
     LAYER_SCHEMA,
@@ -57,6 +58,7 @@ class RecordingWriter:
         self.n_layers = n_layers
         self._figures: list[SiteFigures] = []
         self._losses: dict[int, float] = {}
+        self._moe: list[MoeTables] = []
 
     def __enter__(self) -> RecordingWriter:
         """Open the tables in an empty folder beside the final one."""
@@ -83,6 +85,8 @@ class RecordingWriter:
     def add_layers(self, observer: ChunkObserver) -> None:
         """Write the per-layer rows that a chunk has gathered, and have it forget them."""
         first = observer.first_sequence
+        if observer.experts is not None:
+            self._moe.append(observer.experts.tables())
         for layer in sorted(observer.layers):
             taps = observer.layers.pop(layer)
             n_sequences = len(taps[0].sketch.rms)
@@ -111,6 +115,7 @@ class RecordingWriter:
     def finish(self, run: Mapping[str, Any], decode: Decode) -> None:
         """Write the small tables and the provenance."""
         self._write_sites_and_peaks(decode)
+        self._write_experts_and_routers()
         sequences = pl.DataFrame(
             {"sequence": list(self._losses), "loss_nats": list(self._losses.values())},
             schema_overrides={"loss_nats": pl.Float64},
@@ -131,3 +136,11 @@ class RecordingWriter:
         text = {token: decode([token]) for token in peaks["token"].unique().to_list()}
         peaks = peaks.with_columns(text=pl.col("token").replace_strict(text, return_dtype=pl.String))
         schemas.Peak.validate(peaks, cast=True).write_parquet(self.partial / "peaks.parquet")
+
+    def _write_experts_and_routers(self) -> None:
+        if not self._moe:
+            return
+        experts = pl.concat(tables.experts for tables in self._moe).sort("layer", "expert", "sequence")
+        schemas_moe.Expert.validate(experts, cast=True).write_parquet(self.partial / "experts.parquet")
+        routers = pl.concat(tables.routers for tables in self._moe).sort("layer", "sequence")
+        schemas_moe.Router.validate(routers, cast=True).write_parquet(self.partial / "routers.parquet")

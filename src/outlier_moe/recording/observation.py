@@ -1,0 +1,46 @@
+"""All hooks of a recording, reporting to the observer of the chunk of sequences that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from outlier_moe.moe_hooks import moe_hooks
+from outlier_moe.moe_parts import find_experts
+from outlier_moe.recording.observer import ChunkObserver
+from outlier_moe.recording.options import RecordOptions
+from outlier_moe.structure import DecoderStructure
+from outlier_moe.tap_hooks import tap_hooks
+
+
+def chunk_observer(structure: DecoderStructure, options: RecordOptions, *, first_sequence: int) -> ChunkObserver:
+    """The observer of one chunk of sequences.
+
+    Args:
+        structure: The model's parts.
+        options: What to record.
+        first_sequence: The number, in the corpus, of the chunk's first sequence.
+    """
+    experts = find_experts(structure)
+    return ChunkObserver(options.taps, options.ladder, first_sequence=first_sequence, experts=experts)
+
+
+@contextmanager
+def observation(
+    structure: DecoderStructure, options: RecordOptions, current: Callable[[], ChunkObserver]
+) -> Iterator[None]:
+    """Have the hooks at taps, routers and experts report to the observer of the chunk that runs.
+
+    Args:
+        structure: The model's parts.
+        options: What to record.
+        current: Gives the observer of the chunk whose forward is running.
+    """
+    taps = set(options.taps)
+    with ExitStack() as hooks:
+        if find_experts(structure):
+            # Whether a token carries an outlier is seen there, recorded or not.
+            taps.add("mlp_in")
+            hooks.enter_context(moe_hooks(structure, lambda outputs: current().observe_experts(outputs)))
+        hooks.enter_context(tap_hooks(structure, taps, lambda tap, layer, x: current().observe(tap, layer, x)))
+        yield
