@@ -1,0 +1,446 @@
+"""Compiled loops over one sequence's activations: what the sketch on the CPU is made of.
+
+A tile of activations (a few positions of a block of features) is brought in as float32 bit patterns, small enough to
+stay in the processor's cache, and one loop after the other runs over it there. A loop that does one thing, on rows that
+were sliced off before and in numbers that are kept to 32 bits, is one that the compiler turns into vector instructions.
+Every sum goes over positions in one fixed order, each feature for itself, so that no result depends on how the features
+are divided among threads. All of it is in one file because the cache of compiled functions looks at no other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, Shaped, UInt8, UInt16, UInt32
+from numba import njit
+
+from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES
+
+Bits = Shaped[np.ndarray, "position feature"]
+"""Activations as they are in memory: uint32 for float32, uint16 for the two formats of 16 bits."""
+Divisors = Float32[np.ndarray, " position"]
+"""What each token's activations are divided by."""
+Tile = UInt32[np.ndarray, "row lane"]
+Steps = UInt8[np.ndarray, "row lane"]
+
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+
+ROWS = 32
+MOST_LANES = 512
+# A tile's rows are filled up with zeros to a multiple of the lanes that one vector instruction takes.
+LANE_MULTIPLE = 16
+GROUP = 8
+
+MAGNITUDE = np.uint32(0x7FFFFFFF)
+INFINITY = np.uint32(0x7F800000)
+INFINITE_RUNG = 0x7F800000 >> FLOAT32_SHIFT
+
+
+def compiled(function: Callable) -> Callable:
+    """Compile a function for loops that hold no lock of the interpreter."""
+    # What a checker of types has wrapped around the function cannot be compiled.
+    return njit(nogil=True, cache=True, error_model="numpy")(inspect.unwrap(function))
+
+
+@compiled
+def _read(bits: Bits, kind: int, divisors: Divisors, p0: int, f0: int, f1: int, tile: Tile) -> None:
+    """Fill a tile with divided activations, from position p0 and of features f0 to f1; what is left over with zeros."""
+    values = tile.view(np.float32)
+    n_rows, n_lanes = min(len(tile), len(bits) - p0), f1 - f0
+    tile[n_rows:] = 0
+    for r in range(n_rows):
+        row, out = bits[p0 + r, f0:f1], tile[r, :n_lanes]
+        if kind == FLOAT32:
+            for f in range(n_lanes):
+                out[f] = row[f]
+        elif kind == BFLOAT16:
+            for f in range(n_lanes):
+                out[f] = np.uint32(row[f]) << np.uint32(16)
+        else:
+            _from_float16(row, out)
+    for r in range(n_rows):
+        divided, divisor = values[r, :n_lanes], divisors[p0 + r]
+        if divisor != 1:
+            for f in range(n_lanes):
+                divided[f] = divided[f] / divisor
+
+
+@compiled
+def _from_float16(row: Shaped[np.ndarray, " lane"], out: UInt32[np.ndarray, " lane"]) -> None:
+    # No arithmetic on denormals: a processor told to flush them to zero would lose those of float16. They are made as
+    # 2**-14 more than they are.
+    values = out.view(np.float32)
+    for f in range(len(row)):
+        half = np.uint32(row[f])
+        exponent = np.uint32(half & np.uint32(0x7C00))
+        offset = np.uint32(224 << 23) if exponent == 0x7C00 else np.uint32(112 << 23)
+        offset = np.uint32(113 << 23) if exponent == 0 else offset
+        out[f] = np.uint32(np.uint32(half & np.uint32(0x7FFF)) << np.uint32(13)) + offset
+    for f in range(len(row)):
+        values[f] -= np.float32(2.0**-14) if np.uint32(row[f] & np.uint32(0x7C00)) == 0 else np.float32(0)
+    for f in range(len(row)):
+        out[f] |= np.uint32(np.uint32(row[f]) & np.uint32(0x8000)) << np.uint32(16)
+
+
+@compiled
+def _clear_nonfinite(tile: Tile, n_nonfinite: Int64[np.ndarray, " lane"]) -> None:
+    for r in range(len(tile)):
+        for f in range(tile.shape[1]):
+            if tile[r, f] & MAGNITUDE >= INFINITY:
+                tile[r, f] = 0
+                n_nonfinite[f] += 1
+
+
+@compiled
+def _to_steps(
+    tile: UInt32[np.ndarray, " element"], floor_rung: int, steps: UInt8[np.ndarray, " element"]
+) -> tuple[int, int]:
+    """Write each element's step; returns the top rung (a float's sign-less bits above the 20 lowest) and its step."""
+    below = np.int32(floor_rung - 1)
+    top = np.int32(0)
+    for i in range(len(tile)):
+        rung = np.int32(np.uint32(tile[i] & MAGNITUDE) >> np.uint32(FLOAT32_SHIFT))
+        steps[i] = np.uint8(min(max(np.int32(rung - below), np.int32(0)), np.int32(N_EDGES)))
+        top = max(top, rung)
+    return top, min(max(top - below, 0), N_EDGES)
+
+
+@compiled
+def _raise_union(union: UInt8[np.ndarray, "position feature"], p0: int, f0: int, f1: int, steps: Steps) -> None:
+    for r in range(min(len(steps), len(union) - p0)):
+        seen, row = union[p0 + r, f0:f1], steps[r]
+        for f in range(f1 - f0):
+            seen[f] = max(seen[f], row[f])
+
+
+@compiled
+def _list_groups(flags: UInt8[np.ndarray, " element"], groups: UInt32[np.ndarray, " group"]) -> np.uint64:
+    """List the groups of eight elements with a flag that is not zero; returns how many there are.
+
+    Going through a list costs no mispredicted branches, as asking each flag does.
+    """
+    words = flags.view(np.uint64)
+    n = np.uint64(0)
+    for g in range(len(words)):
+        groups[n] = np.uint32(g)
+        n += np.uint64(words[g] != 0)
+    return n
+
+
+@compiled
+def _count(
+    steps: UInt8[np.ndarray, " element"],
+    histogram: UInt16[np.ndarray, "step lane"],
+    groups: UInt32[np.ndarray, " group"],
+    lanes: UInt32[np.ndarray, " group"],
+) -> None:
+    """Count each feature's rows on each step; of step 0, which nobody asks for, some."""
+    for g in range(_list_groups(steps, groups)):
+        group = np.uint64(groups[g])
+        for j in range(GROUP):
+            histogram[steps[np.uint64(GROUP) * group + np.uint64(j)], lanes[group] + np.uint64(j)] += np.uint16(1)
+
+
+@compiled
+def _group_lanes(n_lanes: int) -> UInt32[np.ndarray, " group"]:
+    """The first lane of each group of a tile."""
+    return (np.arange(0, ROWS * n_lanes, GROUP) % n_lanes).astype(np.uint32)
+
+
+@compiled
+def _collect(
+    tile: UInt32[np.ndarray, " element"],
+    low: np.uint32,
+    width: np.uint32,
+    flags: UInt8[np.ndarray, " element"],
+    groups: UInt32[np.ndarray, " group"],
+    inside: UInt32[np.ndarray, " room"],
+    n_inside: np.uint64,
+) -> tuple[np.uint64, int]:
+    """Append the magnitudes inside a bracket; returns how many there are by now, and how many lie below it here."""
+    n_below = np.uint32(0)
+    for i in range(len(tile)):
+        magnitude = np.uint32(tile[i] & MAGNITUDE)
+        n_below = np.uint32(n_below + np.uint32(magnitude < low))
+        flags[i] = np.uint8(np.uint32(magnitude - low) < width)
+    for g in range(_list_groups(flags, groups)):
+        group = np.uint64(groups[g])
+        for j in range(GROUP):
+            i = np.uint64(GROUP) * group + np.uint64(j)
+            inside[n_inside] = tile[i] & MAGNITUDE
+            n_inside += np.uint64(flags[i])
+    return n_inside, np.int64(n_below)
+
+
+@compiled
+def _raise_peaks(tile: Tile, p0: int, peak: UInt32[np.ndarray, " lane"], position: UInt32[np.ndarray, " lane"]) -> None:
+    for r in range(0, len(tile), 2):
+        row, next_row = tile[r], tile[r + 1]
+        here, there = np.uint32(p0 + r), np.uint32(p0 + r + 1)
+        for f in range(len(row)):
+            magnitude, next_magnitude = np.uint32(row[f] & MAGNITUDE), np.uint32(next_row[f] & MAGNITUDE)
+            where = here if magnitude > peak[f] else position[f]
+            top = max(magnitude, peak[f])
+            position[f] = there if next_magnitude > top else where
+            peak[f] = max(next_magnitude, top)
+
+
+@compiled
+def _add_powers(values: Float32[np.ndarray, "row lane"], sums: Float64[np.ndarray, "power=4 lane"]) -> None:
+    s1, s2, s3, s4 = sums[0], sums[1], sums[2], sums[3]
+    # Four rows at a time: fewer trips to the sums than additions.
+    for r in range(0, len(values), 4):
+        row_a, row_b, row_c, row_d = values[r], values[r + 1], values[r + 2], values[r + 3]
+        for f in range(len(row_a)):
+            a, b, c, d = np.float64(row_a[f]), np.float64(row_b[f]), np.float64(row_c[f]), np.float64(row_d[f])
+            aa, bb, cc, dd = a * a, b * b, c * c, d * d
+            s1[f] += (a + b) + (c + d)
+            s2[f] += (aa + bb) + (cc + dd)
+            s3[f] += (aa * a + bb * b) + (cc * c + dd * d)
+            s4[f] += (aa * aa + bb * bb) + (cc * cc + dd * dd)
+
+
+@compiled
+def _write_lists(
+    histogram: UInt16[np.ndarray, "step lane"], n_lanes: int, n_positions: UInt16[np.ndarray, " room"], n_written: int
+) -> int:
+    """Append each feature's counts at the edges up to its top step; returns how many there are by now."""
+    for f in range(n_lanes):
+        top = N_EDGES
+        while top > 0 and histogram[top, f] == 0:
+            top -= 1
+        total = np.uint16(0)
+        for step in range(top, 0, -1):
+            total += histogram[step, f]
+            n_positions[n_written + step - 1] = total
+        n_written += top
+    return n_written
+
+
+@compiled
+def _has_room(inside: UInt32[np.ndarray, " room"], n_inside: np.uint64) -> bool:
+    return n_inside + np.uint64(ROWS * MOST_LANES) <= np.uint64(len(inside))
+
+
+@compiled
+def _tally_block(
+    bits: Bits,
+    kind: int,
+    divisors: Divisors,
+    union: UInt8[np.ndarray, "position feature"],
+    floor_rung: int,
+    bracket: UInt32[np.ndarray, " low_and_width=2"],
+    f0: int,
+    f1: int,
+    peaks: UInt32[np.ndarray, "what=4 lane"],
+    sums: Float64[np.ndarray, "power=4 lane"],
+    n_nonfinite: Int64[np.ndarray, " lane"],
+    histogram: UInt16[np.ndarray, "step lane"],
+    inside: UInt32[np.ndarray, " room"],
+    n_inside: np.uint64,
+) -> tuple[np.uint64, int]:
+    """Tally features f0 to f1, one tile of positions after the other; returns what `_collect` does."""
+    n_lanes = peaks.shape[1]
+    tile = np.zeros((ROWS, n_lanes), np.uint32)
+    steps, flags = np.empty((ROWS, n_lanes), np.uint8), np.empty(tile.size, np.uint8)
+    elements, element_steps = tile.reshape(tile.size), steps.reshape(steps.size)
+    lanes = _group_lanes(n_lanes)
+    groups = np.empty(len(lanes), np.uint32)
+    n_below = 0
+    for p0 in range(0, len(bits), ROWS):
+        _read(bits, kind, divisors, p0, f0, f1, tile)
+        top_rung, top_step = _to_steps(elements, floor_rung, element_steps)
+        if top_rung >= INFINITE_RUNG:
+            _clear_nonfinite(tile, n_nonfinite)
+            top_rung, top_step = _to_steps(elements, floor_rung, element_steps)
+        if top_step > 0:
+            _raise_union(union, p0, f0, f1, steps)
+            _count(element_steps, histogram, groups, lanes)
+        _add_powers(tile.view(np.float32), sums)
+        if _has_room(inside, n_inside):
+            n_inside, n_more = _collect(elements, bracket[0], bracket[1], flags, groups, inside, n_inside)
+            n_below += n_more
+        if p0 == 0:
+            peaks[0] = tile[0] & MAGNITUDE
+            tile[0] = 0
+        _raise_peaks(tile, p0, peaks[1], peaks[2])
+    # The zeros that fill the tiles up, or stand for what is not finite, were taken for elements below the bracket.
+    n_read = (len(bits) + ROWS - 1) // ROWS * tile.size
+    return n_inside, n_below - (n_read - len(bits) * (f1 - f0)) - n_nonfinite.sum()
+
+
+@compiled
+def tally_features(
+    bits: Bits,
+    kind: int,
+    divisors: Divisors,
+    union: UInt8[np.ndarray, "position feature"],
+    floor_rung: int,
+    bracket: UInt32[np.ndarray, " low_and_width=2"],
+    begin: int,
+    end: int,
+    peaks: UInt32[np.ndarray, "what=4 feature"],
+    sums: Float64[np.ndarray, "power=4 feature"],
+    n_nonfinite: Int64[np.ndarray, " feature"],
+) -> tuple[UInt16[np.ndarray, " count"], UInt32[np.ndarray, " inside"], int]:
+    """Tally the features from `begin` to `end` of one sequence.
+
+    Args:
+        bits: The activations.
+        kind: Their format.
+        divisors: What each token's activations are divided by.
+        union: Raised in place to these activations' steps; without positions if none is kept.
+        floor_rung: The ladder's.
+        bracket: The bit patterns to collect for the median: the lowest, above 0, and how many from there on.
+        begin: The first feature.
+        end: The one after the last.
+        peaks: Filled with |x| at position 0, the largest later |x|, its position, and x where |x| peaks; as bits.
+        sums: Filled with the sums of x, x**2, x**3, x**4.
+        n_nonfinite: Filled with the number of values left out.
+
+    Returns:
+        The counts at the edges, feature after feature; the magnitudes inside the bracket; how many lie below it, or -1
+        if those inside were too many to be kept.
+    """
+    n_positions, n_written = np.empty((end - begin) * N_EDGES, np.uint16), 0
+    # The bracket is meant for some per cent of the values. More, as where one value is very common, are not kept.
+    inside, n_inside = np.empty(len(bits) * (end - begin) // 8 + 2 * ROWS * MOST_LANES, np.uint32), np.uint64(0)
+    n_below = 0
+    n_blocks = (end - begin + MOST_LANES - 1) // MOST_LANES
+    for block in range(n_blocks):
+        f0 = begin + (end - begin) * block // n_blocks
+        f1 = begin + (end - begin) * (block + 1) // n_blocks
+        n, n_lanes = f1 - f0, (f1 - f0 + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
+        peak, power = np.zeros((4, n_lanes), np.uint32), np.zeros((4, n_lanes))
+        dropped, histogram = np.zeros(n_lanes, np.int64), np.zeros((N_EDGES + 1, n_lanes), np.uint16)
+        n_inside, n_more = _tally_block(
+            bits, kind, divisors, union, floor_rung, bracket, f0, f1, peak, power, dropped, histogram, inside, n_inside
+        )
+        n_below += n_more
+        for f in range(n):
+            position = np.uint32(0) if peak[0, f] >= peak[1, f] else peak[2, f]
+            sign = np.uint32(bits[position, f0 + f]) >> np.uint32(31 if kind == FLOAT32 else 15)
+            peak[3, f] = max(peak[0, f], peak[1, f]) | sign << np.uint32(31)
+        peaks[:, f0:f1], sums[:, f0:f1], n_nonfinite[f0:f1] = peak[:, :n], power[:, :n], dropped[:n]
+        n_written = _write_lists(histogram, n, n_positions, n_written)
+    if not _has_room(inside, n_inside):
+        n_below = -1
+    return n_positions[:n_written].copy(), inside[:n_inside].copy(), n_below
+
+
+@compiled
+def token_rms(bits: Bits, kind: int, begin: int, end: int, rms: Divisors) -> None:
+    """Write the RMS of the tokens from `begin` to `end`, or infinity where it is zero: what it divides stays zero.
+
+    The squares are added as a balanced tree over the features padded to a power of two: every implementation can do
+    the same additions in the same order, and its sums are the same to the last bit.
+    """
+    n_features = bits.shape[1]
+    half = 1
+    while 2 * half < n_features:
+        half *= 2
+    row, sums = np.zeros((1, 2 * half), np.uint32), np.zeros(half)
+    lower, upper = row[0, :half].view(np.float32), row[0, half:].view(np.float32)
+    ones, steps = np.ones(len(bits), np.float32), np.empty(2 * half, np.uint8)
+    for p in range(begin, end):
+        _read(bits, kind, ones, p, 0, n_features, row)
+        n_nonfinite = np.zeros(0, np.int64)
+        if _to_steps(row[0], 0, steps)[0] >= INFINITE_RUNG:
+            n_nonfinite = np.zeros(2 * half, np.int64)
+            _clear_nonfinite(row, n_nonfinite)
+        for f in range(half):
+            sums[f] = np.float64(lower[f]) * np.float64(lower[f]) + np.float64(upper[f]) * np.float64(upper[f])
+        span = half // 2
+        while span > 0:
+            rest = sums[span : 2 * span]
+            for f in range(span):
+                sums[f] += rest[f]
+            span //= 2
+        root = np.float32(math.sqrt(sums[0] / max(n_features - n_nonfinite.sum(), 1)))
+        rms[p] = root if root > 0 else np.float32(np.inf)
+
+
+@compiled
+def sample(bits: Bits, kind: int, divisors: Divisors, runs: UInt32[np.ndarray, "run lane"]) -> None:
+    """Fill short runs with magnitudes from positions and features all over a sequence."""
+    n_rows, n_features = bits.shape
+    n_runs, length = runs.shape
+    # The golden ratio's multiples spread the features evenly, however many runs there are.
+    stride = int(0.618034 * (n_features - length)) | 1
+    for i in range(n_runs):
+        f = i * stride % (n_features - length + 1)
+        _read(bits, kind, divisors, i * n_rows // n_runs, f, f + length, runs[i : i + 1])
+    for i in range(n_runs):
+        for f in range(length):
+            runs[i, f] &= MAGNITUDE
+
+
+@compiled
+def median_by_digits(bits: Bits, kind: int, divisors: Divisors, rank: int) -> np.uint32:
+    """The magnitude of a rank among all, as bits: its digits from the top, in three slow passes, whatever the values."""
+    tile = np.empty((1, bits.shape[1]), np.uint32)
+    row = tile[0]
+    prefix, n_known = np.uint64(0), 0
+    for n_bits in (12, 10, 10):
+        below = np.uint64(32 - n_known - n_bits)
+        counts = np.zeros(1 << n_bits, np.int64)
+        for p in range(len(bits)):
+            _read(bits, kind, divisors, p, 0, len(row), tile)
+            for f in range(len(row)):
+                digits = np.uint64(row[f] & MAGNITUDE) >> below
+                if digits >> np.uint64(n_bits) == prefix:
+                    counts[digits & np.uint64((1 << n_bits) - 1)] += 1
+        digit = 0
+        while rank >= counts[digit]:
+            rank -= counts[digit]
+            digit += 1
+        prefix = prefix << np.uint64(n_bits) | np.uint64(digit)
+        n_known += n_bits
+    return np.uint32(prefix)
+
+
+@compiled
+def central_sums(
+    bits: Bits, kind: int, divisors: Divisors, centre: np.float32
+) -> Float64[np.ndarray, "power=4 feature"]:
+    """Sums over positions of the first four powers of the finite values' distance from a centre."""
+    tile = np.empty((1, bits.shape[1]), np.uint32)
+    row, values, sums = tile[0], tile[0].view(np.float32), np.zeros((4, bits.shape[1]))
+    for p in range(len(bits)):
+        _read(bits, kind, divisors, p, 0, len(row), tile)
+        for f in range(len(row)):
+            if row[f] & MAGNITUDE < INFINITY:
+                distance = np.float64(values[f]) - np.float64(centre)
+                square = distance * distance
+                sums[0, f] += distance
+                sums[1, f] += square
+                sums[2, f] += square * distance
+                sums[3, f] += square * square
+    return sums
+
+
+@compiled
+def tally_union(
+    union: UInt8[np.ndarray, "position feature"], later: UInt8[np.ndarray, " feature"]
+) -> UInt16[np.ndarray, " count"]:
+    """The counts at the edges, feature after feature; fills `later` with the top steps after position 0."""
+    n_rows, n_features = union.shape
+    n_lanes = (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
+    steps, top = np.zeros((ROWS, n_lanes), np.uint8), np.zeros(n_lanes, np.uint8)
+    histogram, lanes = np.zeros((N_EDGES + 1, n_lanes), np.uint16), _group_lanes(n_lanes)
+    groups = np.empty(len(lanes), np.uint32)
+    for p0 in range(0, n_rows, ROWS):
+        n = min(ROWS, n_rows - p0)
+        steps[n:] = 0
+        steps[:n, :n_features] = union[p0 : p0 + n]
+        _count(steps.reshape(steps.size), histogram, groups, lanes)
+        for r in range(1 if p0 == 0 else 0, n):
+            row = steps[r]
+            for f in range(n_lanes):
+                top[f] = max(top[f], row[f])
+    later[:] = top[:n_features]
+    n_positions = np.empty(n_features * N_EDGES, np.uint16)
+    return n_positions[: _write_lists(histogram, n_features, n_positions, 0)].copy()
