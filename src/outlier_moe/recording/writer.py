@@ -16,8 +16,8 @@ import pyarrow as pa
 from jaxtyping import UInt32
 
 from outlier_moe import schemas, schemas_moe
-from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.experts import MoeTables
+from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.tables import (
     ANY_LAYER_SCHEMA,
     LAYER_SCHEMA,
