@@ -76,6 +76,7 @@ def place_labels(
     bars: Lines | None = None,
     size: float = 11.0,
     radius: float = 5.0,
+    dearest: float = np.inf,
 ) -> list[PlacedLabel | None]:
     """A place for each mark's name that overlaps no other name and no mark; None where there is none.
 
@@ -88,6 +89,7 @@ def place_labels(
         bars: Lines that names better not cross.
         size: The font's size in pixels.
         radius: Half the marks' size in pixels.
+        dearest: What a place may cost; a name for which all cost more is left out.
     """
     marks = np.stack([x, y], axis=1)
     bars = np.empty((0, 4)) if bars is None else bars
@@ -104,9 +106,9 @@ def place_labels(
             chosen = _cheapest(
                 _candidates(marks[mark], half, radius), mark, marks, taken, lines, (width, height), radius
             )
-            # In a later round another name may have taken its place, never the other way round.
             if chosen is not None:
                 places[mark] = chosen
+    places = {mark: place for mark, place in places.items() if place.cost <= dearest}
     return [_placed(places[mark]) if mark in places else None for mark in range(len(names))]
 
 
@@ -114,6 +116,7 @@ class _Place(NamedTuple):
     box: Float64[np.ndarray, " 4"]
     leader: Float64[np.ndarray, " 4"]
     has_leader: bool
+    cost: float
 
 
 def _placed(place: _Place) -> PlacedLabel:
@@ -175,7 +178,7 @@ def _cheapest(
         + NEARER_TO_ANOTHER * (others < own)
     )
     best = int(np.argmin(np.where(free, cost, np.inf)))
-    return _Place(boxes[best], leaders[best], bool(has_leader[best]))
+    return _Place(boxes[best], leaders[best], bool(has_leader[best]), float(cost[best]))
 
 
 def _overlap(boxes: Boxes, others: Boxes) -> Bool[np.ndarray, "box other"]:

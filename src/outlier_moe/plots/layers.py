@@ -7,7 +7,7 @@ from typing import Literal
 import altair as alt
 import polars as pl
 
-from outlier_moe.plots.marks import logarithmic, named
+from outlier_moe.plots.marks import Layered, logarithmic, named
 from outlier_moe.taps import TAPS, VIEWS, Tap, View
 
 MOST_FEATURES = 40
@@ -19,9 +19,7 @@ _TITLES = {"peak": "largest |x|", "kurtosis": "kurtosis of feature RMS"}
 TAP_DASHES: dict[Tap, list[int]] = {"attn_in": [1, 0], "mlp_in": [6, 3], "residual": [1, 0], "residual_rms": [2, 2]}
 
 
-def layer_profile_chart(
-    sites: pl.DataFrame, *, figure: SiteFigure, width: int = 460, height: int = 240
-) -> alt.LayerChart:
+def layer_profile_chart(sites: pl.DataFrame, *, figure: SiteFigure, width: int = 460, height: int = 240) -> Layered:
     """One figure of every tap through the layers: the median of the sequences, and their range as a band.
 
     Args:
@@ -38,15 +36,19 @@ def layer_profile_chart(
         .sort("tap", "layer")
         .rows(named=True)
     )
-    taps = [tap for tap in TAPS if any(row["tap"] == tap for row in rows)]
+    taps: list[Tap] = [tap for tap in TAPS if any(row["tap"] == tap for row in rows)]
     colour, dashes = tap_colour(taps), tap_dashes(taps)
     base = alt.Chart(named(rows, "sites")).encode(
         x=alt.X("layer:Q", title=LAYER, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, format="d")),
         color=colour,
     )
     y = logarithmic(alt.Y, "y", _TITLES[figure], [row[name] for row in rows for name in ("low", "high")])
-    tooltip = ["tap:N", "layer:Q", *(alt.Tooltip(f"{name}:Q", format=",.4~r") for name in ("y", "low", "high"))]
-    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=_TITLES[figure]), y2="high:Q")
+    tooltip = [
+        alt.Tooltip("tap:N"),
+        alt.Tooltip("layer:Q"),
+        *(alt.Tooltip(f"{name}:Q", format=",.4~r") for name in ("y", "low", "high")),
+    ]
+    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=_TITLES[figure]), y2=alt.Y2("high:Q"))
     line = base.mark_line(strokeWidth=1.75, point=alt.OverlayMarkDef(size=22)).encode(
         y=y, strokeDash=dashes, tooltip=tooltip
     )
@@ -108,7 +110,11 @@ def feature_heatmap_chart(
                 scale=alt.Scale(type="log"),
                 legend=alt.Legend(orient="right", titleOrient="top", format="~s", tickCount=4),
             ),
-            tooltip=["feature:O", "layer:O", alt.Tooltip("peak:Q", title="largest |x|", format=",.4~r")],
+            tooltip=[
+                alt.Tooltip("feature:O"),
+                alt.Tooltip("layer:O"),
+                alt.Tooltip("peak:Q", title="largest |x|", format=",.4~r"),
+            ],
         )
         .properties(width=width, height=max(60, 13 * len(shown)))
     )

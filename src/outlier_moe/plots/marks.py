@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import altair as alt
 import numpy as np
 
 from outlier_moe.plots.labels import Lines, place_labels
-from outlier_moe.plots.quantities import Quantity
 from outlier_moe.plots.scales import PixelScale, ScaleKind, domain_of
 from outlier_moe.plots.theme import LABEL_SIZE
 
+Layered = alt.LayerChart | alt.FacetChart
+"""What `alt.layer` gives."""
 KINDS = ["dense", "moe"]
 KIND_NAMES = "datum.label == 'moe' ? 'MoE' : datum.label"
 MARK_AREA = 80
 MARK_RADIUS = 5.0
+Y_EXTENT = 42
+"""Pixels that the labels of a vertical axis take."""
 SYMLOG_TICKS = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
 LOG_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 2, 5)]
 
 
 def named(rows: list[dict[str, Any]], name: str) -> alt.InlineData:
     """Rows as data that a page can find by name."""
-    return alt.InlineData(values=rows, name=name)
+    # As text, which altair does not take apart and check row by row.
+    return alt.InlineData(values=json.dumps(rows), name=name, format=alt.JsonDataFormat(type="json"))
 
 
 def kind_colour(*, legend: bool = True) -> alt.Color:
@@ -63,10 +68,11 @@ def position(
         "log": [tick for tick in LOG_TICKS if domain[0] <= tick <= domain[1]],
         "symlog": [tick for tick in SYMLOG_TICKS if domain[0] <= tick <= domain[1]],
     }.get(kind)
-    scale = alt.Scale(type=kind, domain=list(domain), nice=False, zero=False)
-    axis = alt.Axis(
-        **({} if within is None else {"values": within}), format=",.3~r", labelOverlap="greedy", labelSeparation=8
-    )
+    scale = alt.Scale(type=kind, domain=list(domain), nice=False)
+    # One extent for all, so that a page knows how wide the rest is.
+    extent: dict[str, Any] = {"minExtent": Y_EXTENT, "maxExtent": Y_EXTENT} if channel is alt.Y else {}
+    values: dict[str, Any] = {} if within is None else {"values": within}
+    axis = alt.Axis(**values, **extent, format=",.3~r", labelOverlap="greedy", labelSeparation=8)
     return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
@@ -77,6 +83,7 @@ def label_rows(
     *,
     also: list[dict[str, Any]] | None = None,
     lines: Lines | None = None,
+    dearest: float = np.inf,
 ) -> list[dict[str, Any]]:
     """The rows whose names have a place, with that place in the axes' own values.
 
@@ -86,13 +93,14 @@ def label_rows(
         y: The vertical axis; its first pixel is the picture's height.
         also: Marks without a name, to be kept clear.
         lines: Lines in pixels that names better not cross, beside the intervals' bars.
+        dearest: What a name's place may cost.
     """
     if not rows:
         return []
     marks = [*rows, *(also or [])]
     across = x.to_pixels(np.array([row["x"] for row in marks], np.float64))
     down = y.to_pixels(np.array([row["y"] for row in marks], np.float64))
-    names = [str(row["model"]) if k < len(rows) else "" for k, row in enumerate(marks)]
+    names = [row.get("label", row["model"]) if k < len(rows) else "" for k, row in enumerate(marks)]
     bars = [
         np.insert(y.to_pixels(np.array([row["low"], row["high"]], np.float64)), [0, 1], at)
         for at, row in zip(across, rows, strict=False)
@@ -107,6 +115,7 @@ def label_rows(
         bars=np.concatenate([np.array(bars).reshape(-1, 4), np.empty((0, 4)) if lines is None else lines]),
         size=LABEL_SIZE,
         radius=MARK_RADIUS,
+        dearest=dearest,
     )
     return [
         {
@@ -132,12 +141,12 @@ def label_layers(rows: list[dict[str, Any]], x: Any, y: Any, *, prefix: str = ""
         alt.Chart(data)
         .transform_filter("datum.has_leader")
         .mark_rule(strokeWidth=0.75, opacity=0.9, aria=False)
-        .encode(x=_field(x, "from_x"), y=_field(y, "from_y"), x2="to_x:Q", y2="to_y:Q")
+        .encode(x=_field(x, "from_x"), y=_field(y, "from_y"), x2=alt.X2("to_x:Q"), y2=alt.Y2("to_y:Q"))
     )
     names = (
         alt.Chart(data)
         .mark_text(align="center", baseline="middle", fontSize=LABEL_SIZE, clip=False, description="label")
-        .encode(x=_field(x, "x"), y=_field(y, "y"), text="name:N")
+        .encode(x=_field(x, "x"), y=_field(y, "y"), text=alt.Text("name:N"))
     )
     return [lines, names]
 
@@ -148,6 +157,7 @@ def _field(channel: Any, field: str) -> Any:
     return copied
 
 
-def label_meta(x: Quantity, y: Quantity) -> dict[str, Any]:
+def label_meta(*, dearest: float | None = None) -> dict[str, Any]:
     """What a page needs in order to place the names anew where it draws the picture in another width."""
-    return {"labels": {"size": LABEL_SIZE, "radius": MARK_RADIUS, "x": x.title, "y": y.title}}
+    rules = {"size": LABEL_SIZE, "radius": MARK_RADIUS}
+    return {"labels": rules if dearest is None else {**rules, "dearest": dearest}}

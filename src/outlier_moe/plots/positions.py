@@ -9,7 +9,7 @@ import polars as pl
 
 from outlier_moe.plots.layers import LAYER, tap_colour, tap_dashes
 from outlier_moe.plots.marks import logarithmic, named
-from outlier_moe.taps import TAPS
+from outlier_moe.taps import TAPS, Tap
 
 PlaceKind = Literal["first token", "delimiter", "other"]
 PLACE_KINDS: list[PlaceKind] = ["first token", "delimiter", "other"]
@@ -51,7 +51,7 @@ def place_share_chart(
         .sort("tap", "layer")
         .rows(named=True)
     )
-    taps = [tap for tap in TAPS if any(row["tap"] == tap for row in rows)]
+    taps: list[Tap] = [tap for tap in TAPS if any(row["tap"] == tap for row in rows)]
     title = "first token" if place == "first token" else "delimiters"
     return (
         alt.Chart(named(rows, "shares"))
@@ -61,7 +61,12 @@ def place_share_chart(
             y=alt.Y("share:Q", title=f"peaks at the {title} (%)", scale=alt.Scale(domain=[0, 100])),
             color=tap_colour(taps),
             strokeDash=tap_dashes(taps),
-            tooltip=["tap:N", "layer:Q", alt.Tooltip("share:Q", format=".1f"), alt.Tooltip("n:Q", title="peaks")],
+            tooltip=[
+                alt.Tooltip("tap:N"),
+                alt.Tooltip("layer:Q"),
+                alt.Tooltip("share:Q", format=".1f"),
+                alt.Tooltip("n:Q", title="peaks"),
+            ],
         )
         .properties(width=width, height=height)
     )
@@ -109,7 +114,7 @@ def position_profile_chart(
             shape=alt.Shape("place:N", title=None, scale=alt.Scale(domain=PLACE_KINDS)),
             tooltip=[
                 alt.Tooltip("text:N", title="token"),
-                *(f"{name}:Q" for name in ("feature", "layer", "sequence", "position")),
+                *(alt.Tooltip(f"{name}:Q") for name in ("feature", "layer", "sequence", "position")),
                 alt.Tooltip("size:Q", title="|x|", format=",.4~r"),
             ],
         )

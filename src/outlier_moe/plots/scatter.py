@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from outlier_moe.plots.marks import (
     KINDS,
     MARK_AREA,
+    Layered,
     kind_colour,
     kind_shape,
     label_layers,
@@ -36,7 +37,7 @@ def scatter_chart(
     width: int = WIDTH,
     height: int = HEIGHT,
     prefix: str = "",
-) -> alt.LayerChart:
+) -> Layered:
     """One figure of every model against another.
 
     Args:
@@ -59,11 +60,11 @@ def scatter_chart(
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.65)
     points = base.mark_point(size=MARK_AREA, filled=True, opacity=0.95)
     return alt.layer(
-        bars.encode(y=alt.Y("low:Q", title=y.title), y2="high:Q", color=kind_colour()),
+        bars.encode(y=alt.Y("low:Q", title=y.title), y2=alt.Y2("high:Q"), color=kind_colour()),
         *(_hollow_layers(hollow, x_axis, y_axis, prefix) if hollow else []),
         points.encode(color=kind_colour(), shape=kind_shape(), tooltip=_tooltip(x, y)),
         *label_layers(label_rows(rows, across, down, also=hollow), x_axis, y_axis, prefix=prefix),
-    ).properties(width=width, height=height, **({} if prefix else {"usermeta": label_meta(x, y)}))
+    ).properties(width=width, height=height, **({} if prefix else {"usermeta": label_meta()}))
 
 
 def _tied(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -78,9 +79,9 @@ def _tied(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict
 
 def _hollow_layers(rows: list[dict[str, Any]], x: Any, y: Any, prefix: str) -> list[alt.Chart]:
     base = alt.Chart(named(rows, f"{prefix}hollow")).encode(x=x, y=y, color=kind_colour())
-    ties = base.mark_rule(opacity=0.45, strokeDash=[2, 2], aria=False).encode(y2="tie:Q")
+    ties = base.mark_rule(opacity=0.45, strokeDash=[2, 2], aria=False).encode(y2=alt.Y2("tie:Q"))
     marks = base.mark_point(size=MARK_AREA, filled=False, strokeWidth=1.5)
-    tooltip = ["model:N", alt.Tooltip("y:Q", title="without first tokens", format=",.4~r")]
+    tooltip = [alt.Tooltip("model:N"), alt.Tooltip("y:Q", title="without first tokens", format=",.4~r")]
     return [ties, marks.encode(shape=kind_shape(), tooltip=tooltip)]
 
 
@@ -124,7 +125,7 @@ def _tooltip(x: Quantity, y: Quantity) -> list[alt.Tooltip]:
     ]
 
 
-def study_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None) -> dict[str, alt.LayerChart]:
+def study_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None) -> dict[str, Layered]:
     """The eight pictures of the study: total or active parameters x layers or positions x mean or median.
 
     Args:
@@ -138,7 +139,7 @@ def study_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None)
     }
 
 
-def perplexity_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None) -> dict[str, alt.LayerChart]:
+def perplexity_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = None) -> dict[str, Layered]:
     """The same against perplexity, of the models that have one."""
     quantities = {"count": SYSTEMATIC_FEATURES, **FRACTIONS}
     return {
@@ -147,7 +148,7 @@ def perplexity_charts(models: pl.DataFrame, *, intervals: pl.DataFrame | None = 
     }
 
 
-def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int = 360) -> alt.LayerChart:
+def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int = 360) -> Layered:
     """Layers and positions affected (means) against size in one picture, as in the paper's figure 3.
 
     Args:
@@ -158,7 +159,9 @@ def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int
     """
     x = SIZES[size]
     pairs = _rows(models, x, FRACTIONS["layers-mean"], None), _rows(models, x, FRACTIONS["positions-mean"], None)
-    rows = [{**row, "of": of} for of, part in zip(("layers", "positions"), pairs, strict=True) for row in part]
+    # Each model is named once, beside its layers.
+    rows = [{**row, "of": "layers"} for row in pairs[0]]
+    rows += [{**row, "of": "positions", "label": ""} for row in pairs[1]]
     across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, width))
     down = PixelScale("linear", (0.0, 105.0), (height, 0.0))
     x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
@@ -166,7 +169,7 @@ def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int
     ties = [{"x": a["x"], "y": a["y"], "y2": b["y"], "kind": a["kind"]} for a, b in zip(*pairs, strict=True)]
     colour = kind_colour()
     fill = alt.FillOpacity(
-        "of:N", title=None, scale=alt.Scale(domain=["layers", "positions"], range=[0.95, 0.0]), legend=alt.Legend()
+        "of:O", title=None, scale=alt.Scale(domain=["layers", "positions"], range=[0.95, 0.0]), legend=alt.Legend()
     )
     points = (
         alt.Chart(named(rows, "points"))
@@ -178,21 +181,18 @@ def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int
             fill=alt.Fill("kind:N", scale=alt.Scale(domain=KINDS), legend=None),
             shape=kind_shape(),
             fillOpacity=fill,
-            tooltip=["model:N", "kind:N", alt.Tooltip("of:N", title="affected"), alt.Tooltip("y:Q", format=".1f")],
+            tooltip=[
+                alt.Tooltip("model:N"),
+                alt.Tooltip("kind:N"),
+                alt.Tooltip("of:N", title="affected"),
+                alt.Tooltip("y:Q", format=".1f"),
+            ],
         )
     )
     tie = (
         alt.Chart(named(ties, "ties"))
         .mark_rule(opacity=0.4, aria=False)
-        .encode(x=x_axis, y=y_axis, y2="y2:Q", color=colour)
+        .encode(x=x_axis, y=y_axis, y2=alt.Y2("y2:Q"), color=colour)
     )
-    labels = label_layers(_dual_labels(rows, across, down), x_axis, y_axis)
-    return alt.layer(tie, points, *labels).properties(
-        width=width, height=height, usermeta=label_meta(x, FRACTIONS["layers-mean"])
-    )
-
-
-def _dual_labels(rows: list[dict[str, Any]], x: PixelScale, y: PixelScale) -> list[dict[str, Any]]:
-    """The names beside the layers' marks; the positions' marks are kept clear but not named twice."""
-    labels = label_rows([{**row, "model": row["model"] if row["of"] == "layers" else ""} for row in rows], x, y)
-    return [label for label in labels if label["name"]]
+    labels = label_layers(label_rows(rows, across, down), x_axis, y_axis)
+    return alt.layer(tie, points, *labels).properties(width=width, height=height, usermeta=label_meta())

@@ -16,9 +16,11 @@ from outlier_moe.ladder import Ladder
 from outlier_moe.plots.labels import Lines
 from outlier_moe.plots.marks import (
     MARK_AREA,
+    Layered,
     kind_colour,
     kind_shape,
     label_layers,
+    label_meta,
     label_rows,
     named,
     position,
@@ -26,6 +28,8 @@ from outlier_moe.plots.marks import (
 from outlier_moe.plots.scales import PixelScale, domain_of
 
 MAGNITUDE = "threshold |x| ≥"
+DEAREST = 80.0
+"""What the place of a curve's name may cost: one that crosses more than two curves is left out."""
 
 
 def threshold_curve(counts: StoredCounts, preset: Preset, *, first_token: FirstToken = "included") -> pl.DataFrame:
@@ -63,7 +67,7 @@ def all_curves_chart(
     magnitude: float,
     width: int = 720,
     height: int = 420,
-) -> alt.LayerChart:
+) -> Layered:
     """The curves of all models in one picture, each named where its last systematic feature ends.
 
     Args:
@@ -93,20 +97,24 @@ def all_curves_chart(
             x=x,
             y=y,
             color=kind_colour(),
-            detail="model:N",
+            detail=alt.Detail("model:N"),
             opacity=alt.condition(hovered, alt.value(0.8), alt.value(0.12)),
-            tooltip=["model:N", alt.Tooltip("x:Q", title=MAGNITUDE), alt.Tooltip("y:Q", title="systematic features")],
+            tooltip=[
+                alt.Tooltip("model:N"),
+                alt.Tooltip("x:Q", title=MAGNITUDE),
+                alt.Tooltip("y:Q", title="systematic features"),
+            ],
         )
         .add_params(hovered)
     )
     marks = (
         alt.Chart(named(ends, "points"))
         .mark_point(size=MARK_AREA * 0.6, filled=True, opacity=1)
-        .encode(x=x, y=y, color=kind_colour(), shape=kind_shape(), tooltip=["model:N"])
+        .encode(x=x, y=y, color=kind_colour(), shape=kind_shape(), tooltip=[alt.Tooltip("model:N")])
     )
-    labels = label_rows(ends, across, down, lines=_segments(rows, across, down))
+    labels = label_rows(ends, across, down, lines=_segments(rows, across, down), dearest=DEAREST)
     return alt.layer(_own_threshold(magnitude, x), lines, marks, *label_layers(labels, x, y)).properties(
-        width=width, height=height, usermeta={"labels": {"size": 11, "radius": 4}}
+        width=width, height=height, usermeta=label_meta(dearest=DEAREST)
     )
 
 
@@ -130,7 +138,7 @@ def _own_threshold(magnitude: float, x: Any) -> alt.Chart:
 
 def model_curves_chart(
     curves: Mapping[tuple[str, str], pl.DataFrame], *, magnitude: float, width: int = 460, height: int = 280
-) -> alt.LayerChart:
+) -> Layered:
     """One model's curves by every preset, with and without first tokens.
 
     Args:
@@ -162,7 +170,12 @@ def model_curves_chart(
             strokeDash=alt.StrokeDash(
                 "first:N", scale=alt.Scale(domain=["included", "excluded"], range=[[1, 0], [4, 3]]), legend=None
             ),
-            tooltip=["preset:N", "first:N", alt.Tooltip("x:Q", title=MAGNITUDE), alt.Tooltip("y:Q", title="features")],
+            tooltip=[
+                alt.Tooltip("preset:N"),
+                alt.Tooltip("first:N"),
+                alt.Tooltip("x:Q", title=MAGNITUDE),
+                alt.Tooltip("y:Q", title="features"),
+            ],
         )
     )
     return alt.layer(_own_threshold(magnitude, x), lines).properties(width=width, height=height)

@@ -1,0 +1,149 @@
+// Drawing: each chart when it comes into view, in the page's theme, its names placed for the width it gets.
+
+const THEMES = json("themes");
+const drawn = new Map();
+
+function currentTheme() {
+  const chosen = document.documentElement.dataset.theme;
+  if (chosen) return chosen;
+  return window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
+
+const EMBED = {
+  mode: "vega-lite",
+  renderer: "svg",
+  actions: { export: true, source: false, compiled: false, editor: false },
+};
+
+// What stands left and right of the axes of a chart with names; plots/marks.py keeps the left side as wide.
+const BESIDE = 84;
+
+// Draws a specification into an element, as wide as the element is.
+async function draw(element, spec) {
+  drawn.get(element)?.finalize();
+  // Names are placed in pixels, so that their chart's width must not depend on what it shows.
+  const width = spec.usermeta?.labels
+    ? { width: Math.max(element.clientWidth - BESIDE, 120) }
+    : { width: "container", autosize: { type: "fit-x", contains: "padding" } };
+  const result = await vegaEmbed(element, { ...spec, ...width }, { ...EMBED, config: THEMES[currentTheme()] });
+  drawn.set(element, result);
+  element.dataset.drawn = currentTheme();
+  if (spec.usermeta?.labels) {
+    await relabel(result.view, spec.usermeta.labels);
+    widths.set(element, element.clientWidth);
+    resized.observe(element);
+  }
+  return result.view;
+}
+
+const widths = new Map();
+let waiting = null;
+
+// Charts with names are drawn anew when the window gives them another width.
+const resized = new ResizeObserver((entries) => {
+  if (entries.every(({ target }) => Math.abs(target.clientWidth - widths.get(target)) < 8)) return;
+  clearTimeout(waiting);
+  waiting = setTimeout(redrawAll, 150);
+});
+
+// Places the names of the data set `points` on a drawn chart; `hollow` marks and intervals are kept clear.
+async function relabel(view, { size, radius, dearest }) {
+  const points = view.data("points");
+  const other = dataOf(view, "hollow");
+  const x = view.scale("x");
+  const y = view.scale("y");
+  const all = [...points, ...other];
+  const marks = all.map((row) => ({ x: x(row.x), y: y(row.y) }));
+  const names = all.map((row, k) => (k < points.length ? row.label ?? row.model : ""));
+  const bars = points
+    .filter((row) => row.low !== null && row.low !== undefined)
+    .map((row) => [x(row.x), y(row.low), x(row.x), y(row.high)]);
+  const places = placeLabels(marks, names, {
+    width: view.width(),
+    height: view.height(),
+    bars: [...bars, ...segments(view, x, y)],
+    size,
+    radius,
+    dearest,
+  });
+  const labels = points.flatMap((row, k) => {
+    const place = places[k];
+    if (place === null) return [];
+    return [
+      {
+        name: names[k],
+        kind: row.kind,
+        x: x.invert(place.x),
+        y: y.invert(place.y),
+        from_x: row.x,
+        from_y: row.y,
+        to_x: x.invert(place.leader[2]),
+        to_y: y.invert(place.leader[3]),
+        has_leader: place.hasLeader,
+      },
+    ];
+  });
+  await view.data("labels", labels).runAsync();
+}
+
+function dataOf(view, name) {
+  try {
+    return view.data(name);
+  } catch {
+    return [];
+  }
+}
+
+function segments(view, x, y) {
+  const rows = dataOf(view, "curves");
+  const lines = [];
+  for (let i = 1; i < rows.length; i++) {
+    if (rows[i].model !== rows[i - 1].model) continue;
+    lines.push([x(rows[i - 1].x), y(rows[i - 1].y), x(rows[i].x), y(rows[i].y)]);
+  }
+  return lines;
+}
+
+const specOf = new Map();
+
+// Draws a chart once it comes near the screen.
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      watcher.unobserve(target);
+      drawBlob(target);
+    }
+  },
+  { rootMargin: "600px" },
+);
+
+async function drawBlob(element) {
+  const charts = await blob(element.dataset.charts);
+  const spec = charts?.[element.dataset.chart];
+  if (!spec) {
+    element.replaceChildren(note("This model's recording has nothing to show here."));
+    return;
+  }
+  specOf.set(element, spec);
+  await draw(element, spec);
+}
+
+function note(text) {
+  const paragraph = document.createElement("p");
+  paragraph.className = "empty";
+  paragraph.textContent = text;
+  return paragraph;
+}
+
+function watchCharts(root) {
+  for (const element of root.querySelectorAll(".chart[data-charts]")) {
+    if (!specOf.has(element)) watcher.observe(element);
+  }
+}
+
+// Everything that is on the page, in its theme and width.
+async function redrawAll() {
+  await Promise.all([...specOf].filter(([element]) => element.clientWidth > 0).map((chart) => draw(...chart)));
+  redrawExplorer();
+}

@@ -1,0 +1,223 @@
+"""The report's pictures, in groups, and those of each model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import altair as alt
+import polars as pl
+
+from outlier_moe.edge_counts import shape_of
+from outlier_moe.filtering import Preset
+from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
+from outlier_moe.plots.overview import of_preset
+from outlier_moe.plots.positions import place_share_chart, position_profile_chart
+from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
+from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
+from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart, threshold_curve
+from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+
+MOST_SHOWN = 40
+
+
+class Picture(NamedTuple):
+    """A chart and what is said about it."""
+
+    id: str
+    """Its name among its group's charts."""
+    title: str
+    """Its heading."""
+    caption: str
+    """What it shows."""
+    spec: dict[str, Any]
+    """The chart, in Vega-Lite."""
+    is_wide: bool = False
+    """Whether it takes a whole row."""
+
+
+class PictureGroup(NamedTuple):
+    """Pictures that belong together."""
+
+    title: str
+    """Their heading."""
+    text: str
+    """What they have in common."""
+    pictures: list[Picture]
+    """The pictures."""
+
+
+def _spec(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    return chart.to_dict(validate=False)
+
+
+def comparison_pictures(inputs: ReportInputs, contents: ReportContents) -> list[PictureGroup]:
+    """The pictures of all models, by the study's default preset."""
+    if not contents.models:
+        return []
+    preset = inputs.default_preset
+    models = of_preset(contents.comparison, preset.name)
+    hollow = of_preset(contents.comparison, preset.name, "excluded")
+    intervals = inputs.statistics.get("intervals")
+    if intervals is not None:
+        intervals = intervals.filter(preset=preset.name, first_token="included")
+    counts = {
+        f"{size}-count": scatter_chart(
+            models, x=SIZES[size], y=SYSTEMATIC_FEATURES, intervals=intervals, without_first=hollow
+        )
+        for size in SIZES
+    }
+    groups = [
+        PictureGroup(
+            "How many, by size",
+            "Distinct systematic features; hollow marks leave out each sequence's first token, where it matters.",
+            [Picture(name, _title(name), "", _spec(chart)) for name, chart in counts.items()],
+        ),
+        PictureGroup(
+            "How far they reach, by size",
+            "The share of layers and of positions that a systematic feature affects: mean and median over a model's"
+            " systematic features, against total and active parameters.",
+            [
+                Picture(name, _title(name), "", _spec(chart))
+                for name, chart in study_charts(models, intervals=intervals).items()
+            ],
+        ),
+        PictureGroup(
+            "Layers and positions together",
+            "As in the paper that found them: filled marks are layers, hollow ones positions, each the mean over a"
+            " model's systematic features.",
+            [
+                Picture(f"dual-{size}", _title(f"dual-{size}"), "", _spec(dual_chart(models, size=size)))
+                for size in SIZES
+            ],
+        ),
+        _perplexity(models, intervals),
+        _thresholds(inputs, contents),
+    ]
+    return [group for group in groups if group.pictures]
+
+
+def _perplexity(models: pl.DataFrame, intervals: pl.DataFrame | None) -> PictureGroup:
+    known = models.filter(pl.col("perplexity").is_not_null())
+    charts = perplexity_charts(known, intervals=intervals) if len(known) else {}
+    return PictureGroup(
+        "Against perplexity",
+        "Perplexity comes from the same pass over the same text; models with other tokenizers read it in other pieces,"
+        " so that their perplexities compare only roughly.",
+        [Picture(name, _title(name), "", _spec(chart)) for name, chart in charts.items()],
+    )
+
+
+def _thresholds(inputs: ReportInputs, contents: ReportContents) -> PictureGroup:
+    preset, shape = inputs.default_preset, shape_of(inputs.default_preset)
+    curves = {
+        model.name: threshold_curve(model.counts[shape], preset)
+        for model in contents.models
+        if shape is not None and shape in model.counts
+    }
+    kinds = {model.name: model.facts["kind"] for model in contents.models}
+    text = (
+        "Systematic features at every threshold of the ladder, exactly; each curve ends, with its model's name, at the"
+        " last edge that has one. The dashed line is the study's threshold."
+    )
+    if not curves:
+        return PictureGroup("At every threshold", text, [])
+    chart = all_curves_chart(curves, kinds, magnitude=preset.magnitude)
+    return PictureGroup(
+        "At every threshold", text, [Picture("thresholds", "All models", "", _spec(chart), is_wide=True)]
+    )
+
+
+_WORDS = {
+    "total": "total parameters",
+    "active": "active parameters",
+    "perplexity": "perplexity",
+    "count": "features",
+    "layers": "layers",
+    "positions": "positions",
+}
+
+
+def _title(name: str) -> str:
+    against, of, *kind = name.split("-")
+    if against == "dual":
+        return f"Layers and positions against {_WORDS[of]}"
+    what = f"{_WORDS[of].capitalize()}, {kind[0]}" if kind else _WORDS[of].capitalize()
+    return f"{what}, against {_WORDS[against]}"
+
+
+def model_pictures(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
+    """The pictures of one model."""
+    preset = inputs.default_preset
+    sites, peaks = model.recording.sites(), model.recording.peaks()
+    taps = peaks["tap"].cast(pl.String).unique().to_list()
+    tap = "residual" if "residual" in taps else min(taps, default="residual")
+    pictures = [
+        Picture(
+            "layers-peak",
+            "Largest activations, layer by layer",
+            "The largest |x| at each tap: the median of the sequences, their range shaded.",
+            _spec(layer_profile_chart(sites, figure="peak")),
+        ),
+        Picture(
+            "layers-kurtosis",
+            "How unevenly features share the energy",
+            "Kurtosis of the features' RMS (He et al. 2024): 1 if all are alike, d_model if one has it all.",
+            _spec(layer_profile_chart(sites, figure="kurtosis")),
+        ),
+        Picture(
+            "thresholds",
+            "Systematic features at every threshold",
+            "By every preset that counts; dashed without each sequence's first token.",
+            _spec(model_curves_chart(_curves(inputs, model), magnitude=preset.magnitude)),
+        ),
+        Picture(
+            "positions",
+            "Where the largest activations lie",
+            f"The largest peaks of the tap {tap}, by position and kind of token.",
+            _spec(position_profile_chart(peaks, tap=tap)),
+        ),
+        Picture(
+            "first-tokens",
+            "At the first token",
+            "Of the largest features of each site and sequence, those whose peak lies at the first token.",
+            _spec(place_share_chart(peaks, place="first token")),
+        ),
+        Picture(
+            "delimiters",
+            "At delimiters",
+            "The same for tokens of punctuation, line breaks and special tokens after the first position.",
+            _spec(place_share_chart(peaks, place="delimiter")),
+        ),
+    ]
+    heatmap = _heatmap(model, preset)
+    return [*pictures, heatmap] if heatmap else pictures
+
+
+def _curves(inputs: ReportInputs, model: ReportedModel) -> dict[tuple[str, str], pl.DataFrame]:
+    return {
+        (preset.name, first_token): threshold_curve(model.counts[shape], preset, first_token=first_token)
+        for preset in inputs.presets
+        for first_token in ("included", "excluded")
+        if (shape := shape_of(preset)) in model.counts and shape is not None
+    }
+
+
+def _heatmap(model: ReportedModel, preset: Preset) -> Picture | None:
+    found = (
+        model.systematic.filter("is_systematic", preset=preset.name, first_token="included")
+        .group_by("feature")
+        .agg(pl.col("peak", "layer_fraction").max())
+        .sort(["layer_fraction", "peak", "feature"], descending=[True, True, False])
+    )
+    if found.is_empty():
+        return None
+    features = found["feature"].head(MOST_SHOWN).to_list()
+    peaks = pl.scan_parquet(model.files.layer_peaks).filter(pl.col("feature").is_in(features)).collect()
+    more = f"; {len(found) - len(features)} more are not shown" if len(found) > len(features) else ""
+    return Picture(
+        "features",
+        "Systematic features through the layers",
+        f"The largest |x| of each feature ({preset.name}), those that affect most layers first{more}.",
+        _spec(feature_heatmap_chart(peaks, features, view=preset.view, most=MOST_SHOWN)),
+        is_wide=True,
+    )

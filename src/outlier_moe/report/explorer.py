@@ -1,0 +1,148 @@
+"""What the page's sliders work on: each model's counts at every edge, and the stops that can be asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from outlier_moe.edge_counts import shape_of
+from outlier_moe.filtering import Preset
+from outlier_moe.ladder import Ladder
+from outlier_moe.plots.labels import (
+    ADVANCE,
+    ANGLES,
+    GAPS,
+    LEADER_FROM,
+    LEADER_OVER_A_BOX,
+    LEADER_OVER_A_LINE,
+    LINE_HEIGHT,
+    NEARER_TO_ANOTHER,
+    OFF_THE_AXES,
+    OVER_A_LINE,
+    PADDING,
+    ROUNDS,
+    WIDEST,
+)
+from outlier_moe.plots.marks import LOG_TICKS, SYMLOG_TICKS
+from outlier_moe.plots.quantities import (
+    ACTIVE_PARAMETERS,
+    FRACTIONS,
+    PERPLEXITY,
+    SYSTEMATIC_FEATURES,
+    TOTAL_PARAMETERS,
+    Quantity,
+)
+from outlier_moe.plots.scatter import scatter_chart
+from outlier_moe.plots.thresholds import all_curves_chart
+from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+
+HORIZONTAL = [TOTAL_PARAMETERS, ACTIVE_PARAMETERS, PERPLEXITY]
+VERTICAL = [
+    SYSTEMATIC_FEATURES,
+    Quantity("n_pairs", "(feature, sequence) pairs", "symlog"),
+    *FRACTIONS.values(),
+    Quantity("peak_largest", "largest |x|", "log"),
+]
+
+COLUMNS = [
+    {"name": "n_systematic", "title": "features", "style": "count"},
+    {"name": "d_model_share", "title": "of d_model (%)", "style": "percent"},
+    {"name": "n_pairs", "title": "pairs", "style": "count"},
+    {"name": "layer_fraction_mean", "title": "layers, mean (%)", "style": "percent"},
+    {"name": "layer_fraction_median", "title": "layers, median (%)", "style": "percent"},
+    {"name": "position_fraction_mean", "title": "positions, mean (%)", "style": "percent"},
+    {"name": "position_fraction_median", "title": "positions, median (%)", "style": "percent"},
+    {"name": "peak_largest", "title": "largest |x|", "style": "magnitude"},
+]
+
+LABEL_RULES = {
+    "advance": ADVANCE,
+    "widest": WIDEST,
+    "gaps": GAPS,
+    "angles": ANGLES,
+    "rounds": ROUNDS,
+    "padding": PADDING,
+    "line_height": LINE_HEIGHT,
+    "leader_from": LEADER_FROM,
+    "off_the_axes": OFF_THE_AXES,
+    "over_a_line": OVER_A_LINE,
+    "leader_over_a_line": LEADER_OVER_A_LINE,
+    "leader_over_a_box": LEADER_OVER_A_BOX,
+    "nearer_to_another": NEARER_TO_ANOTHER,
+}
+
+
+def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, Any]:
+    """All that the explorer needs beside the counts, as JSON."""
+    thresholds = {name: inputs.study[name] for name in ("magnitude", "layer_fraction", "position_fraction")}
+    empty = contents.comparison.head(0)
+    return {
+        "presets": [_preset(preset, inputs) for preset in inputs.presets],
+        "default_preset": inputs.default_preset.name,
+        "thresholds": thresholds,
+        "stops": {
+            "magnitude": _magnitudes(contents.models, thresholds["magnitude"]),
+            "layers": _stops(contents.models, "least_layers", thresholds["layer_fraction"]),
+            "positions": _stops(contents.models, "least_positions", thresholds["position_fraction"]),
+        },
+        "models": [
+            {name: model.facts[name] for name in ("model", "kind", "family", "d_model", "perplexity")}
+            | {name: model.facts[name] for name in ("total_params_b", "active_params_b")}
+            for model in contents.models
+        ],
+        "fixed": _fixed(inputs, contents.comparison),
+        "columns": COLUMNS,
+        "quantities": {
+            quantity.column: {"title": quantity.title, "scale": quantity.scale, "is_fraction": quantity.is_fraction}
+            for quantity in [*HORIZONTAL, *VERTICAL]
+        },
+        "log_ticks": LOG_TICKS,
+        "symlog_ticks": SYMLOG_TICKS,
+        "templates": {
+            "scatter": scatter_chart(empty, x=TOTAL_PARAMETERS, y=SYSTEMATIC_FEATURES, height=340).to_dict(),
+            "curves": all_curves_chart({}, {}, magnitude=thresholds["magnitude"], height=340).to_dict(),
+        },
+    }
+
+
+def _preset(preset: Preset, inputs: ReportInputs) -> dict[str, Any]:
+    definition = inputs.study["filter_systematic"]["presets"][preset.name]
+    shape = shape_of(preset)
+    own = {name: definition.get(name) for name in ("magnitude", "layer_fraction", "position_fraction")}
+    return {"name": preset.name, "rule": preset.rule, "shape": shape and shape.name, **own}
+
+
+def _magnitudes(models: list[ReportedModel], study: float) -> list[float]:
+    """The edges from the highest floor on, up to where no model has anything left."""
+    if not models:
+        return [study]
+    floor = max(model.recording.run["floor"] for model in models)
+    edges = Ladder(floor=floor).edges
+    kept = [
+        float(Ladder(floor=counts.floor).edges[counts.n_edges]) for model in models for counts in model.counts.values()
+    ]
+    last = max([*kept, study])
+    return [float(edge) for edge in edges if edge <= last]
+
+
+def _stops(models: list[ReportedModel], least: str, study: float) -> list[float]:
+    """Every per cent from the least fraction that the counts answer, and the study's own."""
+    lowest = max((getattr(counts, least) for model in models for counts in model.counts.values()), default=study)
+    return sorted({percent / 100 for percent in range(1, 101) if percent / 100 >= lowest} | {study})
+
+
+def _fixed(inputs: ReportInputs, comparison: pl.DataFrame) -> dict[str, Any]:
+    """The figures of the presets that no slider moves: massive activations."""
+    figures = [column["name"] for column in COLUMNS]
+    return {
+        preset.name: {
+            first_token: {
+                row["model"]: {name: row[name] for name in figures}
+                for row in comparison.filter(preset=preset.name, first_token=first_token).iter_rows(named=True)
+            }
+            for first_token in ("included", "excluded")
+        }
+        for preset in inputs.presets
+        if shape_of(preset) is None
+    }

@@ -1,0 +1,295 @@
+"""What the tables say, in sentences: each made from numbers, with their uncertainty and the n behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from outlier_moe.filtering import Preset
+from outlier_moe.report.inputs import ReportContents, ReportInputs
+
+DEGENERATE_SHARE = 0.5
+"""A preset by which at least so many of a model's features are systematic tells them apart no more."""
+
+
+class Finding(NamedTuple):
+    """One statement."""
+
+    topic: str
+    """What it is about, in a few words."""
+    sentence: str
+    """The statement."""
+    basis: str
+    """How many models, sequences and resamples it rests on."""
+    is_caveat: bool = False
+    """Whether it says how far the others can be trusted."""
+
+
+def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
+    """Everything that these models allow to be said, the most important first."""
+    if not contents.models:
+        return []
+    preset = inputs.default_preset
+    rows = contents.comparison.filter(preset=preset.name, first_token="included")
+    intervals = _intervals(inputs, preset)
+    found = [
+        _how_many(rows, preset, intervals),
+        _how_far(rows, preset, intervals),
+        *_dense_and_moe(rows, preset),
+        *transition_findings(inputs.statistics.get("phase_transitions"), preset),
+        *_first_tokens(contents.comparison, preset),
+        *_massive(inputs, contents.comparison),
+        *_degenerate(inputs, contents.comparison),
+        *_not_finite(rows),
+        *_few_sequences(rows, inputs),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def _intervals(inputs: ReportInputs, preset: Preset) -> Mapping[tuple[str, str], tuple[float, float]]:
+    """The interval of each model's figure, where there is one."""
+    table = inputs.statistics.get("intervals")
+    if table is None:
+        return {}
+    known = table.filter(pl.col("low").is_not_null(), preset=preset.name, first_token="included")
+    rows = known.select("model", pl.col("figure").cast(pl.String), "low", "high").iter_rows()
+    return {(model, figure): (low, high) for model, figure, low, high in rows}
+
+
+def basis(rows: pl.DataFrame, preset: Preset, *, intervals: bool = False) -> str:
+    """What a statement rests on."""
+    texts = ", ".join(
+        f"{n} sequences of {tokens // n:,} tokens"
+        for n, tokens in rows.select("n_sequences", "n_tokens").unique().sort("n_sequences", "n_tokens").iter_rows()
+    )
+    end = "; intervals: 95 %, over resampled sequences" if intervals else ""
+    return f"n = {counted(len(rows), 'model')}, {texts}; preset {preset.name}{end}"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _of(part: int, whole: int) -> str:
+    """So many of all models."""
+    if whole == 1:
+        return "The one model" if part else "None of one model"
+    return f"All {whole} models" if part == whole else f"{part or 'None'} of {whole} models"
+
+
+def _with_interval(text: str, interval: tuple[float, float] | None, form: str) -> str:
+    return text if interval is None else f"{text} [{interval[0]:{form}} to {interval[1]:{form}}]"
+
+
+def _rule(preset: Preset) -> str:
+    where = f"{preset.layer_fraction:.0%} of the layers and {preset.position_fraction:.0%} of the positions"
+    return f"|x| ≥ {preset.magnitude:g} in {where}"
+
+
+def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, str], tuple[float, float]]) -> Finding:
+    ranked = rows.sort(["n_systematic", "model"], descending=[True, False]).rows(named=True)
+
+    def told(row: dict[str, Any]) -> str:
+        count = _with_interval(f"{row['n_systematic']:,}", intervals.get((row["model"], "n_systematic")), ",.0f")
+        return f"{count} in {row['model']} ({row['d_model_share']:.1%} of its {row['d_model']:,})"
+
+    if len(rows) == 1:
+        text = f"{counted(ranked[0]['n_systematic'], 'feature')} of {ranked[0]['model']} reach {_rule(preset)}"
+        text = f"{text}, {ranked[0]['d_model_share']:.1%} of its {ranked[0]['d_model']:,}."
+        interval = intervals.get((ranked[0]["model"], "n_systematic"))
+        text += f" The interval is {interval[0]:,.0f} to {interval[1]:,.0f}." if interval else ""
+        return Finding("How many", text, basis(rows, preset, intervals=bool(interval)))
+    with_some = [row for row in ranked if row["n_systematic"]]
+    if not with_some:
+        text = f"None of {len(rows)} models has a feature with {_rule(preset)}."
+        return Finding("How many", text, basis(rows, preset))
+    text = (
+        f"{_of(len(with_some), len(ranked))} have features with {_rule(preset)}: from {told(ranked[-1])} to"
+        f" {told(ranked[0])}; the median model has {rows['n_systematic'].median():,g}."
+    )
+    return Finding("How many", text, basis(rows, preset, intervals=bool(intervals)))
+
+
+def _how_far(
+    rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, str], tuple[float, float]]
+) -> Finding | None:
+    known = rows.filter(pl.col("layer_fraction_mean").is_not_null(), pl.col("position_fraction_mean").is_not_null())
+    if known.is_empty():
+        return None
+    parts = []
+    for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions")):
+        ends = known.sort([figure, "model"]).rows(named=True)
+        told = [
+            f"{_with_interval(format(row[figure], '.0%'), intervals.get((row['model'], figure)), '.0%')} in"
+            f" {row['model']}"
+            for row in ([ends[0], ends[-1]] if len(ends) > 1 else ends)
+        ]
+        parts.append(f"{' to '.join(told)} of the {noun}")
+    text = f"On average over a model's systematic features, one affects {', and '.join(parts)}."
+    return Finding("How far they reach", text, basis(known, preset, intervals=bool(intervals)))
+
+
+def _dense_and_moe(rows: pl.DataFrame, preset: Preset) -> list[Finding]:
+    """Medians side by side; the tests of `compare_dense_moe` speak for themselves."""
+    kinds = {kind: rows.filter(kind=kind) for kind in ("dense", "moe")}
+    if any(part.is_empty() for part in kinds.values()):
+        return []
+    names = {"dense": "dense", "moe": "MoE"}
+
+    def told(column: str, form: str) -> str:
+        medians = {kind: part.select(pl.col(column).cast(pl.Float64).median()).item() for kind, part in kinds.items()}
+        return " against ".join(
+            f"{'none' if median is None else format(median, form)} ({names[kind]})" for kind, median in medians.items()
+        )
+
+    text = (
+        f"The median model has {told('n_systematic', ',g')} systematic features, which affect on average"
+        f" {told('layer_fraction_mean', '.0%')} of the layers and {told('position_fraction_mean', '.0%')} of the"
+        " positions. Models of one kind differ in size and family too: medians alone do not say what sparsity does."
+    )
+    sizes = " and ".join(f"{len(part)} {names[kind]}" for kind, part in kinds.items())
+    return [Finding("Dense against MoE", text, f"n = {sizes} models; preset {preset.name}")]
+
+
+_AXES = {"total_params_b": "total parameters", "active_params_b": "active parameters", "perplexity": "perplexity"}
+_MEASURES = {
+    "layer_fraction_mean": "the share of layers",
+    "position_fraction_mean": "the share of positions",
+    "n_systematic": "the number of systematic features",
+}
+
+
+def transition_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
+    """What `test_phase_transition` says of all models: one statement an axis.
+
+    Args:
+        table: `schemas_comparison.PhaseTransition`, if there is one.
+        preset: The preset to speak of.
+    """
+    if table is None:
+        return []
+    chosen = table.filter(preset=preset.name, first_token="included", group="all").with_columns(
+        pl.col("x", "y").cast(pl.String)
+    )
+    found = []
+    for axis, name in _AXES.items():
+        rows = [row for row in chosen.filter(x=axis).iter_rows(named=True) if row["y"] in _MEASURES]
+        if rows:
+            text = " ".join(_of_transition(row, name) for row in rows)
+            n = max(row["n_models"] for row in rows)
+            rest = (
+                f"q-values account for all {len(table)} tests of the table"
+                if any(r["q_value"] for r in rows)
+                else "no test"
+            )
+            found.append(Finding(f"A phase transition in {name}?", text, f"n = {counted(n, 'model')}; {rest}"))
+    return found
+
+
+def _of_transition(row: Mapping[str, Any], axis: str) -> str:
+    what = _MEASURES[row["y"]]
+    if row["p_value"] is None:
+        return f"Of {what} nothing can be said: {row['reason']}."
+    tests = f"p = {row['p_value']:.2g}, q = {row['q_value']:.2g}"
+    if row["kendall_tau"] is not None:
+        tests += f", Kendall's τ = {row['kendall_tau']:.2f}"
+    match row["verdict"]:
+        case "jump":
+            where = f"{row['location']:.3g}" + _range(row["location_low"], row["location_high"], ".3g")
+            levels = f"from {row['before']:.3g} to {row['after']:.3g}"
+            return f"{what.capitalize()} jumps at {axis} of {where}, {levels} ({tests})."
+        case "trend":
+            return f"{what.capitalize()} follows {axis} gradually, without a jump ({tests})."
+        case "undecided":
+            return f"{what.capitalize()} depends on {axis}, and too few models say how ({tests})."
+        case _:
+            seen = row["detectable_jump"]
+            power = f"; a jump of {seen:.3g} would have been seen {row['power']:.0%} of the time" if seen else ""
+            return f"{what.capitalize()} shows no dependence on {axis} ({tests}{power})."
+
+
+def _range(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
+
+
+def _first_tokens(comparison: pl.DataFrame, preset: Preset) -> list[Finding]:
+    chosen = comparison.filter(preset=preset.name).select("model", "first_token", "n_systematic", "peak_largest")
+    both = chosen.filter(first_token="included").join(
+        chosen.filter(first_token="excluded"), on="model", suffix="_later"
+    )
+    if both.is_empty():
+        return []
+    change = both.with_columns(lost=pl.col("n_systematic").cast(pl.Int64) - pl.col("n_systematic_later").cast(pl.Int64))
+    changed = change.filter(pl.col("lost") != 0).sort([pl.col("lost").abs(), "model"], descending=[True, False])
+    if changed.is_empty():
+        text = "Without each sequence's first token, where attention sinks sit, every count stays the same."
+    else:
+        row = changed.row(0, named=True)
+        text = (
+            "Without each sequence's first token, where attention sinks sit, the count changes in"
+            f" {_of(len(changed), len(both)).lower()}, most in {row['model']}: from {row['n_systematic']:,} to"
+            f" {row['n_systematic_later']:,}."
+        )
+    return [Finding("First tokens", text, f"n = {counted(len(both), 'model')}; preset {preset.name}")]
+
+
+def _massive(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
+    found = []
+    for preset in inputs.presets:
+        rows = comparison.filter(preset=preset.name, first_token="included")
+        if preset.rule != "massive" or rows.is_empty():
+            continue
+        some = rows.filter(pl.col("n_systematic") > 0).sort(["peak_largest", "model"], descending=[True, False])
+        rule = f"|x| > {preset.magnitude:g} and {preset.median_ratio:,g} times the median"
+        text = f"{_of(len(some), len(rows))} have massive activations ({rule})."
+        if len(some):
+            row = some.row(0, named=True)
+            text += f" The largest is {row['peak_largest']:,.0f}, in {row['model']}."
+        found.append(Finding("Massive activations", text, f"n = {counted(len(rows), 'model')}; preset {preset.name}"))
+    return found
+
+
+def _degenerate(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
+    """Presets that call most features systematic, which is why there are others."""
+    found = []
+    for preset in inputs.presets:
+        rows = comparison.filter(preset=preset.name, first_token="included")
+        most = rows.filter(pl.col("d_model_share") >= DEGENERATE_SHARE).sort(
+            ["d_model_share", "model"], descending=[True, False]
+        )
+        if most.is_empty():
+            continue
+        row = most.row(0, named=True)
+        text = (
+            f"By the preset {preset.name} at least half of all features are systematic in"
+            f" {_of(len(most), len(rows)).lower()} (in {row['model']} {row['n_systematic']:,} of {row['d_model']:,});"
+            " there it does not tell outliers from the rest."
+        )
+        found.append(Finding("Where a definition says nothing", text, f"n = {counted(len(rows), 'model')}", True))
+    return found
+
+
+def _not_finite(rows: pl.DataFrame) -> list[Finding]:
+    some = rows.filter(pl.col("n_nonfinite") > 0)
+    if some.is_empty():
+        return []
+    told = ", ".join(f"{n:,} in {model}" for model, n in some.select("model", "n_nonfinite").iter_rows())
+    text = f"Some activations are NaN or infinite and in no figure: {told}."
+    return [Finding("Not finite", text, f"n = {counted(len(rows), 'model')}", True)]
+
+
+def _few_sequences(rows: pl.DataFrame, inputs: ReportInputs) -> list[Finding]:
+    least, most = int(rows["n_sequences"].min() or 0), int(rows["n_sequences"].max() or 0)  # type: ignore[arg-type]
+    n = f"{least}" if least == most else f"{least} to {most}"
+    text = (
+        f"Each model read {n} sequence{'' if n == '1' else 's'}: intervals and tests speak of other sequences of the"
+        " same kind of text, and of nothing beyond it."
+    )
+    if "intervals" not in inputs.statistics:
+        text += " No intervals were computed for this report."
+    elif most < 30:
+        text += f" With {n} of them an interval's ends are rough, and what is pooled by union can only grow with more."
+    return [Finding("How much text", text, f"n = {counted(len(rows), 'model')}", True)]

@@ -1,0 +1,182 @@
+"""What the report is made of, read from the tables; what cannot be read or compared is left out, and said to be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from outlier_moe.edge_counts import CountShape, read_edge_counts
+from outlier_moe.edge_counts.coding import StoredCounts
+from outlier_moe.errors import StudyError
+from outlier_moe.filtering import Preset, presets
+from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.statistics.comparable import on_one_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one model."""
+
+    outliers: Path
+    """Its recording."""
+    systematic: Path
+    """`schemas.Systematic`."""
+    edge_counts: Path
+    """Its counts at every edge."""
+    layer_peaks: Path
+    """The largest |x| of each feature at each tap and layer: `peaks_by_layer`."""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything that a report is made of."""
+
+    models: pl.DataFrame
+    """`schemas.ModelComparison`."""
+    files: Mapping[str, ModelFiles]
+    """The files of each of its models."""
+    study: Mapping[str, Any]
+    """`magnitude`, `layer_fraction`, `position_fraction`, `filter_systematic` and `compare_models` of the study."""
+    statistics: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """The tables of `schemas_comparison` that there are, by the names of their files."""
+    skipped: Sequence[str] = ()
+    """Models of the study that do not exist, each with its reason."""
+
+    @cached_property
+    def presets(self) -> list[Preset]:
+        """The definitions of the study."""
+        return presets(self.study)
+
+    @property
+    def default_preset(self) -> Preset:
+        """The one that is shown first."""
+        name = self.study["compare_models"]["default_preset"]
+        return next(preset for preset in self.presets if preset.name == name)
+
+
+class LeftOut(NamedTuple):
+    """Something that the report does not speak of."""
+
+    what: str
+    """The models, or the comparison."""
+    reason: str
+    """Why."""
+
+
+@dataclass(frozen=True)
+class ReportedModel:
+    """One model with its tables."""
+
+    facts: Mapping[str, Any]
+    """Its row of the comparison, the figures of any preset aside."""
+    recording: Recording
+    """Its recording."""
+    counts: Mapping[CountShape, StoredCounts]
+    """Its counts at every edge."""
+    files: ModelFiles
+    """Where its tables are."""
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.facts["model"]
+
+    @cached_property
+    def systematic(self) -> pl.DataFrame:
+        """Its features, by every preset."""
+        return pl.read_parquet(self.files.systematic)
+
+    @property
+    def counts_documents(self) -> dict[str, Any]:
+        """Its counts as they lie in their file, by shape."""
+        return json.loads(self.files.edge_counts.read_text())["shapes"]
+
+
+class ReportContents(NamedTuple):
+    """What could be read."""
+
+    models: list[ReportedModel]
+    """The models that the report speaks of, in the comparison's order."""
+    comparison: pl.DataFrame
+    """Their rows of the comparison."""
+    left_out: list[LeftOut]
+    """The rest, and what cannot be compared."""
+
+
+def read_contents(inputs: ReportInputs) -> ReportContents:
+    """Read the tables of all models; each thing left out is also a line in the log."""
+    left_out = [LeftOut(*skipped.split(": ", 1)) for skipped in inputs.skipped]
+    comparable = on_one_text(inputs.models)
+    left_out += [LeftOut(*row) for row in comparable.left_out.select("model", "reason").iter_rows()]
+    facts = comparable.comparison.unique("model", keep="first", maintain_order=True)
+    models = []
+    for row in facts.iter_rows(named=True):
+        try:
+            models.append(_reported(row, inputs.files[row["model"]]))
+        except StudyError as error:
+            left_out.append(LeftOut(row["model"], " ".join(str(error).split())))
+    comparison = comparable.comparison.filter(pl.col("model").is_in([model.name for model in models]))
+    left_out += _what_is_missing(models)
+    for item in left_out:
+        log.warning("left out of the report: %s: %s", item.what, item.reason)
+    return ReportContents(models, comparison, left_out)
+
+
+def _reported(facts: Mapping[str, Any], files: ModelFiles) -> ReportedModel:
+    return ReportedModel(facts, read_recording(files.outliers), read_edge_counts(files.edge_counts), files)
+
+
+def _what_is_missing(models: list[ReportedModel]) -> list[LeftOut]:
+    """The comparisons that these models do not allow, or only in part."""
+    if not models:
+        return [LeftOut("everything", "no model of the study is done yet; run snakemake and look again")]
+    found = []
+    if len(models) == 1:
+        found.append(LeftOut("comparisons of models", f"there is one model only, {models[0].name}"))
+    else:
+        kinds = {model.facts["kind"] for model in models}
+        for kind, name in (("moe", "MoE"), ("dense", "dense")):
+            if kind not in kinds:
+                found.append(LeftOut("dense against MoE", f"no {name} model is among the {len(models)}"))
+    silent = [model.name for model in models if model.facts["perplexity"] is None]
+    if silent:
+        found.append(LeftOut("pictures against perplexity", f"no loss was recorded for {', '.join(silent)}"))
+    found += _other_floors(models)
+    found += _other_versions(models)
+    return found
+
+
+def _other_floors(models: list[ReportedModel]) -> list[LeftOut]:
+    by_floor: dict[float, list[str]] = defaultdict(list)
+    for model in models:
+        by_floor[model.recording.run["floor"]].append(model.name)
+    if len(by_floor) < 2:
+        return []
+    top = max(by_floor)
+    names = ", ".join(by_floor[top])
+    return [
+        LeftOut(f"magnitudes below {top:g}", f"{names} recorded nothing below that floor, so that sliders start there")
+    ]
+
+
+def _other_versions(models: list[ReportedModel]) -> list[LeftOut]:
+    """Not left out, but said: libraries compute the same model with other rounding."""
+    found = []
+    for library in ("outlier_moe", "transformers", "torch"):
+        by_version: dict[str, list[str]] = defaultdict(list)
+        for model in models:
+            by_version[str(model.recording.run.get("versions", {}).get(library, "unknown"))].append(model.name)
+        if len(by_version) > 1:
+            listed = "; ".join(f"{version}: {', '.join(names)}" for version, names in sorted(by_version.items()))
+            found.append(LeftOut(f"exact equality across versions of {library}", f"recorded with {listed}"))
+    return found

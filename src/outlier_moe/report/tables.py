@@ -1,0 +1,232 @@
+"""The report's tables: figures with their intervals, and where everything came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from outlier_moe.plots.positions import with_place_kind
+from outlier_moe.presentation import Column
+from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+
+MOST_PEAKS = 15
+
+
+class Cell(NamedTuple):
+    """One cell."""
+
+    text: str
+    """What it shows."""
+    sort: str = ""
+    """What it is sorted by."""
+    kind: str = ""
+    """Its classes in the page's style: number, wrap, token, kind."""
+    interval: str = ""
+    """An interval beside the figure."""
+
+
+class Table(NamedTuple):
+    """A table of the page."""
+
+    id: str
+    title: str
+    text: str
+    """What stands above it."""
+    heads: list[tuple[str, bool]]
+    """Headings, and whether numbers stand below."""
+    rows: list[list[Cell]]
+
+
+COMPARISON = {
+    "model": Column("model"),
+    "kind": Column("kind"),
+    "family": Column("family"),
+    "total_params_b": Column("total (B)", "decimal"),
+    "active_params_b": Column("active (B)", "decimal"),
+    "perplexity": Column("perplexity", "decimal"),
+    "n_systematic": Column("systematic features", "count"),
+    "d_model_share": Column("of d_model (%)", "percent"),
+    "n_pairs": Column("(feature, sequence) pairs", "count"),
+    "layer_fraction_mean": Column("layers, mean (%)", "percent"),
+    "layer_fraction_median": Column("layers, median (%)", "percent"),
+    "position_fraction_mean": Column("positions, mean (%)", "percent"),
+    "position_fraction_median": Column("positions, median (%)", "percent"),
+    "position_fraction_per_site_mean": Column("positions per site, mean (%)", "percent"),
+    "peak_largest": Column("largest |x|", "magnitude"),
+    "n_values": Column("outlier values", "count"),
+}
+
+
+def comparison_tables(inputs: ReportInputs, contents: ReportContents) -> list[Table]:
+    """The comparison, a table for each preset, first tokens included and excluded."""
+    intervals = inputs.statistics.get("intervals")
+    known: Mapping[tuple[str, ...], tuple[float, float]] = {}
+    if intervals is not None:
+        columns = ["model", "preset", "first_token", "figure"]
+        rows = intervals.filter(pl.col("low").is_not_null()).select(pl.col(columns).cast(pl.String), "low", "high")
+        known = {row[:4]: row[4:] for row in rows.iter_rows()}
+    names = [name for name in COMPARISON if name in contents.comparison.columns]
+    tables = []
+    for preset in inputs.presets:
+        for first_token in ("included", "excluded"):
+            rows = contents.comparison.filter(preset=preset.name, first_token=first_token)
+            shown = [name for name in names if not rows[name].is_null().all()]
+            tables.append(
+                Table(
+                    id=f"{preset.name}-{first_token}",
+                    title=f"{preset.name}, first tokens {first_token}",
+                    text="",
+                    heads=[(COMPARISON[name].title, COMPARISON[name].style != "text") for name in shown],
+                    rows=[
+                        [
+                            _figure(row, name, known.get((row["model"], preset.name, first_token, name)))
+                            for name in shown
+                        ]
+                        for row in rows.iter_rows(named=True)
+                    ],
+                )
+            )
+    return tables
+
+
+def _figure(row: Mapping[str, Any], name: str, interval: tuple[float, float] | None) -> Cell:
+    column, value = COMPARISON[name], row[name]
+    kind = name if name == "kind" else "" if column.style == "text" else "number"
+    text = "" if interval is None else " to ".join(column.written(_like(value, end)) for end in interval)
+    return Cell(column.written(value), "" if value is None else str(value), kind, text)
+
+
+def _like(value: object, end: float) -> float | int:
+    return round(end) if isinstance(value, int) else end
+
+
+STATISTICS = {
+    "dense_moe": ("Dense against MoE", "Rank tests and effect sizes at matched size or perplexity."),
+    "pairs": ("Nearest pairs", "Each MoE model beside the dense models nearest to it."),
+    "differences": ("Differences of models", "With intervals from resampled sequences, paired on the same text."),
+    "phase_transitions": ("Is there a jump?", "Permutation tests for a change point, and the jump that could be seen."),
+    "trends": ("Four descriptions of each figure", "Compared by their AICc."),
+    "stability": ("With fewer sequences", "How the figures move with the number of sequences."),
+    "verification": ("Against what others published", "Reproduced, not reproduced, or not comparable, and why."),
+    "super_experts": ("Super experts", "By the published rule."),
+}
+"""The tables of statistics that the page shows if they are there, by the names of their files."""
+MOST_ROWS = 400
+
+
+def statistics_tables(inputs: ReportInputs) -> list[Table]:
+    """The tables of statistics, those of the default preset only where they have a preset."""
+    tables = []
+    for name, (title, text) in STATISTICS.items():
+        frame = inputs.statistics.get(name)
+        if frame is None or frame.is_empty():
+            continue
+        if "preset" in frame.columns:
+            frame = frame.filter(pl.col("preset") == inputs.default_preset.name)
+            text = f"{text} Preset {inputs.default_preset.name}."
+        if "first_token" in frame.columns:
+            frame = frame.filter(pl.col("first_token").cast(pl.String) == "included")
+        more = f" The first {MOST_ROWS} of {len(frame):,} rows; the file has all." if len(frame) > MOST_ROWS else ""
+        tables.append(_plain(name, title, text + more, frame.head(MOST_ROWS)))
+    return tables
+
+
+def _plain(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
+    shown = [
+        column
+        for column, dtype in frame.schema.items()
+        if not isinstance(dtype, pl.List)
+        and not frame[column].is_null().all()
+        and column not in ("preset", "first_token")
+    ]
+    is_number = {column: frame.schema[column].is_numeric() for column in shown}
+    return Table(
+        id=name,
+        title=title,
+        text=text,
+        heads=[(column.replace("_", " "), is_number[column]) for column in shown],
+        rows=[
+            [_plain_cell(value, is_number[column]) for column, value in zip(shown, row, strict=True)]
+            for row in frame.select(shown).iter_rows()
+        ],
+    )
+
+
+def _plain_cell(value: object, is_number: bool) -> Cell:
+    if value is None:
+        return Cell("–")
+    if isinstance(value, float):
+        return Cell(f"{value:.4g}", str(value), "number")
+    text = str(value)
+    return Cell(text, text, "number" if is_number else "wrap" if len(text) > 40 else "")
+
+
+def peaks_table(model: ReportedModel) -> Table:
+    """A model's largest activations, with the tokens they lie at."""
+    peaks = with_place_kind(model.recording.peaks())
+    size = pl.col("value").abs()
+    rows = peaks.sort([size, "tap", "layer", "sequence"], descending=[True, False, False, False]).head(MOST_PEAKS)
+    heads = ["|x|", "tap", "layer", "feature", "sequence", "position", "token", "at"]
+    return Table(
+        id=f"peaks-{model.name}",
+        title="Largest activations",
+        text="",
+        heads=[(head, head not in ("tap", "token", "at")) for head in heads],
+        rows=[
+            [
+                Cell(f"{abs(row['value']):,.1f}", str(abs(row["value"])), "number"),
+                Cell(row["tap"], row["tap"]),
+                *(Cell(str(row[name]), str(row[name]), "number") for name in heads[2:6]),
+                Cell(row["text"].replace("\n", "↵") or "∅", row["text"], "token"),
+                Cell(row["place"], row["place"]),
+            ]
+            for row in rows.iter_rows(named=True)
+        ],
+    )
+
+
+def provenance_table(models: list[ReportedModel]) -> Table:
+    """Where every model's figures came from."""
+    heads = [
+        "model",
+        "source",
+        "dtype",
+        "device",
+        "mode",
+        "text",
+        "sequences",
+        "floor",
+        "transformers",
+        "torch",
+        "time (s)",
+    ]
+    rows = []
+    for model in models:
+        run = model.recording.run
+        versions = run.get("versions", {})
+        source = run.get("source", {})
+        where = source.get("repo") or source.get("package") or source.get("path") or source.get("kind") or "–"
+        revision = str(source.get("revision") or source.get("version") or "")[:12]
+        told = [
+            model.name,
+            f"{where}@{revision}" if revision else str(where),
+            run.get("dtype", "–"),
+            run.get("device", "–"),
+            run.get("mode", "–"),
+            run["tokens"]["corpus_sha256"][:12],
+            f"{run['n_sequences']} × {run['sequence_length']}",
+            f"{run['floor']:g}",
+            versions.get("transformers", "–"),
+            versions.get("torch", "–"),
+            f"{run['time_run_s']:.0f}" if "time_run_s" in run else "–",
+        ]
+        rows.append([Cell(str(text), str(text)) for text in told])
+    return Table("provenance-table", "Where the figures come from", "", [(head, False) for head in heads], rows)
+
+
+def run_documents(models: list[ReportedModel]) -> list[tuple[str, str]]:
+    """Each model's run.json, for reading."""
+    return [(model.name, json.dumps(model.recording.run, indent=1)) for model in models]
