@@ -145,6 +145,11 @@ def _count(
 
 
 @compiled
+def _histogram(n_lanes: int) -> UInt16[np.ndarray, "step lane"]:
+    return np.zeros((N_EDGES + 1, n_lanes), np.uint16)
+
+
+@compiled
 def _group_lanes(n_lanes: int) -> UInt32[np.ndarray, " group"]:
     """The first lane of each group of a tile."""
     return (np.arange(0, ROWS * n_lanes, GROUP) % n_lanes).astype(np.uint32)
@@ -205,10 +210,13 @@ def _add_powers(values: Float32[np.ndarray, "row lane"], sums: Float64[np.ndarra
 
 @compiled
 def _write_lists(
-    histogram: UInt16[np.ndarray, "step lane"], n_lanes: int, n_positions: UInt16[np.ndarray, " room"], n_written: int
+    histogram: UInt16[np.ndarray, "step lane"],
+    top_step: UInt8[np.ndarray, " lane"],
+    n_positions: UInt16[np.ndarray, " room"],
+    n_written: int,
 ) -> int:
-    """Append each feature's counts at the edges up to its top step; returns how many there are by now."""
-    for f in range(n_lanes):
+    """Write each feature's top step and append its counts at the edges up to it; returns how many there are by now."""
+    for f in range(len(top_step)):
         top = N_EDGES
         while top > 0 and histogram[top, f] == 0:
             top -= 1
@@ -216,6 +224,7 @@ def _write_lists(
         for step in range(top, 0, -1):
             total += histogram[step, f]
             n_positions[n_written + step - 1] = total
+        top_step[f] = top
         n_written += top
     return n_written
 
@@ -283,6 +292,7 @@ def tally_features(
     begin: int,
     end: int,
     peaks: UInt32[np.ndarray, "what=4 feature"],
+    top_step: UInt8[np.ndarray, " feature"],
     sums: Float64[np.ndarray, "power=4 feature"],
     n_nonfinite: Int64[np.ndarray, " feature"],
 ) -> tuple[UInt16[np.ndarray, " count"], UInt32[np.ndarray, " inside"], int]:
@@ -298,6 +308,7 @@ def tally_features(
         begin: The first feature.
         end: The one after the last.
         peaks: Filled with |x| at position 0, the largest later |x|, its position, and x where |x| peaks; as bits.
+        top_step: Filled with the largest step, which is how many counts a feature has.
         sums: Filled with the sums of x, x**2, x**3, x**4.
         n_nonfinite: Filled with the number of values left out.
 
@@ -315,7 +326,7 @@ def tally_features(
         f1 = begin + (end - begin) * (block + 1) // n_blocks
         n, n_lanes = f1 - f0, (f1 - f0 + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
         peak, power = np.zeros((4, n_lanes), np.uint32), np.zeros((4, n_lanes))
-        dropped, histogram = np.zeros(n_lanes, np.int64), np.zeros((N_EDGES + 1, n_lanes), np.uint16)
+        dropped, histogram = np.zeros(n_lanes, np.int64), _histogram(n_lanes)
         n_inside, n_more = _tally_block(
             bits, kind, divisors, union, floor_rung, bracket, f0, f1, peak, power, dropped, histogram, inside, n_inside
         )
@@ -325,7 +336,7 @@ def tally_features(
             sign = np.uint32(bits[position, f0 + f]) >> np.uint32(31 if kind == FLOAT32 else 15)
             peak[3, f] = max(peak[0, f], peak[1, f]) | sign << np.uint32(31)
         peaks[:, f0:f1], sums[:, f0:f1], n_nonfinite[f0:f1] = peak[:, :n], power[:, :n], dropped[:n]
-        n_written = _write_lists(histogram, n, n_positions, n_written)
+        n_written = _write_lists(histogram, top_step[f0:f1], n_positions, n_written)
     if not _has_room(inside, n_inside):
         n_below = -1
     return n_positions[:n_written].copy(), inside[:n_inside].copy(), n_below
@@ -338,29 +349,49 @@ def token_rms(bits: Bits, kind: int, begin: int, end: int, rms: Divisors) -> Non
     The squares are added as a balanced tree over the features padded to a power of two: every implementation can do
     the same additions in the same order, and its sums are the same to the last bit.
     """
-    n_features = bits.shape[1]
-    half = 1
+    n_features, half = bits.shape[1], 64
     while 2 * half < n_features:
         half *= 2
-    row, sums = np.zeros((1, 2 * half), np.uint32), np.zeros(half)
-    lower, upper = row[0, :half].view(np.float32), row[0, half:].view(np.float32)
-    ones, steps = np.ones(len(bits), np.float32), np.empty(2 * half, np.uint8)
+    tile, ones = np.zeros((1, 2 * half), np.uint32), np.ones(len(bits), np.float32)
+    lower, upper = tile[0, :half].view(np.float32), tile[0, half:].view(np.float32)
+    sums, n_nonfinite = np.zeros(half), np.zeros(2 * half, np.int64)
     for p in range(begin, end):
-        _read(bits, kind, ones, p, 0, n_features, row)
-        n_nonfinite = np.zeros(0, np.int64)
-        if _to_steps(row[0], 0, steps)[0] >= INFINITE_RUNG:
-            n_nonfinite = np.zeros(2 * half, np.int64)
-            _clear_nonfinite(row, n_nonfinite)
+        _read(bits, kind, ones, p, 0, n_features, tile)
+        n_finite = n_features
+        if _top_rung(tile[0]) >= INFINITE_RUNG:
+            n_nonfinite[:] = 0
+            _clear_nonfinite(tile, n_nonfinite)
+            n_finite -= n_nonfinite.sum()
         for f in range(half):
             sums[f] = np.float64(lower[f]) * np.float64(lower[f]) + np.float64(upper[f]) * np.float64(upper[f])
         span = half // 2
-        while span > 0:
+        while span >= 64:
             rest = sums[span : 2 * span]
             for f in range(span):
                 sums[f] += rest[f]
             span //= 2
-        root = np.float32(math.sqrt(sums[0] / max(n_features - n_nonfinite.sum(), 1)))
+        root = np.float32(math.sqrt(_sum_of_64(sums) / max(n_finite, 1)))
         rms[p] = root if root > 0 else np.float32(np.inf)
+
+
+@compiled
+def _top_rung(row: UInt32[np.ndarray, " lane"]) -> int:
+    top = np.uint32(0)
+    for f in range(len(row)):
+        top = max(top, np.uint32(row[f] & MAGNITUDE))
+    return top >> np.uint32(FLOAT32_SHIFT)
+
+
+@compiled
+def _sum_of_64(sums: Float64[np.ndarray, " lane"]) -> np.float64:
+    # Each loop's length stands in the code, so that the compiler unrolls it.
+    for f in range(32):
+        sums[f] += sums[f + 32]
+    for f in range(16):
+        sums[f] += sums[f + 16]
+    for f in range(8):
+        sums[f] += sums[f + 8]
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
 
 
 @compiled
@@ -380,7 +411,7 @@ def sample(bits: Bits, kind: int, divisors: Divisors, runs: UInt32[np.ndarray, "
 
 @compiled
 def median_by_digits(bits: Bits, kind: int, divisors: Divisors, rank: int) -> np.uint32:
-    """The magnitude of a rank among all, as bits: its digits from the top, in three slow passes, whatever the values."""
+    """The magnitude of a rank among all, as bits: its digits from the top, in three slow passes whatever they are."""
     tile = np.empty((1, bits.shape[1]), np.uint32)
     row = tile[0]
     prefix, n_known = np.uint64(0), 0
@@ -424,23 +455,27 @@ def central_sums(
 
 @compiled
 def tally_union(
-    union: UInt8[np.ndarray, "position feature"], later: UInt8[np.ndarray, " feature"]
+    union: UInt8[np.ndarray, "position feature"],
+    top_step: UInt8[np.ndarray, " feature"],
+    later_top_step: UInt8[np.ndarray, " feature"],
 ) -> UInt16[np.ndarray, " count"]:
-    """The counts at the edges, feature after feature; fills `later` with the top steps after position 0."""
+    """The counts at the edges, feature after feature; fills in the top steps, of all positions and of those from 1."""
     n_rows, n_features = union.shape
     n_lanes = (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
-    steps, top = np.zeros((ROWS, n_lanes), np.uint8), np.zeros(n_lanes, np.uint8)
-    histogram, lanes = np.zeros((N_EDGES + 1, n_lanes), np.uint16), _group_lanes(n_lanes)
+    steps, histogram, lanes = np.zeros((ROWS, n_lanes), np.uint8), _histogram(n_lanes), _group_lanes(n_lanes)
     groups = np.empty(len(lanes), np.uint32)
+    later_top_step[:] = 0
     for p0 in range(0, n_rows, ROWS):
         n = min(ROWS, n_rows - p0)
         steps[n:] = 0
-        steps[:n, :n_features] = union[p0 : p0 + n]
-        _count(steps.reshape(steps.size), histogram, groups, lanes)
+        for r in range(n):
+            row, seen = steps[r, :n_features], union[p0 + r]
+            for f in range(n_features):
+                row[f] = seen[f]
         for r in range(1 if p0 == 0 else 0, n):
             row = steps[r]
-            for f in range(n_lanes):
-                top[f] = max(top[f], row[f])
-    later[:] = top[:n_features]
+            for f in range(n_features):
+                later_top_step[f] = max(later_top_step[f], row[f])
+        _count(steps.reshape(steps.size), histogram, groups, lanes)
     n_positions = np.empty(n_features * N_EDGES, np.uint16)
-    return n_positions[: _write_lists(histogram, n_features, n_positions, 0)].copy()
+    return n_positions[: _write_lists(histogram, top_step, n_positions, 0)].copy()

@@ -154,12 +154,14 @@ def _to_host(tallies: list[_SequenceTally]) -> Tally:
     later = (key >> KEY_SHIFT).astype(np.uint32).view(np.float32)
     position = np.where(later > 0, LAST_POSITION - ((key >> 1) & LAST_POSITION), 0).astype(np.uint16)
     later_value = np.where(key & 1, -later, later)
+    top_step = _top_step(histogram)
     return Tally(
         first=np.abs(first),
         later=later,
         later_position=position,
         peak_value=np.where(np.abs(first) >= later, first, later_value),
-        n_positions=_at_least(histogram, _top_step(histogram)),
+        top_step=top_step,
+        n_positions=_at_least(histogram, top_step),
         sums=sums,
         n_nonfinite=n_nonfinite,
         median=median,
@@ -188,7 +190,6 @@ def sketch_site(
     tallies = [_tally_sequence(rows, ladder, seen) for rows, seen in zip(sequences, unions, strict=True)]
     return site_sketch(
         _to_host(tallies),
-        ladder=ladder,
         n_positions=x.shape[1],
         central_sums=lambda s, centre: _central_sums(sequences[s], centre),
     )
@@ -206,4 +207,5 @@ def sketch_union(union: UInt8[Tensor, "sequence position feature"]) -> UnionSket
     first = union[:, 0].cpu().numpy()
     later = histogram.copy()
     np.put_along_axis(later, first[:, None], np.take_along_axis(later, first[:, None], 1) - 1, 1)
-    return union_sketch(first, _top_step(later), _at_least(histogram, _top_step(histogram)))
+    top = _top_step(histogram)
+    return union_sketch(top, first, _top_step(later), _at_least(histogram, top))

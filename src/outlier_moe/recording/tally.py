@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8, UInt16, UInt32, UInt64
 
-from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
-
 # Central moments from sums of powers lose digits to cancellation where the mean is large beside the spread; below this
 # share of the mean square the sums are taken again about the mean.
 SMALLEST_VARIANCE_SHARE = 0.25
@@ -85,8 +83,10 @@ class Tally(NamedTuple):
     """The first position that has it; 0 where `later` is 0."""
     peak_value: Float32[np.ndarray, "sequence feature"]
     """x where |x| peaks first, with its sign."""
-    n_positions: UInt16[np.ndarray, " value"]
-    """For every sequence, every feature, every step from 1 to the peak's: positions whose step is at least that."""
+    top_step: UInt8[np.ndarray, "sequence feature"]
+    """The largest step of the ladder."""
+    n_positions: UInt16[np.ndarray, " count"]
+    """For every sequence, every feature, every step from 1 to the top one: positions whose step is at least that."""
     sums: Float64[np.ndarray, "sequence power=4 feature"]
     """Sums over positions of x, x**2, x**3, x**4."""
     n_nonfinite: Int64[np.ndarray, "sequence feature"]
@@ -94,16 +94,9 @@ class Tally(NamedTuple):
     """The lower median of |x|; 0 if no value is finite."""
 
 
-def steps_of(magnitude: Float32[np.ndarray, "*shape"], ladder: Ladder) -> UInt8[np.ndarray, "*shape"]:
-    """The ladder's step of each finite magnitude."""
-    rungs = (magnitude.view(np.uint32) >> FLOAT32_SHIFT).astype(np.int64)
-    return np.clip(rungs - ladder.floor_rung + 1, 0, N_EDGES).astype(np.uint8)
-
-
 def site_sketch(
     tally: Tally,
     *,
-    ladder: Ladder,
     n_positions: int,
     central_sums: Callable[[int, np.float32], Float64[np.ndarray, " power=4"]],
 ) -> SiteSketch:
@@ -111,49 +104,45 @@ def site_sketch(
 
     Args:
         tally: What an implementation counted in the chunk.
-        ladder: The ladder it counted on.
         n_positions: Positions of each sequence.
         central_sums: Sums over all finite values of one sequence of (x - centre)**1 to 4, for a given centre.
     """
-    peak = np.maximum(tally.first, tally.later)
-    steps = steps_of(peak, ladder)
-    sequence, feature = np.nonzero(steps)
-    at = (sequence, feature)
-    at_first = tally.first[at] >= tally.later[at]
+    at = np.nonzero(tally.top_step)
+    first, later = tally.first[at], tally.later[at]
     finite = n_positions - tally.n_nonfinite
     summaries = [
         _summary(sums, counts, lambda centre, s=s: central_sums(s, centre))
         for s, (sums, counts) in enumerate(zip(tally.sums, finite, strict=True))
     ]
-    rms, feature_kurtosis, kurtosis = np.array(summaries).reshape(-1, 3).T
+    rms, feature_kurtosis, excess_kurtosis = np.array(summaries).reshape(-1, 3).T
     return SiteSketch(
-        sequence=sequence.astype(np.uint16),
-        feature=feature.astype(np.uint32),
-        peak=peak[at],
-        peak_position=np.where(at_first, 0, tally.later_position[at]).astype(np.uint16),
+        sequence=at[0].astype(np.uint16),
+        feature=at[1].astype(np.uint32),
+        peak=np.maximum(first, later),
+        peak_position=np.where(first >= later, np.uint16(0), tally.later_position[at]),
         peak_value=tally.peak_value[at],
-        first_token_magnitude=tally.first[at],
-        later_peak=tally.later[at],
+        first_token_magnitude=first,
+        later_peak=later,
         later_peak_position=tally.later_position[at],
         n_positions=tally.n_positions,
-        offsets=_offsets(steps[at]),
+        offsets=_offsets(tally.top_step[at]),
         rms=rms,
         median_magnitude=tally.median,
-        top_magnitude=peak.max(axis=1),
+        top_magnitude=np.maximum(tally.first.max(axis=1), tally.later.max(axis=1)),
         kurtosis_of_feature_rms=feature_kurtosis,
-        excess_kurtosis=kurtosis,
+        excess_kurtosis=excess_kurtosis,
         n_nonfinite=tally.n_nonfinite.sum(axis=1).astype(np.uint64),
-        n_features=peak.shape[1],
+        n_features=tally.first.shape[1],
     )
 
 
 def union_sketch(
+    top: UInt8[np.ndarray, "sequence feature"],
     first: UInt8[np.ndarray, "sequence feature"],
     later: UInt8[np.ndarray, "sequence feature"],
-    n_positions: UInt16[np.ndarray, " value"],
+    n_positions: UInt16[np.ndarray, " count"],
 ) -> UnionSketch:
-    """The rows of a union, from each feature's step at position 0, its top step after, and the counts."""
-    top = np.maximum(first, later)
+    """The rows of a union: from each feature's top step, that at position 0, the top one after, and the counts."""
     at = np.nonzero(top)
     return UnionSketch(
         sequence=at[0].astype(np.uint16),
@@ -188,9 +177,12 @@ def _summary(
         # and equals them if they are all the same.
         moments = central_sums(np.float32(mean)) / n
     seen = n_finite > 0
-    feature_mean_square = sums[1][seen] / n_finite[seen]
-    feature_kurtosis = np.mean(feature_mean_square**2) / np.mean(feature_mean_square) ** 2
-    return math.sqrt(mean_square), float(feature_kurtosis), _excess_kurtosis(moments)
+    return math.sqrt(mean_square), _kurtosis_of_rms(sums[1][seen] / n_finite[seen]), _excess_kurtosis(moments)
+
+
+def _kurtosis_of_rms(mean_square: Float64[np.ndarray, " feature"]) -> float:
+    """1 if all features' mean squares are alike, their number if one feature holds all the energy."""
+    return float(len(mean_square) * np.square(mean_square).sum() / mean_square.sum() ** 2)
 
 
 def _excess_kurtosis(moments: Float64[np.ndarray, " power=4"]) -> float:
