@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from filelock import FileLock
-from gguf import GGUFReader
+from gguf import GGUFReader, ReaderField
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,6 +88,7 @@ def convert(gguf: Path, directory: Path) -> str | None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
+    _name_special_tokens(tokenizer, metadata)
     if "tokenizer.ggml.pre" in metadata and metadata["tokenizer.ggml.pre"].contents() == "smollm":
         # transformers 5.23 does not know this way to cut text before the merges, and takes GPT-2's, which joins a space
         # to the digit after it: "  12" would not be the tokens that the model was trained on.
@@ -105,6 +107,15 @@ def convert(gguf: Path, directory: Path) -> str | None:
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     _refuse_differences(directory, model, tokenizer)
     return metadata["general.license"].contents() if "general.license" in metadata else None
+
+
+def _name_special_tokens(tokenizer: Any, metadata: Mapping[str, ReaderField]) -> None:
+    """Give a tokenizer the special tokens of its GGUF file; transformers 5.17 takes BOS for the end of text."""
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    for name, key in keys.items():
+        field = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if field is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(field.contents()))
 
 
 @torch.no_grad()

@@ -180,7 +180,9 @@ def _explanation(error: Exception, repo: str, revision: str, *, key: str) -> Stu
             remedy = "Check owner and name; a private one wants HF_TOKEN."
         case OfflineModeIsEnabled():
             problem = "The hub is switched off (HF_HUB_OFFLINE), and its cache does not hold what is needed."
-            remedy = f"Unset HF_HUB_OFFLINE, or run `hf download {repo}` where there is a network."
+            download_first = f", or run `hf download {repo}` where there is a network"
+            # Data sets are streamed, and never in the cache.
+            remedy = f"Unset HF_HUB_OFFLINE{'' if repo.startswith('datasets/') else download_first}."
         case HFValidationError():
             problem, remedy = "That is no name of a repository.", "Write owner/name."
         case EntryNotFoundError() if isinstance(root, HfHubHTTPError):
