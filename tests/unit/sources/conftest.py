@@ -8,10 +8,6 @@ import pytest
 from tests.hub_server import HubServer, reachable_hub
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "smollm2: downloads and converts the demo's model (a minute, 93 MB), once.")
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A hub that is reached at once: what waits between attempts does not."""
