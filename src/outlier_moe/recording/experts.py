@@ -17,7 +17,6 @@ from outlier_moe import schemas_moe
 from outlier_moe.ladder import N_EDGES, Ladder
 from outlier_moe.moe_hooks import ExpertOutputs
 from outlier_moe.moe_parts import Experts
-from outlier_moe.recording.tally import steps_of
 from outlier_moe.taps import Tap
 
 
@@ -90,9 +89,12 @@ class ExpertObserver:
         Raises:
             KeyError: If mlp_in of such a layer was not observed.
         """
-        experts, routers = [schemas_moe.Expert.create_empty()], [schemas_moe.Router.create_empty()]
+        experts: list[pl.DataFrame] = [schemas_moe.Expert.create_empty()]
+        routers: list[pl.DataFrame] = [schemas_moe.Router.create_empty()]
         for layer in sorted(self._calls):
-            step = steps_of(self._top.pop(layer).float().cpu().numpy(), self.ladder)
+            top = self._top.pop(layer).float().cpu().numpy()
+            # On the ladder's steps: 0 below the floor, k + 1 from the k-th edge to the next.
+            step = np.searchsorted(self.ladder.edges, top, side="right").astype(np.uint8)
             for call in self._calls.pop(layer):
                 pairs = _host_pairs(call)
                 experts.append(self._expert_rows(layer, pairs, step))
@@ -100,9 +102,7 @@ class ExpertObserver:
                     routers.append(self._router_rows(layer, pairs, step, n_choices=call.expert.shape[2]))
         return MoeTables(pl.concat(experts), pl.concat(routers))
 
-    def _expert_rows(
-        self, layer: int, pairs: _Pairs, step: UInt8[np.ndarray, "sequence position"]
-    ) -> pl.DataFrame:
+    def _expert_rows(self, layer: int, pairs: _Pairs, step: UInt8[np.ndarray, "sequence position"]) -> pl.DataFrame:
         n_numbers = self.experts[layer].n_routed + len(self.experts[layer].shared)
         groups, group = np.unique(pairs.sequence * n_numbers + pairs.expert, return_inverse=True)
         n_groups = len(groups)
