@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,22 +114,26 @@ def tokenize_corpus(
         "end_of_text_token": tokenizer.end_of_text,
         "versions": {name: version(name) for name in ("transformers", "tokenizers")},
     }
+    table = _from_cache_or(lambda: _tokenized(text, tokenizer, layout, metadata, corpus), metadata, cache)
+    _refuse_unknown_tokens(table, tokenizer, model_directory)
+    write_tokens(table, output)
+
+
+def _from_cache_or(make: Callable[[], TokenTable], metadata: dict[str, Any], cache: Path | None) -> TokenTable:
+    """The tokens that another model's tokenisation left in the cache; else they are made, and left there."""
     if cache is None:
-        table = _tokenized(text, tokenizer, layout, metadata, corpus)
-        _refuse_unknown_tokens(table, tokenizer, model_directory)
-        write_tokens(table, output)
-        return
+        return make()
     cached = cache / f"{hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:32]}.arrow"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cached.with_suffix(".lock")):
-        table = _from_cache(cached)
-        if table is None:
-            table = _tokenized(text, tokenizer, layout, metadata, corpus)
-            write_tokens(table, cached)
-    _refuse_unknown_tokens(table, tokenizer, model_directory)
-    # No second name for the cached file: its time of change would be older than what these tokens are made from.
-    with whole_file(output) as partial:
-        shutil.copyfile(cached, partial)
+        if cached.exists():
+            try:
+                return read_tokens(cached)
+            except StudyError as error:
+                log.warning("The cached tokens are made anew: %s", error)
+        table = make()
+        write_tokens(table, cached)
+    return table
 
 
 def _bos_token(tokenizer: StudyTokenizer, bos: Bos, model_directory: Path) -> int | None:
@@ -145,16 +148,6 @@ def _bos_token(tokenizer: StudyTokenizer, bos: Bos, model_directory: Path) -> in
             got=bos,
         )
     return tokenizer.bos
-
-
-def _from_cache(path: Path) -> TokenTable | None:
-    if not path.exists():
-        return None
-    try:
-        return read_tokens(path)
-    except StudyError as error:
-        log.warning("The cached tokens are made anew: %s", error)
-        return None
 
 
 def _tokenized(

@@ -282,7 +282,7 @@ def test_what_was_fetched_before_is_replaced_only_by_something_whole(hub: HubSer
     assert not (tmp_path / "model/stale").exists() and not (tmp_path / ".model.partial").exists()
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"files": [{"nome": 1}]}'])
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"files": [{"title": 1}]}'])
 def test_a_folder_that_was_never_fetched(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "source.json").write_text(content)

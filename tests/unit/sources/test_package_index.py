@@ -75,10 +75,10 @@ def test_a_file_that_stands_twice_is_not_guessed_at(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_hash_is_removed(tmp_path: Path) -> None:
-    wheel = make_wheel(tmp_path / "index", "p", "1", {"a.bin": b"abd"})
+    wheel = make_wheel(tmp_path / "index", "p", "1", {"a.bin": b"xyz"})
     with pytest.raises(StudyError) as caught:
         unpack(wheel, "a.bin", tmp_path, sha256=sha256(b"abc"))
-    assert (caught.value.expected, caught.value.got) == (sha256(b"abc"), sha256(b"abd"))
+    assert (caught.value.expected, caught.value.got) == (sha256(b"abc"), sha256(b"xyz"))
     assert not (tmp_path / "a.bin").exists()
 
 
