@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataframely as dy
 import polars as pl
 
 from outlier_moe import schemas_moe
@@ -13,7 +12,7 @@ PEAK_COLUMNS = ["peak", "peak_feature", "peak_sequence", "peak_position", "peak_
 
 def summarise_experts(
     experts: pl.LazyFrame, routers: pl.LazyFrame, *, ladder: Ladder, magnitude: float
-) -> dy.LazyFrame[schemas_moe.ExpertSummary]:
+) -> pl.LazyFrame:
     """What each expert does over all sequences.
 
     Args:
@@ -21,6 +20,9 @@ def summarise_experts(
         routers: Rows of `schemas_moe.Router` of the same.
         ladder: The ladder that they were counted on.
         magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
+
+    Returns:
+        The table `schemas_moe.ExpertSummary`.
 
     Raises:
         StudyError: If the magnitude is no edge, or lies below the floor.
@@ -47,7 +49,7 @@ def summarise_experts(
 
 def summarise_routers(
     experts: pl.LazyFrame, routers: pl.LazyFrame, *, ladder: Ladder, magnitude: float
-) -> dy.LazyFrame[schemas_moe.RouterSummary]:
+) -> pl.LazyFrame:
     """How each router spreads the tokens of all sequences, and the outlier tokens among them.
 
     Args:
@@ -55,6 +57,9 @@ def summarise_routers(
         routers: Rows of `schemas_moe.Router` of the same.
         ladder: The ladder that they were counted on.
         magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
+
+    Returns:
+        The table `schemas_moe.RouterSummary`.
 
     Raises:
         StudyError: If the magnitude is no edge, or lies below the floor.
