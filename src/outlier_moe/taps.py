@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Tap = Literal["attn_in", "mlp_in", "residual", "residual_rms"]
-"""`attn_in`: what the query/key/value projections read. `mlp_in`: what the FFN or the router reads. Both after the norm.
-`residual`: output of a decoder layer. `residual_rms`: the same divided by each token's own root mean square."""
+"""`attn_in`: what the query/key/value projections read. `mlp_in`: what the FFN or the router reads. Both after the
+norm. `residual`: output of a decoder layer. `residual_rms`: the same divided by each token's own root mean square."""
 
 View = Literal["linear_inputs", "residual", "residual_rms"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def load_resident(
         StudyError: If the checkpoint leaves a weight to chance, or has one that the model does not know.
     """
     config = read_config(checkpoint, trust_remote_code=trust_remote_code)
-    model, report = model_class_for(config, trust_remote_code=trust_remote_code).from_pretrained(
+    auto_class: Any = model_class_for(config, trust_remote_code=trust_remote_code)
+    model, report = auto_class.from_pretrained(
         checkpoint,
         config=config,
         dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),

@@ -17,7 +17,7 @@ from jaxtyping import UInt32
 
 from outlier_moe import schemas, schemas_moe
 from outlier_moe.recording.experts import MoeTables
-from outlier_moe.recording.observer import ChunkObserver
+from outlier_moe.recording.observer import ChunkObserver, OutlierRows
 from outlier_moe.recording.tables import (
     ANY_LAYER_SCHEMA,
     LAYER_SCHEMA,
@@ -26,6 +26,7 @@ from outlier_moe.recording.tables import (
     layer_batch,
     site_figures,
 )
+from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ class RecordingWriter:
     def add_maxima(self, observer: ChunkObserver) -> None:
         """Write the rows over all layers of a chunk, and have it forget them."""
         first = observer.first_sequence
-        rows = [(view, maximum.rows(observer.ladder)) for view, maximum in observer.maxima.items()]
+        rows: list[tuple[View, OutlierRows]] = [
+            (view, maximum.rows(observer.ladder)) for view, maximum in observer.maxima.items()
+        ]
         n_sequences = max((len(maximum.peak) for maximum in observer.maxima.values()), default=0)
         observer.maxima.clear()
         for sequence in range(n_sequences):

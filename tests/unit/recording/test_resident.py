@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +48,14 @@ def recorded(
     return read_recording(directory)
 
 
+def reading(keep: Callable[[Tap, Any], None], tap: Tap) -> Callable[..., None]:
+    return lambda module, args: keep(tap, args)
+
+
+def writing(keep: Callable[[Tap, Any], None]) -> Callable[..., None]:
+    return lambda module, args, output: keep("residual", output)
+
+
 def seen_by_plain_hooks(model: PreTrainedModel, name: str, tokens: np.ndarray) -> dict[tuple[Tap, int], np.ndarray]:
     """What the named projections of each layer read, and what each layer gives, one sequence at a time."""
     found: dict[tuple[Tap, int], list[torch.Tensor]] = {}
@@ -54,14 +63,14 @@ def seen_by_plain_hooks(model: PreTrainedModel, name: str, tokens: np.ndarray) -
     hooks = []
     for index, layer in enumerate(find_structure(model).layers):
 
-        def keep(tap: Tap, x: Any, *, index: int = index) -> None:
+        def keep(tap: Tap, x: Any, index: int = index) -> None:
             x = x[0] if isinstance(x, tuple) else x
             found.setdefault((tap, index), []).append(x.reshape(tokens.shape[1], -1).clone())
 
         hooks += [
-            layer.get_submodule(attention).register_forward_pre_hook(lambda m, args, keep=keep: keep("attn_in", args)),
-            layer.get_submodule(mlp).register_forward_pre_hook(lambda m, args, keep=keep: keep("mlp_in", args)),
-            layer.register_forward_hook(lambda m, args, out, keep=keep: keep("residual", out)),
+            layer.get_submodule(attention).register_forward_pre_hook(reading(keep, "attn_in")),
+            layer.get_submodule(mlp).register_forward_pre_hook(reading(keep, "mlp_in")),
+            layer.register_forward_hook(writing(keep)),
         ]
     with torch.no_grad():
         for row in tokens:
