@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Literal, get_args
+from typing import Literal
 
 import polars as pl
-
-from outlier_moe.errors import StudyError, nearest
 
 Reference = Literal[
     "known_outliers", "known_super_experts", "published_dettmers2022", "published_maxima", "published_survey2025"
@@ -18,15 +16,7 @@ _TEXT = ("repo", "tap", "position", "source", "note", "status", "where", "model"
 
 
 def reference_table(name: Reference) -> pl.DataFrame:
-    """One table of published figures; an empty cell is null.
-
-    Raises:
-        StudyError: If there is no such table.
-    """
-    if name not in get_args(Reference):
-        raise StudyError(
-            f"There is no reference table '{name}'.", key="reference", remedy=nearest(name, get_args(Reference))
-        )
+    """One table of published figures; an empty cell is null."""
     text = files(__name__).joinpath(f"{name}.csv").read_bytes()
     table = pl.read_csv(text, comment_prefix="#")
     # A column without any text reads as one of numbers or of nothing; its type must not hang on what is filled in.

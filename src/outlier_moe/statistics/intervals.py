@@ -67,7 +67,8 @@ def bca_interval(
     reason = _undefined(estimate, values, len(resamples), leave_one_out)
     if reason is not None and (math.isnan(estimate) or len(values) < 2):
         return Interval(None, None, None, None, None, len(values), reason)
-    below, above = float(np.mean(values < estimate)), float(np.mean(values > estimate))
+    rounding = ROUNDING * abs(estimate)
+    below, above = float(np.mean(values < estimate - rounding)), float(np.mean(values > estimate + rounding))
     spread = float(np.std(values, ddof=1))
     if reason is not None:
         return Interval(None, None, spread, below, above, len(values), reason)

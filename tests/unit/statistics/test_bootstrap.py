@@ -190,8 +190,9 @@ def test_the_estimates_are_the_comparison(tmp_path: Path) -> None:
     assert checked > 100
 
 
-@pytest.mark.parametrize("name", ["n_systematic", "n_pairs", "position_fraction_mean", "perplexity"])
+@pytest.mark.parametrize("name", ["n_systematic", "n_pairs", "n_values", "perplexity"])
 def test_intervals_equal_those_of_scipy(tmp_path: Path, name: str) -> None:
+    # Figures without rounding: where the last digit breaks ties with the estimate, scipy's interval moves.
     activations = made_up_activations(n_layers=3, shape=(5, 12, 20), seed=12)
     losses = [1.0, 2.0, 2.5, 4.0, 4.5]
     recording = with_losses(write_recording(tmp_path / "outliers", activations), losses)
