@@ -36,6 +36,8 @@ OVER_A_LINE = 36.0
 LEADER_OVER_A_LINE = 24.0
 LEADER_OVER_A_BOX = 60.0
 NEARER_TO_ANOTHER = 60.0
+CLEARLY = 8.0
+"""By how many pixels a name is to be nearer to its own mark than to others."""
 LINE_HEIGHT = 1.15
 PADDING = 1.5
 
@@ -60,9 +62,9 @@ def text_width(text: str, size: float) -> float:
     return sum(ADVANCE[code] if 0 <= code < len(ADVANCE) else WIDEST for code in codes) * size / 1000
 
 
-Boxes = Float64[np.ndarray, "box 4"]
+Boxes = Float64[np.ndarray, "_box 4"]
 """Left, top, right, bottom, y downwards."""
-Lines = Float64[np.ndarray, "line 4"]
+Lines = Float64[np.ndarray, "_line 4"]
 """From one point to another: x, y, x, y."""
 
 
@@ -133,8 +135,8 @@ def _most_crowded_first(marks: Float64[np.ndarray, "mark 2"]) -> list[int]:
 class _Candidates(NamedTuple):
     boxes: Boxes
     leaders: Lines
-    has_leader: Float64[np.ndarray, " box"]
-    cost: Float64[np.ndarray, " box"]
+    has_leader: Float64[np.ndarray, " _box"]
+    cost: Float64[np.ndarray, " _box"]
 
 
 def _candidates(at: Float64[np.ndarray, " 2"], half: tuple[float, float], radius: float) -> _Candidates:
@@ -175,18 +177,18 @@ def _cheapest(
         + OVER_A_LINE * _line_in_box(lines, boxes).sum(axis=0)
         + has_leader * LEADER_OVER_A_BOX * _line_in_box(leaders, obstacles).sum(axis=1)
         + has_leader * LEADER_OVER_A_LINE * _lines_cross(leaders, lines).sum(axis=1)
-        + NEARER_TO_ANOTHER * (others < own)
+        + NEARER_TO_ANOTHER * (others < own + CLEARLY)
     )
     best = int(np.argmin(np.where(free, cost, np.inf)))
     return _Place(boxes[best], leaders[best], bool(has_leader[best]), float(cost[best]))
 
 
-def _overlap(boxes: Boxes, others: Boxes) -> Bool[np.ndarray, "box other"]:
+def _overlap(boxes: Boxes, others: Boxes) -> Bool[np.ndarray, "_box _other"]:
     a, b = boxes[:, None], others[None]
     return (a[..., 0] < b[..., 2]) & (b[..., 0] < a[..., 2]) & (a[..., 1] < b[..., 3]) & (b[..., 1] < a[..., 3])
 
 
-def _distance(boxes: Boxes, points: Float64[np.ndarray, "point 2"]) -> Float64[np.ndarray, "box point"]:
+def _distance(boxes: Boxes, points: Float64[np.ndarray, "_point 2"]) -> Float64[np.ndarray, "_box _point"]:
     outside = [
         np.maximum(np.maximum(boxes[:, None, k] - points[None, :, k], points[None, :, k] - boxes[:, None, k + 2]), 0)
         for k in (0, 1)
@@ -194,7 +196,7 @@ def _distance(boxes: Boxes, points: Float64[np.ndarray, "point 2"]) -> Float64[n
     return np.hypot(*outside)
 
 
-def _line_in_box(lines: Lines, boxes: Boxes) -> Bool[np.ndarray, "line box"]:
+def _line_in_box(lines: Lines, boxes: Boxes) -> Bool[np.ndarray, "_line _box"]:
     """Whether each line passes through each box (Liang and Barsky's clipping)."""
     enter, leave = np.zeros((len(lines), len(boxes))), np.ones((len(lines), len(boxes)))
     for k in (0, 1):
@@ -209,10 +211,10 @@ def _line_in_box(lines: Lines, boxes: Boxes) -> Bool[np.ndarray, "line box"]:
     return enter < leave
 
 
-def _lines_cross(lines: Lines, others: Lines) -> Bool[np.ndarray, "line other"]:
+def _lines_cross(lines: Lines, others: Lines) -> Bool[np.ndarray, "_line _other"]:
     """Whether two lines cross between their ends."""
 
-    def side(a: Lines, b: Lines, k: int) -> Float64[np.ndarray, "a b"]:
+    def side(a: Lines, b: Lines, k: int) -> Float64[np.ndarray, "_a _b"]:
         start, step = a[:, None, :2], a[:, None, 2:] - a[:, None, :2]
         to = b[None, :, k : k + 2] - start
         return step[..., 0] * to[..., 1] - step[..., 1] * to[..., 0]

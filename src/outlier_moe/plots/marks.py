@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -53,7 +54,7 @@ def log_ticks(domain: tuple[float, float]) -> list[float]:
     ]
 
 
-def logarithmic(channel: type[alt.X] | type[alt.Y], field: str, title: str, values: list[float]) -> Any:
+def logarithmic(channel: type[alt.X] | type[alt.Y], field: str, title: str, values: Sequence[float | int]) -> Any:
     """A logarithmic axis that holds some values."""
     domain = domain_of(np.array(values, np.float64), "log", room=0.03)
     axis = alt.Axis(values=log_ticks(domain), format="~s")

@@ -10,7 +10,6 @@ import polars as pl
 from jaxtyping import Float64
 
 from outlier_moe.plots.marks import (
-    KINDS,
     MARK_AREA,
     Layered,
     kind_colour,
@@ -52,8 +51,8 @@ def scatter_chart(
     """
     rows = _rows(models, x, y, intervals)
     hollow = [] if without_first is None else _tied(rows, _rows(without_first, x, y, None))
-    across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, width))
-    down = PixelScale(y.scale, _ends(_values([*rows, *hollow], "y", "low", "high"), y), (height, 0.0))
+    across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, float(width)))
+    down = PixelScale(y.scale, _ends(_values([*rows, *hollow], "y", "low", "high"), y), (float(height), 0.0))
     x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
     y_axis = position(alt.Y, "y", y.title, y.scale, down.domain)
     base = alt.Chart(named(rows, f"{prefix}points")).encode(x=x_axis, y=y_axis)
@@ -162,37 +161,32 @@ def dual_chart(models: pl.DataFrame, *, size: str, width: int = 620, height: int
     # Each model is named once, beside its layers.
     rows = [{**row, "of": "layers"} for row in pairs[0]]
     rows += [{**row, "of": "positions", "label": ""} for row in pairs[1]]
-    across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, width))
-    down = PixelScale("linear", (0.0, 105.0), (height, 0.0))
+    across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, float(width)))
+    down = PixelScale("linear", (0.0, 105.0), (float(height), 0.0))
     x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
     y_axis = position(alt.Y, "y", "affected, mean over systematic features (%)", "linear", down.domain)
     ties = [{"x": a["x"], "y": a["y"], "y2": b["y"], "kind": a["kind"]} for a, b in zip(*pairs, strict=True)]
     colour = kind_colour()
-    fill = alt.FillOpacity(
-        "of:O", title=None, scale=alt.Scale(domain=["layers", "positions"], range=[0.95, 0.0]), legend=alt.Legend()
+    base = alt.Chart(named(rows, "points")).encode(
+        x=x_axis,
+        y=y_axis,
+        color=colour,
+        shape=kind_shape(),
+        tooltip=[
+            alt.Tooltip("model:N"),
+            alt.Tooltip("kind:N"),
+            alt.Tooltip("of:N", title="affected"),
+            alt.Tooltip("y:Q", format=".1f"),
+        ],
     )
-    points = (
-        alt.Chart(named(rows, "points"))
-        .mark_point(size=MARK_AREA, strokeWidth=1.75)
-        .encode(
-            x=x_axis,
-            y=y_axis,
-            color=colour,
-            fill=alt.Fill("kind:N", scale=alt.Scale(domain=KINDS), legend=None),
-            shape=kind_shape(),
-            fillOpacity=fill,
-            tooltip=[
-                alt.Tooltip("model:N"),
-                alt.Tooltip("kind:N"),
-                alt.Tooltip("of:N", title="affected"),
-                alt.Tooltip("y:Q", format=".1f"),
-            ],
-        )
-    )
+    points = [
+        base.transform_filter("datum.of == 'layers'").mark_point(size=MARK_AREA, filled=True, opacity=0.95),
+        base.transform_filter("datum.of == 'positions'").mark_point(size=MARK_AREA, filled=False, strokeWidth=1.75),
+    ]
     tie = (
         alt.Chart(named(ties, "ties"))
         .mark_rule(opacity=0.4, aria=False)
         .encode(x=x_axis, y=y_axis, y2=alt.Y2("y2:Q"), color=colour)
     )
     labels = label_layers(label_rows(rows, across, down), x_axis, y_axis)
-    return alt.layer(tie, points, *labels).properties(width=width, height=height, usermeta=label_meta())
+    return alt.layer(tie, *points, *labels).properties(width=width, height=height, usermeta=label_meta())

@@ -25,7 +25,7 @@ HEAT: dict[Theme, list[str]] = {
     "dark": ["#161d2a", "#1f3f70", "#2b6c8b", "#4d9aa0", "#93c3b4", "#cfe1d6", "#fbfdf3"],
 }
 
-LABEL_SIZE = 11
+LABEL_SIZE = 11.0
 
 
 def theme_config(theme: Theme) -> dict[str, Any]:

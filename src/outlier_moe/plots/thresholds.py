@@ -85,8 +85,10 @@ def all_curves_chart(
     # Rows go up the ladder: the last of a model is where its last systematic feature ends.
     ends = list({row["model"]: row for row in rows}.values())
     values = np.array([row["x"] for row in rows] or [magnitude], np.float64)
-    across = PixelScale("log", (float(values.min()), float(values.max()) * 1.6), (0.0, width))
-    down = PixelScale("symlog", domain_of(np.array([row["y"] for row in rows], np.float64), "symlog"), (height, 0.0))
+    across = PixelScale("log", (float(values.min()), float(values.max()) * 1.6), (0.0, float(width)))
+    down = PixelScale(
+        "symlog", domain_of(np.array([row["y"] for row in rows], np.float64), "symlog"), (float(height), 0.0)
+    )
     x = position(alt.X, "x", MAGNITUDE, "log", across.domain)
     y = position(alt.Y, "y", "systematic features", "symlog", down.domain)
     hovered = alt.selection_point(fields=["model"], on="pointerover", empty=True, name="hovered")

@@ -12,6 +12,7 @@ from outlier_moe.ladder import Ladder
 from outlier_moe.plots.labels import (
     ADVANCE,
     ANGLES,
+    CLEARLY,
     GAPS,
     LEADER_FROM,
     LEADER_OVER_A_BOX,
@@ -70,6 +71,7 @@ LABEL_RULES = {
     "leader_over_a_line": LEADER_OVER_A_LINE,
     "leader_over_a_box": LEADER_OVER_A_BOX,
     "nearer_to_another": NEARER_TO_ANOTHER,
+    "clearly": CLEARLY,
 }
 
 

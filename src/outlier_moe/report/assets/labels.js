@@ -72,7 +72,7 @@ function cheapest(mark, marks, half, picture) {
         cost += LABELS.leader_over_a_line * picture.lines.filter((line) => linesCross(leader, line)).length;
       }
       const own = distance(box, at);
-      if (marks.some((other, k) => k !== mark && distance(box, other) < own)) cost += LABELS.nearer_to_another;
+      if (marks.some((other, k) => k !== mark && distance(box, other) < own + LABELS.clearly)) cost += LABELS.nearer_to_another;
       if (best === null || cost < best.cost) best = { cost, box, leader, hasLeader, x, y };
     });
   }

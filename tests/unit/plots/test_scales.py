@@ -1,0 +1,37 @@
+"""Values to pixels and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outlier_moe.plots.scales import PixelScale, ScaleKind, domain_of
+
+KINDS: list[ScaleKind] = ["linear", "log", "symlog"]
+
+
+@given(values=st.lists(st.floats(0.01, 1e6), min_size=1, max_size=9), kind=st.sampled_from(KINDS))
+def test_pixels_are_turned_back_into_values(values: list[float], kind: ScaleKind) -> None:
+    scale = PixelScale(kind, domain_of(np.array(values), kind), (0.0, 460.0))
+    pixels = scale.to_pixels(np.array(values))
+    assert (pixels >= 0).all() and (pixels <= 460).all()
+    assert [scale.to_value(float(pixel)) for pixel in pixels] == pytest.approx(values, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_axis_without_values_has_ends(kind: ScaleKind) -> None:
+    low, high = domain_of(np.array([]), kind)
+    assert low < high
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_value_alone_has_room_on_either_side(kind: ScaleKind) -> None:
+    low, high = domain_of(np.array([30.0]), kind, from_zero=False)
+    assert low < 30 < high
+
+
+def test_counts_start_at_zero() -> None:
+    assert domain_of(np.array([5.0, 80.0]), "symlog")[0] == 0
+    assert domain_of(np.array([0.0, 0.0]), "symlog") == pytest.approx((0, 1))
