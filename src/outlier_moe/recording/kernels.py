@@ -86,9 +86,9 @@ def _from_float16(row: Shaped[np.ndarray, " lane"], out: UInt32[np.ndarray, " la
 
 
 @compiled
-def _clear_nonfinite(tile: Tile, n_nonfinite: Int64[np.ndarray, " lane"]) -> None:
+def _clear_nonfinite(tile: Tile, n_nonfinite: Int64[np.ndarray, " feature"]) -> None:
     for r in range(len(tile)):
-        for f in range(tile.shape[1]):
+        for f in range(len(n_nonfinite)):
             if tile[r, f] & MAGNITUDE >= INFINITY:
                 tile[r, f] = 0
                 n_nonfinite[f] += 1
@@ -97,7 +97,7 @@ def _clear_nonfinite(tile: Tile, n_nonfinite: Int64[np.ndarray, " lane"]) -> Non
 @compiled
 def _to_steps(
     tile: UInt32[np.ndarray, " element"], floor_rung: int, steps: UInt8[np.ndarray, " element"]
-) -> tuple[int, int]:
+) -> tuple[np.int64, np.int64]:
     """Write each element's step; returns the top rung (a float's sign-less bits above the 20 lowest) and its step."""
     below = np.int32(floor_rung - 1)
     top = np.int32(0)
@@ -105,7 +105,7 @@ def _to_steps(
         rung = np.int32(np.uint32(tile[i] & MAGNITUDE) >> np.uint32(FLOAT32_SHIFT))
         steps[i] = np.uint8(min(max(np.int32(rung - below), np.int32(0)), np.int32(N_EDGES)))
         top = max(top, rung)
-    return top, min(max(top - below, 0), N_EDGES)
+    return np.int64(top), np.int64(min(max(top - below, 0), N_EDGES))
 
 
 @compiled
@@ -139,13 +139,14 @@ def _count(
 ) -> None:
     """Count each feature's rows on each step; of step 0, which nobody asks for, some."""
     for g in range(_list_groups(steps, groups)):
-        group = np.uint64(groups[g])
+        i, f = np.uint64(GROUP * groups[g]), np.uint64(lanes[groups[g]])
         for j in range(GROUP):
-            histogram[steps[np.uint64(GROUP) * group + np.uint64(j)], lanes[group] + np.uint64(j)] += np.uint16(1)
+            histogram[steps[i + np.uint64(j)], f + np.uint64(j)] += np.uint16(1)
 
 
 @compiled
-def _histogram(n_lanes: int) -> UInt16[np.ndarray, "step lane"]:
+def _histogram(n_features: int) -> UInt16[np.ndarray, "step lane"]:
+    n_lanes = (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
     return np.zeros((N_EDGES + 1, n_lanes), np.uint16)
 
 
@@ -164,7 +165,7 @@ def _collect(
     groups: UInt32[np.ndarray, " group"],
     inside: UInt32[np.ndarray, " room"],
     n_inside: np.uint64,
-) -> tuple[np.uint64, int]:
+) -> tuple[np.uint64, np.int64]:
     """Append the magnitudes inside a bracket; returns how many there are by now, and how many lie below it here."""
     n_below = np.uint32(0)
     for i in range(len(tile)):
@@ -172,20 +173,21 @@ def _collect(
         n_below = np.uint32(n_below + np.uint32(magnitude < low))
         flags[i] = np.uint8(np.uint32(magnitude - low) < width)
     for g in range(_list_groups(flags, groups)):
-        group = np.uint64(groups[g])
+        i = np.uint64(GROUP * groups[g])
         for j in range(GROUP):
-            i = np.uint64(GROUP) * group + np.uint64(j)
-            inside[n_inside] = tile[i] & MAGNITUDE
-            n_inside += np.uint64(flags[i])
+            inside[n_inside] = tile[i + np.uint64(j)] & MAGNITUDE
+            n_inside += np.uint64(flags[i + np.uint64(j)])
     return n_inside, np.int64(n_below)
 
 
 @compiled
-def _raise_peaks(tile: Tile, p0: int, peak: UInt32[np.ndarray, " lane"], position: UInt32[np.ndarray, " lane"]) -> None:
+def _raise_peaks(
+    tile: Tile, p0: int, peak: UInt32[np.ndarray, " feature"], position: UInt32[np.ndarray, " feature"]
+) -> None:
     for r in range(0, len(tile), 2):
         row, next_row = tile[r], tile[r + 1]
         here, there = np.uint32(p0 + r), np.uint32(p0 + r + 1)
-        for f in range(len(row)):
+        for f in range(len(peak)):
             magnitude, next_magnitude = np.uint32(row[f] & MAGNITUDE), np.uint32(next_row[f] & MAGNITUDE)
             where = here if magnitude > peak[f] else position[f]
             top = max(magnitude, peak[f])
@@ -194,12 +196,25 @@ def _raise_peaks(tile: Tile, p0: int, peak: UInt32[np.ndarray, " lane"], positio
 
 
 @compiled
-def _add_powers(values: Float32[np.ndarray, "row lane"], sums: Float64[np.ndarray, "power=4 lane"]) -> None:
-    s1, s2, s3, s4 = sums[0], sums[1], sums[2], sums[3]
+def _take_first_token(tile: Tile, first: UInt32[np.ndarray, " feature"]) -> None:
+    """Move the magnitudes at position 0 out of the tile, where the later peaks are looked for."""
+    for f in range(len(first)):
+        first[f] = tile[0, f] & MAGNITUDE
+        tile[0, f] = 0
+
+
+@compiled
+def _add_powers(
+    values: Float32[np.ndarray, "row lane"],
+    s1: Float64[np.ndarray, " feature"],
+    s2: Float64[np.ndarray, " feature"],
+    s3: Float64[np.ndarray, " feature"],
+    s4: Float64[np.ndarray, " feature"],
+) -> None:
     # Four rows at a time: fewer trips to the sums than additions.
     for r in range(0, len(values), 4):
         row_a, row_b, row_c, row_d = values[r], values[r + 1], values[r + 2], values[r + 3]
-        for f in range(len(row_a)):
+        for f in range(len(s1)):
             a, b, c, d = np.float64(row_a[f]), np.float64(row_b[f]), np.float64(row_c[f]), np.float64(row_d[f])
             aa, bb, cc, dd = a * a, b * b, c * c, d * d
             s1[f] += (a + b) + (c + d)
@@ -230,7 +245,7 @@ def _write_lists(
 
 
 @compiled
-def _has_room(inside: UInt32[np.ndarray, " room"], n_inside: np.uint64) -> bool:
+def _has_room(inside: UInt32[np.ndarray, " room"], n_inside: np.uint64) -> np.bool_:
     return n_inside + np.uint64(ROWS * MOST_LANES) <= np.uint64(len(inside))
 
 
@@ -244,15 +259,15 @@ def _tally_block(
     bracket: UInt32[np.ndarray, " low_and_width=2"],
     f0: int,
     f1: int,
-    peaks: UInt32[np.ndarray, "what=4 lane"],
-    sums: Float64[np.ndarray, "power=4 lane"],
-    n_nonfinite: Int64[np.ndarray, " lane"],
+    peaks: UInt32[np.ndarray, "what=4 feature"],
+    sums: Float64[np.ndarray, "power=4 feature"],
+    n_nonfinite: Int64[np.ndarray, " feature"],
     histogram: UInt16[np.ndarray, "step lane"],
     inside: UInt32[np.ndarray, " room"],
     n_inside: np.uint64,
-) -> tuple[np.uint64, int]:
+) -> tuple[np.uint64, np.int64]:
     """Tally features f0 to f1, one tile of positions after the other; returns what `_collect` does."""
-    n_lanes = peaks.shape[1]
+    n_lanes = histogram.shape[1]
     tile = np.zeros((ROWS, n_lanes), np.uint32)
     steps, flags = np.empty((ROWS, n_lanes), np.uint8), np.empty(tile.size, np.uint8)
     elements, element_steps = tile.reshape(tile.size), steps.reshape(steps.size)
@@ -263,22 +278,21 @@ def _tally_block(
         _read(bits, kind, divisors, p0, f0, f1, tile)
         top_rung, top_step = _to_steps(elements, floor_rung, element_steps)
         if top_rung >= INFINITE_RUNG:
-            _clear_nonfinite(tile, n_nonfinite)
+            _clear_nonfinite(tile, n_nonfinite[f0:f1])
             top_rung, top_step = _to_steps(elements, floor_rung, element_steps)
         if top_step > 0:
             _raise_union(union, p0, f0, f1, steps)
             _count(element_steps, histogram, groups, lanes)
-        _add_powers(tile.view(np.float32), sums)
+        _add_powers(tile.view(np.float32), sums[0, f0:f1], sums[1, f0:f1], sums[2, f0:f1], sums[3, f0:f1])
         if _has_room(inside, n_inside):
             n_inside, n_more = _collect(elements, bracket[0], bracket[1], flags, groups, inside, n_inside)
             n_below += n_more
         if p0 == 0:
-            peaks[0] = tile[0] & MAGNITUDE
-            tile[0] = 0
-        _raise_peaks(tile, p0, peaks[1], peaks[2])
+            _take_first_token(tile, peaks[0, f0:f1])
+        _raise_peaks(tile, p0, peaks[1, f0:f1], peaks[2, f0:f1])
     # The zeros that fill the tiles up, or stand for what is not finite, were taken for elements below the bracket.
     n_read = (len(bits) + ROWS - 1) // ROWS * tile.size
-    return n_inside, n_below - (n_read - len(bits) * (f1 - f0)) - n_nonfinite.sum()
+    return n_inside, n_below - (n_read - len(bits) * (f1 - f0)) - n_nonfinite[f0:f1].sum()
 
 
 @compiled
@@ -307,10 +321,11 @@ def tally_features(
         bracket: The bit patterns to collect for the median: the lowest, above 0, and how many from there on.
         begin: The first feature.
         end: The one after the last.
-        peaks: Filled with |x| at position 0, the largest later |x|, its position, and x where |x| peaks; as bits.
-        top_step: Filled with the largest step, which is how many counts a feature has.
-        sums: Filled with the sums of x, x**2, x**3, x**4.
-        n_nonfinite: Filled with the number of values left out.
+        peaks: Zeros; filled with the bits of |x| at position 0, of the largest later |x|, its position, and the bits of
+            x where |x| peaks.
+        top_step: Zeros; filled with the largest step, which is how many counts a feature has.
+        sums: Zeros; filled with the sums of x, x**2, x**3, x**4.
+        n_nonfinite: Zeros; filled with the number of values left out.
 
     Returns:
         The counts at the edges, feature after feature; the magnitudes inside the bracket; how many lie below it, or -1
@@ -324,19 +339,29 @@ def tally_features(
     for block in range(n_blocks):
         f0 = begin + (end - begin) * block // n_blocks
         f1 = begin + (end - begin) * (block + 1) // n_blocks
-        n, n_lanes = f1 - f0, (f1 - f0 + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
-        peak, power = np.zeros((4, n_lanes), np.uint32), np.zeros((4, n_lanes))
-        dropped, histogram = np.zeros(n_lanes, np.int64), _histogram(n_lanes)
+        histogram = _histogram(f1 - f0)
         n_inside, n_more = _tally_block(
-            bits, kind, divisors, union, floor_rung, bracket, f0, f1, peak, power, dropped, histogram, inside, n_inside
+            bits,
+            kind,
+            divisors,
+            union,
+            floor_rung,
+            bracket,
+            f0,
+            f1,
+            peaks,
+            sums,
+            n_nonfinite,
+            histogram,
+            inside,
+            n_inside,
         )
         n_below += n_more
-        for f in range(n):
-            position = np.uint32(0) if peak[0, f] >= peak[1, f] else peak[2, f]
-            sign = np.uint32(bits[position, f0 + f]) >> np.uint32(31 if kind == FLOAT32 else 15)
-            peak[3, f] = max(peak[0, f], peak[1, f]) | sign << np.uint32(31)
-        peaks[:, f0:f1], sums[:, f0:f1], n_nonfinite[f0:f1] = peak[:, :n], power[:, :n], dropped[:n]
         n_written = _write_lists(histogram, top_step[f0:f1], n_positions, n_written)
+    for f in range(begin, end):
+        position = np.uint32(0) if peaks[0, f] >= peaks[1, f] else peaks[2, f]
+        sign = np.uint32(bits[position, f]) >> np.uint32(31 if kind == FLOAT32 else 15)
+        peaks[3, f] = max(peaks[0, f], peaks[1, f]) | sign << np.uint32(31)
     if not _has_room(inside, n_inside):
         n_below = -1
     return n_positions[:n_written].copy(), inside[:n_inside].copy(), n_below
@@ -375,7 +400,7 @@ def token_rms(bits: Bits, kind: int, begin: int, end: int, rms: Divisors) -> Non
 
 
 @compiled
-def _top_rung(row: UInt32[np.ndarray, " lane"]) -> int:
+def _top_rung(row: UInt32[np.ndarray, " lane"]) -> np.uint32:
     top = np.uint32(0)
     for f in range(len(row)):
         top = max(top, np.uint32(row[f] & MAGNITUDE))
@@ -459,12 +484,12 @@ def tally_union(
     top_step: UInt8[np.ndarray, " feature"],
     later_top_step: UInt8[np.ndarray, " feature"],
 ) -> UInt16[np.ndarray, " count"]:
-    """The counts at the edges, feature after feature; fills in the top steps, of all positions and of those from 1."""
+    """The counts at the edges, feature after feature; fills in the top steps, of all and of the later positions."""
     n_rows, n_features = union.shape
-    n_lanes = (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
-    steps, histogram, lanes = np.zeros((ROWS, n_lanes), np.uint8), _histogram(n_lanes), _group_lanes(n_lanes)
+    histogram = _histogram(n_features)
+    n_lanes = histogram.shape[1]
+    steps, lanes = np.zeros((ROWS, n_lanes), np.uint8), _group_lanes(n_lanes)
     groups = np.empty(len(lanes), np.uint32)
-    later_top_step[:] = 0
     for p0 in range(0, n_rows, ROWS):
         n = min(ROWS, n_rows - p0)
         steps[n:] = 0

@@ -7,8 +7,6 @@ for accelerators.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -16,12 +14,9 @@ from torch import Tensor
 
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
-from outlier_moe.recording.tally import SiteSketch, UnionSketch
+from outlier_moe.recording.tally import Scale, SiteSketch, UnionSketch
 
 __all__ = ["Scale", "SiteSketch", "UnionSketch", "sketch_site", "sketch_union"]
-
-Scale = Literal["none", "token_rms"]
-"""`token_rms` divides each token's values by their own root mean square first."""
 
 MOST_POSITIONS = np.iinfo(np.uint16).max
 
@@ -56,9 +51,10 @@ def sketch_site(
         return sketch_torch.sketch_site(x.detach(), ladder=ladder, union=union, scale=scale)
     from outlier_moe.recording import sketch_numba
 
-    host_union = None if union is None else union.cpu()
+    # A device without float64, which the sums need, shares its memory with the host: the copies are cheap.
+    host_union = None if union is None else union.cpu().contiguous()
     sketch = sketch_numba.sketch_site(x.detach().cpu(), ladder=ladder, union=host_union, scale=scale)
-    if union is not None and union.device.type != "cpu":
+    if union is not None and host_union is not None and host_union is not union:
         union.copy_(host_union)
     return sketch
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ from torch import Tensor
 
 from outlier_moe.ladder import Ladder
 from outlier_moe.recording import kernels
-from outlier_moe.recording.tally import SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
-
-if TYPE_CHECKING:
-    from outlier_moe.recording.sketch import Scale
+from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
 
 T = TypeVar("T")
 
@@ -117,16 +114,16 @@ def _bracket(sequence: _Sequence) -> UInt32[np.ndarray, " low_and_width=2"]:
     return np.array([low, max(0, high - low + 1)], np.uint32)
 
 
-def _median(sequence: _Sequence, parts: Sequence[_Part], n_finite: int) -> np.uint32:
-    """The lower median of the magnitudes, as bits: from inside the bracket or, where that missed, from all."""
+def _median(sequence: _Sequence, parts: Sequence[_Part], n_finite: int) -> np.float32:
+    """The lower median of the magnitudes: from inside the bracket or, where that missed, from all."""
     if n_finite == 0:
-        return np.uint32(0)
+        return np.float32(0)
     rank = (n_finite - 1) // 2
     inside = np.concatenate([part.inside for part in parts])
     rank_inside = rank - sum(part.n_below for part in parts)
     if 0 <= rank_inside < len(inside) and all(part.n_below >= 0 for part in parts):
-        return np.partition(inside, rank_inside)[rank_inside]
-    return kernels.median_by_digits(*sequence, rank)
+        return np.partition(inside, rank_inside)[rank_inside].view(np.float32)
+    return np.uint32(kernels.median_by_digits(*sequence, rank)).view(np.float32)
 
 
 class _Outputs(NamedTuple):
@@ -148,10 +145,10 @@ class _Outputs(NamedTuple):
 
 def _outputs(n_sequences: int, n_features: int) -> _Outputs:
     return _Outputs(
-        np.empty((n_sequences, 4, n_features), np.uint32),
-        np.empty((n_sequences, n_features), np.uint8),
-        np.empty((n_sequences, 4, n_features), np.float64),
-        np.empty((n_sequences, n_features), np.int64),
+        np.zeros((n_sequences, 4, n_features), np.uint32),
+        np.zeros((n_sequences, n_features), np.uint8),
+        np.zeros((n_sequences, 4, n_features), np.float64),
+        np.zeros((n_sequences, n_features), np.int64),
     )
 
 
@@ -193,7 +190,7 @@ def sketch_site(
         n_positions=np.concatenate([part.n_positions for part in parts]),
         sums=out.sums,
         n_nonfinite=out.n_nonfinite,
-        median=np.array(medians, np.uint32).view(np.float32),
+        median=np.array(medians),
     )
     return site_sketch(
         tally,
@@ -205,6 +202,6 @@ def sketch_site(
 def sketch_union(union: UInt8[Tensor, "sequence position feature"]) -> UnionSketch:
     """The counts over a union."""
     steps = np.ascontiguousarray(union.numpy())
-    top, later = (np.empty((len(steps), steps.shape[2]), np.uint8) for _ in range(2))
+    top, later = (np.zeros((len(steps), steps.shape[2]), np.uint8) for _ in range(2))
     counts = _at_once([partial(kernels.tally_union, sequence, top[s], later[s]) for s, sequence in enumerate(steps)])
     return union_sketch(top, steps[:, 0], later, np.concatenate(counts))

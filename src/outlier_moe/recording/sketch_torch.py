@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +11,7 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64, Shaped, UInt8, UInt
 from torch import Tensor
 
 from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
-from outlier_moe.recording.tally import SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
-
-if TYPE_CHECKING:
-    from outlier_moe.recording.sketch import Scale
+from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
 
 # Elements converted at a time; the temporaries of a block come to about 30 bytes an element.
 BLOCK = 1 << 21

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8, UInt16, UInt32, UInt64
+
+Scale = Literal["none", "token_rms"]
+"""`token_rms` divides each token's values by their own root mean square first."""
 
 # Central moments from sums of powers lose digits to cancellation where the mean is large beside the spread; below this
 # share of the mean square the sums are taken again about the mean.
