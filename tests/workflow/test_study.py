@@ -36,6 +36,19 @@ def test_every_model_has_its_tables(study: StudyFolder) -> None:
         assert recording.run["peak_memory_bytes"]["process"] > 0
 
 
+def test_streamed_tables_equal_the_resident_ones(study: StudyFolder, tmp_path: Path) -> None:
+    streamed = make_study(tmp_path / "streamed", MODELS)
+    streamed.snakemake("--config", "record_outliers={mode: streamed}")
+    for model in MODELS:
+        ours, theirs = (folder.path / "results" / model / "outliers" for folder in (study, streamed))
+        assert read_recording(theirs).run["mode"] == "streamed"
+        tables = {path.name for path in ours.iterdir() if path.suffix in (".arrow", ".parquet")}
+        assert tables == {path.name for path in theirs.iterdir() if path.suffix in (".arrow", ".parquet")}
+        for name in tables:
+            read = pl.read_ipc if name.endswith(".arrow") else pl.read_parquet
+            assert read(ours / name).equals(read(theirs / name)), f"{model}: {name}"
+
+
 def test_systematic_tables_are_what_the_function_gives(study: StudyFolder) -> None:
     import yaml
 

@@ -13,6 +13,7 @@ with reporting_to(snakemake.log[0]):
         n_peaks=snakemake.params.n_peaks,
         dtype=snakemake.params.dtype,
         device=snakemake.config["record_outliers"]["device"],
+        mode=snakemake.config["record_outliers"]["mode"],
         chunk=snakemake.config["record_outliers"]["chunk"],
     )
     record_outliers(Path(snakemake.input.model), Path(snakemake.input.tokens), Path(snakemake.output.outliers), options)

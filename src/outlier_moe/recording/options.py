@@ -26,6 +26,8 @@ class RecordOptions:
     """Precision of the forward pass."""
     device: Device = "auto"
     """Where the model runs; `auto` takes cuda, else mps, else cpu."""
+    mode: Literal["auto", "resident", "streamed"] = "auto"
+    """The whole model in memory, or one decoder layer at a time; `auto` takes the whole if it fits."""
     chunk: int | Literal["auto"] = "auto"
     """Sequences that go through the model together."""
 

@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
+import shutil
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from outlier_moe import __version__
+from outlier_moe.model_class import read_config
 from outlier_moe.moe_hooks import pin_experts
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
+from outlier_moe.recording.modes import Mode, fitting_mode
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.progress import token_progress
 from outlier_moe.recording.resident import load_resident, record_resident
+from outlier_moe.recording.streamed import StreamOptions, load_streamed, record_streamed
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT
 from outlier_moe.sources.models import open_checkpoint
+from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.structure import DecoderStructure, find_structure
 from outlier_moe.tokenization import TokenTable, read_tokens
 
 log = logging.getLogger(__name__)
+
+
+class _Loaded(NamedTuple):
+    """A model, and how it takes all sequences."""
+
+    model: PreTrainedModel
+    """The model; its weights may be still to come."""
+    structure: DecoderStructure
+    """Its parts."""
+    mode: Mode
+    """Whole, or layer by layer."""
+    run: Callable[[RecordingWriter, Callable[[int], None]], dict[str, Any]]
+    """Records all sequences; returns what only the driver knows of the run."""
 
 
 def record_outliers(model_directory: Path, tokens_path: Path, output: Path, options: RecordOptions) -> None:
@@ -44,46 +63,74 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
     started = time.monotonic()
     tokens = read_tokens(tokens_path)
     device = choose_device(options.device)
-    source = json.loads((model_directory / "source.json").read_text())
-    checkpoint = open_checkpoint(model_directory)
-    model = load_resident(
-        checkpoint,
-        dtype=options.dtype,
-        device=device,
-        trust_remote_code=source.get("trust_remote_code", False),
-    )
-    structure = find_structure(model)
-    experts_implementation = pin_experts(structure)
-    loaded = time.monotonic()
-    log.info("%s: %d layers on %s, %s", model_directory.name, len(structure.layers), device, model.dtype)
+    origin = read_origin(model_directory)
+    # What a streamed run has finished, for the run after it if it is interrupted.
+    resume = output.with_name(f".{output.name}.resume")
+    loaded = _load(open_checkpoint(model_directory), tokens, options, origin, device=device, resume=resume)
+    experts = pin_experts(loaded.structure)
+    ready = time.monotonic()
+    n_layers = len(loaded.structure.layers)
+    log.info("%s: %d layers on %s, %s, %s", origin.model, n_layers, device, loaded.model.dtype, loaded.mode)
     decode = AutoTokenizer.from_pretrained(model_directory, local_files_only=True).decode
-    writer = RecordingWriter(output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=len(structure.layers))
-    with writer, token_progress(model_directory.name, tokens.tokens.size) as advance:
-        chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance)
+    writer = RecordingWriter(output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers)
+    with writer, token_progress(origin.model, tokens.tokens.size) as advance:
+        driven = loaded.run(writer, advance)
         run = {
-            **_provenance(model, structure, options, tokens),
-            "model": model_directory.name,
-            "source": source,
-            "mode": "resident",
-            "experts": experts_implementation,
-            "chunk": chunk,
+            **_provenance(loaded.model, n_layers, options, tokens),
+            **driven,
+            "model": origin.model,
+            "source": asdict(origin),
+            "mode": loaded.mode,
+            "experts": experts,
             "device": str(device),
             "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-            "time_load_s": loaded - started,
-            "time_run_s": time.monotonic() - loaded,
+            "time_load_s": ready - started,
+            "time_run_s": time.monotonic() - ready,
             "peak_memory_bytes": peak_memory_bytes(device),
-            "bytes_read": sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
         }
         writer.finish(run, decode)
+    shutil.rmtree(resume, ignore_errors=True)
 
 
-def _provenance(
-    model: PreTrainedModel, structure: DecoderStructure, options: RecordOptions, tokens: TokenTable
-) -> dict[str, Any]:
+def _load(
+    checkpoint: Path,
+    tokens: TokenTable,
+    options: RecordOptions,
+    origin: Origin,
+    *,
+    device: torch.device,
+    resume: Path,
+) -> _Loaded:
+    how = {"dtype": options.dtype, "device": device, "trust_remote_code": origin.trust_remote_code}
+    mode = options.mode
+    if mode == "auto":
+        config = read_config(checkpoint, trust_remote_code=origin.trust_remote_code)
+        mode = fitting_mode(checkpoint, config, dtype=options.dtype, device=device)
+    if mode == "streamed":
+        store = load_streamed(checkpoint, **how)
+
+        def stream(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:
+            settings = StreamOptions(resume=resume)
+            done = record_streamed(store, tokens.tokens, options, writer, advance=advance, stream=settings)
+            return {"chunk": done.chunk, "bytes_read": done.bytes_read, "n_layers_resumed": done.n_resumed}
+
+        return _Loaded(store.model, store.structure, "streamed", stream)
+    model = load_resident(checkpoint, **how)
+    structure = find_structure(model)
+
+    def run_whole(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:
+        chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance)
+        n_bytes = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+        return {"chunk": chunk, "bytes_read": n_bytes}
+
+    return _Loaded(model, structure, "resident", run_whole)
+
+
+def _provenance(model: PreTrainedModel, n_layers: int, options: RecordOptions, tokens: TokenTable) -> dict[str, Any]:
     embedding = cast(nn.Embedding, model.get_input_embeddings()).weight
     return {
         "format": FORMAT,
-        "n_layers": len(structure.layers),
+        "n_layers": n_layers,
         "d_model": embedding.shape[1],
         "n_parameters": model.num_parameters(),
         "n_embedding_parameters": embedding.numel(),
