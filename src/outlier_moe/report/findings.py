@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from outlier_moe.filtering import Preset
 from outlier_moe.report.inputs import ReportContents, ReportInputs
+from outlier_moe.report.sentences import Finding, counted, of_all
+from outlier_moe.report.tested import (
+    dense_moe_findings,
+    pair_findings,
+    routing_findings,
+    super_expert_findings,
+    transition_findings,
+    verification_findings,
+)
 
 DEGENERATE_SHARE = 0.5
 """A preset by which at least so many of a model's features are systematic tells them apart no more."""
-
-
-class Finding(NamedTuple):
-    """One statement."""
-
-    topic: str
-    """What it is about, in a few words."""
-    sentence: str
-    """The statement."""
-    basis: str
-    """How many models, sequences and resamples it rests on."""
-    is_caveat: bool = False
-    """Whether it says how far the others can be trusted."""
 
 
 def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
@@ -38,9 +34,14 @@ def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
         _how_many(rows, preset, intervals),
         _how_far(rows, preset, intervals),
         *_dense_and_moe(rows, preset),
+        *dense_moe_findings(inputs.statistics.get("dense_moe"), preset),
+        *pair_findings(inputs.statistics.get("pairs"), preset),
         *transition_findings(inputs.statistics.get("phase_transitions"), preset),
         *_first_tokens(contents.comparison, preset),
         *_massive(inputs, contents.comparison),
+        *super_expert_findings(inputs.statistics.get("super_experts")),
+        *routing_findings(inputs.statistics.get("outlier_routing")),
+        *verification_findings(inputs.statistics.get("verification")),
         *_degenerate(inputs, contents.comparison),
         *_not_finite(rows),
         *_few_sequences(rows, inputs),
@@ -68,20 +69,13 @@ def basis(rows: pl.DataFrame, preset: Preset, *, intervals: bool = False) -> str
     return f"n = {counted(len(rows), 'model')}, {texts}; preset {preset.name}{end}"
 
 
-def counted(n: int, noun: str) -> str:
-    """A number and its noun."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def _of(part: int, whole: int) -> str:
-    """So many of all models."""
-    if whole == 1:
-        return "The one model" if part else "None of one model"
-    return f"All {whole} models" if part == whole else f"{part or 'None'} of {whole} models"
-
-
 def _with_interval(text: str, interval: tuple[float, float] | None, form: str) -> str:
-    return text if interval is None else f"{text} [{interval[0]:{form}} to {interval[1]:{form}}]"
+    if interval is None:
+        return text
+    low, high = interval
+    # One more digit where the ends would look the same.
+    form = ".1%" if form == ".0%" and f"{low:.0%}" == f"{high:.0%}" else form
+    return f"{text} [{low:{form}} to {high:{form}}]"
 
 
 def _rule(preset: Preset) -> str:
@@ -107,7 +101,7 @@ def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, 
         text = f"None of {len(rows)} models has a feature with {_rule(preset)}."
         return Finding("How many", text, basis(rows, preset))
     text = (
-        f"{_of(len(with_some), len(ranked))} have features with {_rule(preset)}: from {told(ranked[-1])} to"
+        f"{of_all(len(with_some), len(ranked))} have features with {_rule(preset)}: from {told(ranked[-1])} to"
         f" {told(ranked[0])}; the median model has {rows['n_systematic'].median():,g}."
     )
     return Finding("How many", text, basis(rows, preset, intervals=bool(intervals)))
@@ -154,67 +148,6 @@ def _dense_and_moe(rows: pl.DataFrame, preset: Preset) -> list[Finding]:
     return [Finding("Dense against MoE", text, f"n = {sizes} models; preset {preset.name}")]
 
 
-_AXES = {"total_params_b": "total parameters", "active_params_b": "active parameters", "perplexity": "perplexity"}
-_MEASURES = {
-    "layer_fraction_mean": "the share of layers",
-    "position_fraction_mean": "the share of positions",
-    "n_systematic": "the number of systematic features",
-}
-
-
-def transition_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
-    """What `test_phase_transition` says of all models: one statement an axis.
-
-    Args:
-        table: `schemas_comparison.PhaseTransition`, if there is one.
-        preset: The preset to speak of.
-    """
-    if table is None:
-        return []
-    chosen = table.filter(preset=preset.name, first_token="included", group="all").with_columns(
-        pl.col("x", "y").cast(pl.String)
-    )
-    found = []
-    for axis, name in _AXES.items():
-        rows = [row for row in chosen.filter(x=axis).iter_rows(named=True) if row["y"] in _MEASURES]
-        if rows:
-            text = " ".join(_of_transition(row, name) for row in rows)
-            n = max(row["n_models"] for row in rows)
-            rest = (
-                f"q-values account for all {len(table)} tests of the table"
-                if any(r["q_value"] for r in rows)
-                else "no test"
-            )
-            found.append(Finding(f"A phase transition in {name}?", text, f"n = {counted(n, 'model')}; {rest}"))
-    return found
-
-
-def _of_transition(row: Mapping[str, Any], axis: str) -> str:
-    what = _MEASURES[row["y"]]
-    if row["p_value"] is None:
-        return f"Of {what} nothing can be said: {row['reason']}."
-    tests = f"p = {row['p_value']:.2g}, q = {row['q_value']:.2g}"
-    if row["kendall_tau"] is not None:
-        tests += f", Kendall's τ = {row['kendall_tau']:.2f}"
-    match row["verdict"]:
-        case "jump":
-            where = f"{row['location']:.3g}" + _range(row["location_low"], row["location_high"], ".3g")
-            levels = f"from {row['before']:.3g} to {row['after']:.3g}"
-            return f"{what.capitalize()} jumps at {axis} of {where}, {levels} ({tests})."
-        case "trend":
-            return f"{what.capitalize()} follows {axis} gradually, without a jump ({tests})."
-        case "undecided":
-            return f"{what.capitalize()} depends on {axis}, and too few models say how ({tests})."
-        case _:
-            seen = row["detectable_jump"]
-            power = f"; a jump of {seen:.3g} would have been seen {row['power']:.0%} of the time" if seen else ""
-            return f"{what.capitalize()} shows no dependence on {axis} ({tests}{power})."
-
-
-def _range(low: float | None, high: float | None, form: str) -> str:
-    return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
-
-
 def _first_tokens(comparison: pl.DataFrame, preset: Preset) -> list[Finding]:
     chosen = comparison.filter(preset=preset.name).select("model", "first_token", "n_systematic", "peak_largest")
     both = chosen.filter(first_token="included").join(
@@ -230,7 +163,7 @@ def _first_tokens(comparison: pl.DataFrame, preset: Preset) -> list[Finding]:
         row = changed.row(0, named=True)
         text = (
             "Without each sequence's first token, where attention sinks sit, the count changes in"
-            f" {_of(len(changed), len(both)).lower()}, most in {row['model']}: from {row['n_systematic']:,} to"
+            f" {of_all(len(changed), len(both)).lower()}, most in {row['model']}: from {row['n_systematic']:,} to"
             f" {row['n_systematic_later']:,}."
         )
     return [Finding("First tokens", text, f"n = {counted(len(both), 'model')}; preset {preset.name}")]
@@ -244,7 +177,7 @@ def _massive(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
             continue
         some = rows.filter(pl.col("n_systematic") > 0).sort(["peak_largest", "model"], descending=[True, False])
         rule = f"|x| > {preset.magnitude:g} and {preset.median_ratio:,g} times the median"
-        text = f"{_of(len(some), len(rows))} have massive activations ({rule})."
+        text = f"{of_all(len(some), len(rows))} have massive activations ({rule})."
         if len(some):
             row = some.row(0, named=True)
             text += f" The largest is {row['peak_largest']:,.0f}, in {row['model']}."
@@ -265,8 +198,8 @@ def _degenerate(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]
         row = most.row(0, named=True)
         text = (
             f"By the preset {preset.name} at least half of all features are systematic in"
-            f" {_of(len(most), len(rows)).lower()} (in {row['model']} {row['n_systematic']:,} of {row['d_model']:,});"
-            " there it does not tell outliers from the rest."
+            f" {of_all(len(most), len(rows)).lower()} (in {row['model']} {row['n_systematic']:,} of"
+            f" {row['d_model']:,}); there it does not tell outliers from the rest."
         )
         found.append(Finding("Where a definition says nothing", text, f"n = {counted(len(rows), 'model')}", True))
     return found

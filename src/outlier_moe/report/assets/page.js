@@ -73,6 +73,11 @@ function startModels() {
   show();
 }
 
+// What is folded away on the screen belongs on paper.
+window.addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details:not(.vega-embed details)")) details.open = true;
+});
+
 startTheme();
 startTables();
 watchCharts(document.getElementById("pictures"));

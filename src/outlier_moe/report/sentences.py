@@ -1,0 +1,42 @@
+"""How findings are put into words."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One statement."""
+
+    topic: str
+    """What it is about, in a few words."""
+    sentence: str
+    """The statement."""
+    basis: str
+    """How many models, sequences and resamples it rests on."""
+    is_caveat: bool = False
+    """Whether it says how far the others can be trusted."""
+    details: tuple[str, ...] = ()
+    """The numbers behind it, one statement each."""
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def of_all(part: int, whole: int) -> str:
+    """So many of all models."""
+    if whole == 1:
+        return "The one model" if part else "None of one model"
+    return f"All {whole} models" if part == whole else f"{part or 'None'} of {whole} models"
+
+
+def listed(words: list[str]) -> str:
+    """Words as a sentence lists them."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def between(low: float | None, high: float | None, form: str) -> str:
+    """An interval in brackets, or nothing."""
+    return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
