@@ -9,6 +9,8 @@ import polars as pl
 
 from outlier_moe.edge_counts import shape_of
 from outlier_moe.filtering import Preset
+from outlier_moe.moe_summary import summarise_experts
+from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
 from outlier_moe.plots.positions import place_share_chart, position_profile_chart
@@ -190,7 +192,27 @@ def model_pictures(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
         ),
     ]
     heatmap = _heatmap(model, preset)
-    return [*pictures, heatmap] if heatmap else pictures
+    return [*pictures, *_experts(inputs, model), *([heatmap] if heatmap else [])]
+
+
+def _experts(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
+    """How loaded and how large a MoE model's experts are, if they were recorded."""
+    experts, routers = model.recording.experts(), model.recording.routers()
+    pictures = []
+    if experts is not None and routers is not None:
+        magnitude = max(inputs.study["magnitude"], model.recording.ladder.floor)
+        summary = summarise_experts(
+            experts.lazy(), routers.lazy(), ladder=model.recording.ladder, magnitude=magnitude
+        ).collect()
+        chart = expert_load_chart(summary)
+        caption = "Tokens that each routed expert works on, of an equal share; the busiest of each layer first."
+        pictures.append(Picture("expert-load", "How the router loads its experts", caption, _spec(chart)))
+    held = inputs.statistics.get("super_experts")
+    found = None if held is None else held.filter(model=model.name)
+    if found is not None and len(found):
+        caption = "The largest |x| of each expert's own output; super experts by the rule of arXiv 2507.23279."
+        pictures.append(Picture("expert-peaks", "Super experts", caption, _spec(expert_peak_chart(found))))
+    return pictures
 
 
 def _curves(inputs: ReportInputs, model: ReportedModel) -> dict[tuple[str, str], pl.DataFrame]:

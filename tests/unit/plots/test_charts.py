@@ -19,6 +19,7 @@ from outlier_moe.edge_counts.coding import stored
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, systematic_features
 from outlier_moe.plots import outlier_chart, save_chart
+from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.labels import text_width
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart, peaks_by_layer
 from outlier_moe.plots.overview import of_preset
@@ -104,6 +105,8 @@ def every_chart(recording: Recording) -> dict[str, alt.TopLevelMixin]:
         "features": feature_heatmap_chart(peaks_by_layer(recording.layer_outliers()), [1, 3, 5], view="linear_inputs"),
         "positions": position_profile_chart(peaks, tap="residual"),
         "first": place_share_chart(peaks, place="first token"),
+        "load": expert_load_chart(experts()[0]),
+        "super experts": expert_peak_chart(experts()[1]),
         "delimiters": place_share_chart(peaks, place="delimiter"),
     }
 
@@ -119,6 +122,50 @@ def test_every_chart_is_valid_and_drawn_in_both_themes(recording: Recording) -> 
             assert "<path" in svg or "<rect" in svg, name
 
 
+def experts(n_layers: int = 4, n_experts: int = 80) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The tables `ExpertSummary` and `SuperExpert` of a model that never was."""
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "layer": layer,
+            "expert": expert,
+            "kind": "shared" if expert == n_experts - 1 else "routed",
+            "n_tokens": int(random.integers(1, 900)),
+            "n_outlier_tokens": 3,
+            "peak": 700.0 if (layer, expert) == (1, 5) else float(random.uniform(1, 9)),
+            "peak_feature": 7,
+            "peak_position": 0,
+            "is_super": (layer, expert) == (1, 5),
+        }
+        for layer in range(n_layers)
+        for expert in range(n_experts)
+    ]
+    frame = pl.DataFrame(rows)
+    return frame, frame
+
+
+def test_the_busiest_expert_comes_first_and_shared_ones_are_left_out() -> None:
+    summary, _ = experts(n_experts=9)
+    rows = json.loads(expert_load_chart(summary).to_dict()["data"]["values"])
+    assert len(rows) == 4 * 8
+    of_first = summary.filter(layer=0, kind="routed").sort("n_tokens", descending=True)
+    shown = [row for row in rows if row["layer"] == 0]
+    assert [int(row["experts"]) for row in shown] == of_first["expert"].to_list()
+    assert shown[0]["relative"] == pytest.approx(of_first["n_tokens"][0] / of_first["n_tokens"].mean())
+
+
+def test_many_experts_share_columns() -> None:
+    summary, _ = experts(n_experts=200)
+    rows = json.loads(expert_load_chart(summary).to_dict()["data"]["values"])
+    assert len({row["rank"] for row in rows}) <= 64
+    assert sum(row["n_tokens"] for row in rows) == summary.filter(kind="routed")["n_tokens"].sum()
+
+
+def test_super_experts_are_named() -> None:
+    _, held = experts()
+    assert [name for name, _ in names_of(drawn(expert_peak_chart(held)))] == ["L1 E5"]
+
+
 def test_charts_of_nothing_are_drawn(recording: Recording) -> None:
     nothing = models(0)
     sites, peaks = recording.sites().head(0), recording.peaks().head(0)
@@ -130,6 +177,8 @@ def test_charts_of_nothing_are_drawn(recording: Recording) -> None:
         layer_profile_chart(sites, figure="peak"),
         position_profile_chart(peaks, tap="residual"),
         feature_heatmap_chart(peaks_by_layer(recording.layer_outliers()), [], view="linear_inputs"),
+        expert_load_chart(experts()[0].head(0)),
+        expert_peak_chart(experts()[1].head(0)),
     ]
     for chart in charts:
         assert drawn(chart).startswith("<svg")
