@@ -70,8 +70,9 @@ def resample_model(
         options: How it is resampled.
 
     Returns:
-        The table `ModelResample`. Memory: 8 bytes a preset, first token in or out, figure and resample, and
-        40 bytes a (sequence, feature) and 64 layers.
+        The table `ModelResample`. Memory: some 40 bytes for each row of the tables that reaches a threshold, 80 for
+        each sequence, feature and 64 layers, and 8 for each value in the result; all presets of a model of 28 layers,
+        2048 features and 16 sequences stay below 0.2 GiB.
 
     Raises:
         StudyError: If a view was not recorded, or a threshold is not on the recording's ladder.
@@ -118,8 +119,8 @@ def _rows(tables: SequenceTables, figures: Figures) -> pl.DataFrame:
             "first_token": tables.first_token,
             "figure": names,
             "estimate": [figures[name][0] for name in names],
-            "resamples": [pl.Series(figures[name][n_first:], nan_to_null=True) for name in names],
-            "leave_one_out": [pl.Series(figures[name][1:n_first], nan_to_null=True) for name in names],
+            "resamples": [pl.Series(figures[name][n_first:]).fill_nan(None) for name in names],
+            "leave_one_out": [pl.Series(figures[name][1:n_first]).fill_nan(None) for name in names],
         },
         schema_overrides={"resamples": pl.List(pl.Float64), "leave_one_out": pl.List(pl.Float64)},
     ).with_columns(pl.col("estimate").fill_nan(None))

@@ -7,7 +7,7 @@ that of a data set the largest over all splits, so that searching for the best o
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -45,38 +45,48 @@ def allowed_splits(x: Float64[np.ndarray, " value"]) -> Int64[np.ndarray, " spli
 
 
 def split_statistics(
-    y: Float64[np.ndarray, "*batch value"], splits: Int64[np.ndarray, " split"]
-) -> Float64[np.ndarray, "*batch split"]:
-    """The difference of the means, after less before, scaled so that its variance is alike at all splits."""
-    n = y.shape[-1]
-    sums = np.cumsum(y, axis=-1)[..., splits - 1]
-    return (splits * y.mean(axis=-1, keepdims=True) - sums) * np.sqrt(n / (splits * (n - splits)))
+    y: Float64[np.ndarray, "value ..."], splits: Int64[np.ndarray, " split"]
+) -> Float64[np.ndarray, "split ..."]:
+    """The difference of the means, after less before, scaled so that its variance is alike at all splits.
+
+    Values, and splits, are the first axis: sums and largest ones over a short last axis take many times longer.
+    """
+    n = len(y)
+    by_split = splits.reshape(-1, *[1] * (y.ndim - 1))
+    sums = np.cumsum(y, axis=0)[splits - 1]
+    return np.asarray((by_split * y.mean(axis=0) - sums) * np.sqrt(n / (by_split * (n - by_split))))
 
 
-def _of_alternative(statistics: Float64[np.ndarray, "*shape"], alternative: Alternative) -> np.ndarray:
-    return statistics if alternative == "rise" else np.abs(statistics)
+def _largest(statistics: Float64[np.ndarray, "split ..."], alternative: Alternative) -> np.ndarray:
+    return np.asarray((statistics if alternative == "rise" else np.abs(statistics)).max(axis=0))
 
 
 def best_split(
     y: Float64[np.ndarray, " value"], splits: Int64[np.ndarray, " split"], alternative: Alternative
 ) -> ChangePoint:
     """The split that tells the values apart best, in the direction of the alternative."""
-    split = int(splits[int(np.argmax(_of_alternative(split_statistics(y, splits), alternative)))])
+    statistics = split_statistics(y, splits)
+    split = int(splits[int(np.argmax(statistics if alternative == "rise" else np.abs(statistics)))])
     before, after = y[:split], y[split:]
     rss = float(((before - before.mean()) ** 2).sum() + ((after - after.mean()) ** 2).sum())
     residual_sd = (rss / (len(y) - 2)) ** 0.5 if len(y) > 2 else float("nan")
     return ChangePoint(split, float(before.mean()), float(after.mean()), residual_sd, rss)
 
 
-def change_point_p_value(
-    y: Float64[np.ndarray, " value"], splits: Int64[np.ndarray, " split"], tried: Orders, alternative: Alternative
-) -> float:
-    """The p-value of "the order of the values does not matter" against a change point anywhere."""
-
-    def statistic(values: Float64[np.ndarray, "*batch value"]) -> Float64[np.ndarray, "*batch"]:
-        return np.asarray(_of_alternative(split_statistics(values, splits), alternative).max(axis=-1))
-
-    return p_value(float(statistic(y)), statistic(y[tried.order]), is_exact=tried.is_exact)
+def change_point_p_values(
+    y: Float64[np.ndarray, " value"],
+    splits: Int64[np.ndarray, " split"],
+    tried: Orders,
+    alternatives: tuple[Alternative, ...] = get_args(Alternative),
+) -> dict[Alternative, float]:
+    """The p-values of "the order of the values does not matter" against a change point anywhere."""
+    observed, permuted = split_statistics(y, splits), split_statistics(y[tried.order.T], splits)
+    return {
+        alternative: p_value(
+            float(_largest(observed, alternative)), _largest(permuted, alternative), is_exact=tried.is_exact
+        )
+        for alternative in alternatives
+    }
 
 
 def beyond_line_p_value(
@@ -94,22 +104,21 @@ def beyond_line_p_value(
     line = np.stack([np.ones(len(x)), x], axis=1)
     onto_line, _ = np.linalg.qr(line)
 
-    def residuals(values: Float64[np.ndarray, "*batch value"]) -> Float64[np.ndarray, "*batch value"]:
-        return values - (values @ onto_line) @ onto_line.T
+    def residuals(values: Float64[np.ndarray, "value ..."]) -> Float64[np.ndarray, "value ..."]:
+        return np.asarray(values - onto_line @ (onto_line.T @ values))
 
-    steps = residuals((np.arange(len(x))[None, :] >= splits[:, None]).astype(np.float64))
-    lengths = np.sqrt((steps**2).sum(axis=1))
-    steps = steps[lengths > TOLERANCE] / lengths[lengths > TOLERANCE, None]
+    steps = residuals((np.arange(len(x))[:, None] >= splits).astype(np.float64))
+    lengths = np.sqrt((steps**2).sum(axis=0))
+    steps = steps[:, lengths > TOLERANCE] / lengths[lengths > TOLERANCE]
     rest = residuals(y)
-    if len(x) < 5 or not len(steps) or np.sqrt((rest**2).sum()) <= TOLERANCE * np.abs(y).max():
+    if len(x) < 5 or not steps.shape[1] or np.sqrt((rest**2).sum()) <= TOLERANCE * np.abs(y).max():
         return None
 
-    def statistic(values: Float64[np.ndarray, "*batch value"]) -> Float64[np.ndarray, "*batch"]:
+    def statistic(values: Float64[np.ndarray, "value ..."]) -> np.ndarray:
         left = residuals(values)
-        largest = _of_alternative(left @ steps.T, alternative).max(axis=-1)
-        return np.asarray(largest / np.sqrt((left**2).sum(axis=-1)))
+        return np.asarray(_largest(steps.T @ left, alternative) / np.sqrt((left**2).sum(axis=0)))
 
-    return p_value(float(statistic(rest)), statistic(rest[tried.order]), is_exact=tried.is_exact)
+    return p_value(float(statistic(rest)), statistic(rest[tried.order.T]), is_exact=tried.is_exact)
 
 
 class Power(NamedTuple):
@@ -146,22 +155,21 @@ def detectable_jump(
     """
     n = tried.order.shape[1]
     step = (np.arange(n) >= at).astype(np.float64)
-    noise = np.random.default_rng(seed).standard_normal((n_simulations, n))
+    noise = np.random.default_rng(seed).standard_normal((n, n_simulations))
     # A statistic is linear in the values before the largest is taken: noise and jump are put through it once.
-    of_step = [_splits_first(values, splits) for values in (step[None], step[tried.order][None])]
-    of_noise = [_splits_first(values, splits) for values in (noise, noise[:, tried.order])]
+    of_step = [split_statistics(values[..., None], splits) for values in (step, step[tried.order.T])]
+    of_noise = [split_statistics(values, splits) for values in (noise, noise[tried.order.T])]
 
     def found(jump: float) -> float:
         observed, permuted = (
-            _of_alternative(noisy + jump * pure, alternative).max(axis=0)
-            for noisy, pure in zip(of_noise, of_step, strict=True)
+            _largest(noisy + jump * pure, alternative) for noisy, pure in zip(of_noise, of_step, strict=True)
         )
-        reached = (permuted >= (observed - TOLERANCE * np.abs(observed))[:, None]).sum(axis=1)
-        n_orders = permuted.shape[1]
+        reached = (permuted >= observed - TOLERANCE * np.abs(observed)).sum(axis=0)
+        n_orders = len(permuted)
         p = reached / n_orders if tried.is_exact else (1 + reached) / (1 + n_orders)
         return float((p <= level).mean())
 
-    pure = change_point_p_value(step, splits, tried, alternative)
+    pure = change_point_p_values(step, splits, tried, (alternative,))[alternative]
     if found(_LARGEST_JUMP_SD) < power:
         return Power(None, pure)
     low, high = 0.0, _LARGEST_JUMP_SD
@@ -169,13 +177,6 @@ def detectable_jump(
         middle = (low + high) / 2
         low, high = (low, middle) if found(middle) >= power else (middle, high)
     return Power(high, pure)
-
-
-def _splits_first(
-    y: Float64[np.ndarray, "*batch value"], splits: Int64[np.ndarray, " split"]
-) -> Float64[np.ndarray, "split ..."]:
-    """The statistics with the splits as the first axis, over which a largest is found many times faster."""
-    return np.ascontiguousarray(np.moveaxis(split_statistics(y, splits), -1, 0))
 
 
 class Locations(NamedTuple):
@@ -192,11 +193,12 @@ def resampled_locations(
 ) -> Locations:
     """The best split of each resample of the models."""
     order = np.argsort(x, axis=1, kind="stable")
-    x, y = np.take_along_axis(x, order, axis=1), np.take_along_axis(y, order, axis=1)
-    splits = np.arange(LEAST_SEGMENT, x.shape[1] - LEAST_SEGMENT + 1)
-    allowed: Bool[np.ndarray, "resample split"] = x[:, splits - 1] < x[:, splits]
-    statistics = np.where(allowed, _of_alternative(split_statistics(y, splits), alternative), -np.inf)
-    best = splits[np.argmax(statistics, axis=1)][:, None]
-    middle = (np.take_along_axis(x, best - 1, axis=1) + np.take_along_axis(x, best, axis=1))[:, 0] / 2
-    possible = allowed.any(axis=1)
+    x, y = (np.take_along_axis(values, order, axis=1).T for values in (x, y))
+    splits = np.arange(LEAST_SEGMENT, len(x) - LEAST_SEGMENT + 1)
+    allowed: Bool[np.ndarray, "split resample"] = x[splits - 1] < x[splits]
+    statistics = split_statistics(y, splits)
+    statistics = np.where(allowed, statistics if alternative == "rise" else np.abs(statistics), -np.inf)
+    best = splits[np.argmax(statistics, axis=0)][None, :]
+    middle = (np.take_along_axis(x, best - 1, axis=0) + np.take_along_axis(x, best, axis=0))[0] / 2
+    possible = allowed.any(axis=0)
     return Locations(middle[possible], int((~possible).sum()))

@@ -22,6 +22,10 @@ from scipy.special import ndtr, ndtri
 LEAST_DEFINED = 0.95
 """Least share of the resamples in which a figure must exist: its interval speaks of those alone."""
 
+MOST_ONE_SIDED = 0.975
+"""Largest share of the resamples on one side of the estimate. Where sequences are pooled by union, drawing some of them
+twice pulls a figure to one side; beyond this an interval would be made of the correction for it and little else."""
+
 ROUNDING = 1e-12
 """Relative difference below which two values are the same."""
 
@@ -61,7 +65,7 @@ def bca_interval(
 
     Returns:
         The interval, or the reason why there is none: fewer than two sequences, a figure that does not exist, resamples
-        that are all the same or all on one side of the estimate.
+        that are all the same or nearly all on one side of the estimate.
     """
     values = resamples[~np.isnan(resamples)]
     reason = _undefined(estimate, values, len(resamples), leave_one_out)
@@ -69,7 +73,7 @@ def bca_interval(
         return Interval(None, None, None, None, None, len(values), reason)
     rounding = ROUNDING * abs(estimate)
     below, above = float(np.mean(values < estimate - rounding)), float(np.mean(values > estimate + rounding))
-    spread = float(np.std(values, ddof=1))
+    spread = 0.0 if _all_alike(values) else float(np.std(values, ddof=1))
     if reason is not None:
         return Interval(None, None, spread, below, above, len(values), reason)
     bias = ndtri((below + 1 - above) / 2)
@@ -99,9 +103,11 @@ def _undefined(
         return "without one of the sequences the figure does not exist"
     if _all_alike(values):
         return "all resamples give the same figure"
-    if (values < estimate).all() or (values > estimate).all():
-        side = "below" if values[0] < estimate else "above"
-        return f"all resamples lie {side} the estimate: sequences drawn twice do not stand for new ones"
+    for side, share in (("below", np.mean(values < estimate)), ("above", np.mean(values > estimate))):
+        if share > MOST_ONE_SIDED:
+            return (
+                f"{share:.1%} of the resamples lie {side} the estimate: sequences drawn twice do not stand for new ones"
+            )
     return None
 
 

@@ -23,6 +23,9 @@ POOLED = (
 )
 """What a column of `pooled_figures` holds."""
 
+# So many that few values share one, and few enough for the first cache.
+_BINS = 1024
+
 
 def _compiled(function: Callable) -> Callable:
     """Compile a function for threads that hold no lock of the interpreter."""
@@ -106,6 +109,35 @@ def _median_of_counts(n_with: Int64[np.ndarray, " count"], n: int) -> float:
 
 
 @_compiled
+def _median(values: Float64[np.ndarray, " feature"], n_in_bin: Int64[np.ndarray, " bin"]) -> float:
+    """The median of some values: those that could be it are found by counting, and only they are sorted."""
+    n, low, high = len(values), values.min(), values.max()
+    scale = (len(n_in_bin) - 1) / (high - low)
+    if not np.isfinite(scale):
+        return (low + high) / 2 if low == high else np.median(values)
+    n_in_bin[:] = 0
+    for value in values:
+        n_in_bin[int((value - low) * scale)] += 1
+    first, n_before, n_seen = 0, 0, n_in_bin[0]
+    while n_seen <= (n - 1) // 2:
+        n_before = n_seen
+        first += 1
+        n_seen += n_in_bin[first]
+    last = first
+    while n_seen <= n // 2:
+        last += 1
+        n_seen += n_in_bin[last]
+    inside = np.empty(n_seen - n_before, np.float64)
+    n_inside = 0
+    for value in values:
+        if first <= int((value - low) * scale) <= last:
+            inside[n_inside] = value
+            n_inside += 1
+    inside.sort()
+    return (inside[(n - 1) // 2 - n_before] + inside[n // 2 - n_before]) / 2
+
+
+@_compiled
 def pooled_figures(
     weights: Int64[np.ndarray, "draw sequence"],
     sites: UInt64[np.ndarray, "sequence word feature"],
@@ -142,7 +174,7 @@ def pooled_figures(
     drawn_peak = np.empty(n_features, np.float32)
     layers, n_sites = np.empty(n_features, np.int64), np.empty(n_features, np.int64)
     found = np.empty((3, n_features), np.float64)
-    n_with = np.empty(whole_layers + 1, np.int64)
+    n_with, n_in_bin = np.empty(whole_layers + 1, np.int64), np.empty(_BINS, np.int64)
     for draw in range(len(weights)):
         _pool(weights[draw], sites, n_values, n_positions, peak, drawn_sites, drawn_counts, drawn_peak)
         _count_layers(drawn_sites, n_taps, layers, n_sites)
@@ -168,6 +200,6 @@ def pooled_figures(
             figures[draw, 2] = _median_of_counts(n_with, n) / whole_layers
             for k in range(2):
                 figures[draw, 3 + 2 * k] = found[k, :n].mean()
-                figures[draw, 4 + 2 * k] = np.median(found[k, :n])
-            figures[draw, 7] = np.median(found[2, :n])
+                figures[draw, 4 + 2 * k] = _median(found[k, :n], n_in_bin)
+            figures[draw, 7] = _median(found[2, :n], n_in_bin)
             figures[draw, 8] = found[2, :n].max()

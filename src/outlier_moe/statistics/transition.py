@@ -16,7 +16,7 @@ from outlier_moe.statistics.change_points import (
     allowed_splits,
     best_split,
     beyond_line_p_value,
-    change_point_p_value,
+    change_point_p_values,
     detectable_jump,
     resampled_locations,
 )
@@ -43,7 +43,7 @@ class TransitionOptions:
     """Orders tried; all of them where there are fewer."""
     n_resamples: int = 2000
     """Resamples of the models, for the change point's place."""
-    n_simulations: int = 400
+    n_simulations: int = 300
     """Data sets simulated for the power."""
     seed: int = 0
     """Decides all random draws."""
@@ -119,7 +119,7 @@ def transition(
     rank = kendall(x, y, most=options.n_permutations, seed=options.seed)
     power = _power(len(x), tuple(splits.tolist()), change.split, options)
     low, high, n_resamples = _location_interval(x, y, draws, options)
-    p_value = change_point_p_value(y, splits, tried, options.alternative)
+    p_values = change_point_p_values(y, splits, tried)
     beyond_line = beyond_line_p_value(x, y, splits, tried, options.alternative)
     found = Transition(
         n_models=len(x),
@@ -129,8 +129,8 @@ def transition(
         n_resamples=n_resamples,
         before=change.before,
         after=change.after,
-        p_value=p_value,
-        p_value_either=change_point_p_value(y, splits, tried, "either"),
+        p_value=p_values[options.alternative],
+        p_value_either=p_values["either"],
         p_value_beyond_line=beyond_line,
         n_permutations=len(tried.order),
         is_exact=tried.is_exact,
@@ -177,7 +177,7 @@ def _why_not(y: Float64[np.ndarray, " model"], splits: Int64[np.ndarray, " split
 def _power(n: int, splits: tuple[int, ...], at: int, options: TransitionOptions) -> Power:
     """The power depends on n and the places of the splits alone, which many figures share."""
     # Fewer orders than the test itself tries: the size of a jump is wanted to a few per cent.
-    tried = _orders(n, min(options.n_permutations, 499), options.seed)
+    tried = _orders(n, min(options.n_permutations, 199), options.seed)
     return detectable_jump(
         np.array(splits),
         at,

@@ -13,13 +13,17 @@ from outlier_moe.statistics.change_points import (
     allowed_splits,
     best_split,
     beyond_line_p_value,
-    change_point_p_value,
+    change_point_p_values,
     detectable_jump,
     resampled_locations,
 )
 from outlier_moe.statistics.permutations import Orders, orders
 
 N_NULL = 1000
+
+
+def change_point_p_value(y: np.ndarray, splits: np.ndarray, tried: Orders, alternative: Alternative) -> float:
+    return change_point_p_values(y, splits, tried, (alternative,))[alternative]
 
 
 def plain_statistic(x: np.ndarray, y: np.ndarray, alternative: Alternative) -> tuple[float, int]:

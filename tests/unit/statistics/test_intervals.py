@@ -50,8 +50,9 @@ def test_two_samples_equal_scipy() -> None:
         (1.0, [1.0, 2.0, np.nan, 3.0], [1.0, 2.0], "25% of the resamples"),
         (1.0, [0.0, 1.0, 2.0], [1.0, np.nan], "without one of the sequences"),
         (1.0, [1.0, 1.0, 1.0 + 1e-15], [1.0, 1.0], "same figure"),
-        (3.0, [0.0, 1.0, 2.0], [1.0, 2.0], "lie below"),
+        (3.0, [0.0, 1.0, 2.0], [1.0, 2.0], "100.0% of the resamples lie below"),
         (-1.0, [0.0, 1.0, 2.0], [1.0, 2.0], "lie above"),
+        (0.0, [-1.0, *np.linspace(1, 2, 99)], [1.0, 2.0], "99.0% of the resamples lie above"),
     ],
 )
 def test_no_interval_has_a_reason(estimate: float, resamples: list, left_out: list, reason: str) -> None:
