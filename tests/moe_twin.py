@@ -37,13 +37,14 @@ def expert_rows(
     work: dict[tuple[int, int, int], list[dict[str, Any]]] = defaultdict(list)
     for call in outputs:
         n_sequences, n_positions, n_choices = call.expert.shape
+        output = call.ordered_output()
         for s in range(n_sequences):
             for p in range(n_positions):
                 for c in range(n_choices):
                     gate = float(call.gate[s, p, c])
                     if gate == 0:
                         continue
-                    own = call.output[s, p, c].float().tolist()
+                    own = output[s, p, c].float().tolist()
                     work[call.layer, int(call.expert[s, p, c]), s].append(
                         {
                             "position": p,

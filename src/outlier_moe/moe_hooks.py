@@ -1,9 +1,8 @@
 """The hooks at routers and experts: every expert's own output, and nothing of the model's is changed.
 
-What an expert puts out for one token is asked of the family's own code: it is given each pair of a token and a chosen
-expert as a token of its own, with a gate of one. Where the experts go through transformers' grouped products, the gated
-sum over a token's experts follows from these outputs bit for bit, so that nothing is computed twice. Other code is run
-a second time as it is, for its result.
+Where the experts go through transformers' grouped products, their outputs are seen on the way. Other code for experts
+is run a second time with each pair of a token and a chosen expert as a token of its own and a gate of one: what it then
+puts out is the expert's output for that token.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from outlier_moe.current_forward import begin_forward, by_position
 from outlier_moe.moe_parts import Experts, Router, find_experts, find_routers
 from outlier_moe.structure import DecoderStructure
-from outlier_moe.transformers_private import has_experts_interface, runs_grouped
+from outlier_moe.transformers_private import grouped_outputs, has_experts_interface, shows_grouped_outputs
 
 Implementation = Literal["grouped_mm", "eager"]
 
@@ -43,11 +42,19 @@ class ExpertOutputs:
     """What each output is weighted by, or, for Llama 4, what the expert's input was weighted by. 1 for a shared expert
     without a gate. Factors that a family applies to the sum over all experts are not in it. 0 if the token was sent to
     no expert (ZAYA's skipped tokens)."""
-    output: Float[Tensor, "sequence position choice feature"]
-    """The expert's own output for the token: of its last matrix, with its bias and its norm if it has one, before the
-    gate. Its width is that of the experts, which is not the model's where they work in a latent space."""
+    output: Float[Tensor, "pair feature"]
+    """The expert's own output for each pair of a token and a choice: of its last matrix, with its bias and its norm if
+    it has one, before the gate. Its width is that of the experts, which is not the model's where they work in a latent
+    space. Rows are in the order in which the family computes them."""
+    pair: Int64[Tensor, " pair"]
+    """For each row of `output` its place in `expert` and `gate`, flattened."""
     router_scores: Float[Tensor, "sequence position candidate"] | None
     """What the router gives for every expert, before a choice: logits, for Gemma 4 probabilities. None if unknown."""
+
+    def ordered_output(self) -> Float[Tensor, "sequence position choice feature"]:
+        """The outputs by sequence, position and choice, copied."""
+        ordered = torch.empty_like(self.output).index_copy_(0, self.pair, self.output)
+        return ordered.reshape(*self.expert.shape, -1)
 
 
 ObserveExperts = Callable[[ExpertOutputs], None]
@@ -132,19 +139,21 @@ class _LayerRecorder:
 
         def forward(*args: object, **kwargs: object) -> Tensor:
             hidden, choice, gate = signature.bind(*args, **kwargs).args
-            n_tokens, n_choices = choice.shape
-            own = self._own_outputs(plain, hidden.reshape(n_tokens, -1), choice)
-            self._deliver(choice, gate, own)
-            weights = {p.dtype for p in self.experts.module.parameters()}
-            if runs_grouped(self.experts.module) and weights == {hidden.dtype}:
-                return (own * gate.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
-            return plain(hidden, choice, gate)
+            if not shows_grouped_outputs(self.experts.module):
+                self._deliver(choice, gate, self._own_outputs(plain, hidden, choice))
+                return plain(hidden, choice, gate)
+            seen: list[Tensor] = []
+            with grouped_outputs(self.experts.module, seen.append):
+                result = plain(hidden, choice, gate)
+            [own] = seen
+            self._deliver(choice, gate, own, pair=choice.reshape(-1).sort().indices)
+            return result
 
         return forward
 
     def _own_outputs(self, plain: Callable[..., Tensor], hidden: Tensor, choice: Tensor) -> Tensor:
         n_tokens, n_choices = choice.shape
-        pairs = hidden.repeat_interleave(n_choices, dim=0)
+        pairs = hidden.reshape(n_tokens, -1).repeat_interleave(n_choices, dim=0)
         pair_choice = choice.reshape(-1, 1)
         pair_gate = torch.ones_like(pair_choice, dtype=hidden.dtype)
         if self.experts.n_identity:
@@ -152,7 +161,7 @@ class _LayerRecorder:
             idle = torch.full_like(pair_choice, self.experts.n_routed - 1)
             pair_choice = torch.cat([pair_choice, idle], dim=1)
             pair_gate = torch.cat([pair_gate, torch.zeros_like(pair_gate)], dim=1)
-        return plain(pairs, pair_choice, pair_gate).reshape(n_tokens, n_choices, -1)
+        return plain(pairs, pair_choice, pair_gate).reshape(n_tokens * n_choices, -1)
 
     def _observe_sorted(self, module: nn.Module, args: object, output: Tensor) -> None:
         """JetMoE: the router gives the order of the pairs, their tokens and gates, experts' sizes, and the logits."""
@@ -161,11 +170,11 @@ class _LayerRecorder:
         n_tokens = len(logits)
         numbers = torch.arange(len(sizes), device=output.device)
         sorted_expert = numbers.repeat_interleave(torch.tensor(sizes, device=output.device))
-        rows = [
-            torch.empty_like(values).index_copy_(0, order, values) for values in (sorted_expert, sorted_gate, output)
-        ]
-        expert, gate, own = (values.reshape(n_tokens, -1, *values.shape[1:]) for values in rows)
-        self._deliver(expert, gate, own)
+        expert, gate = (
+            torch.empty_like(values).index_copy_(0, order, values).reshape(n_tokens, -1)
+            for values in (sorted_expert, sorted_gate)
+        )
+        self._deliver(expert, gate, output, pair=order)
 
     def _observe_dense(self, module: nn.Module, args: object, output: Tensor) -> None:
         """Llama 4: all experts' outputs, expert after expert; the scores say which were chosen."""
@@ -176,9 +185,9 @@ class _LayerRecorder:
         choice = logits.topk(vars(self.router.module)["top_k"], dim=1).indices
         by_expert = output.reshape(self.experts.n_routed, len(logits), -1)
         own = by_expert[choice, torch.arange(len(logits), device=output.device).unsqueeze(1)]
-        self._deliver(choice, scores.gather(1, choice), own)
+        self._deliver(choice, scores.gather(1, choice), own.flatten(0, 1))
 
-    def _deliver(self, choice: Tensor, gate: Tensor, own: Tensor) -> None:
+    def _deliver(self, choice: Tensor, gate: Tensor, own: Tensor, pair: Tensor | None = None) -> None:
         scores = self._scores()
         self.routing = None
         key = f"experts of layer {self.layer}"
@@ -188,7 +197,8 @@ class _LayerRecorder:
                 shared=False,
                 expert=by_position(choice, key=key).long(),
                 gate=by_position(gate, key=key),
-                output=by_position(own.flatten(1), key=key).unflatten(2, own.shape[1:]),
+                output=own,
+                pair=torch.arange(len(own), device=own.device) if pair is None else pair,
                 router_scores=None if scores is None else by_position(scores, key=key),
             )
         )
@@ -221,7 +231,8 @@ class _SharedRecorder:
         output, gate = self.output, self.gate
         self.output = self.gate = None
         number = torch.full(gate.shape, self.number, dtype=torch.int64, device=gate.device)
-        self.observe(ExpertOutputs(self.layer, True, number, gate, output.unsqueeze(2), None))
+        pair = torch.arange(gate.numel(), device=gate.device)
+        self.observe(ExpertOutputs(self.layer, True, number, gate, output.flatten(0, 1), pair, None))
 
 
 @contextmanager

@@ -6,9 +6,11 @@ fails there and not in a recording.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.output_capturing import OutputRecorder
@@ -68,3 +70,39 @@ def has_experts_interface(experts: nn.Module) -> bool:
 def runs_grouped(experts: nn.Module) -> bool:
     """Whether a module of experts runs as transformers' grouped products."""
     return has_experts_interface(experts) and vars(experts)["config"]._experts_implementation == "grouped_mm"
+
+
+def shows_grouped_outputs(experts: nn.Module) -> bool:
+    """Whether `grouped_outputs` can be had of a module of experts. Transformers 5.17 has no place for a norm yet."""
+    return runs_grouped(experts) and "has_post_expert_norm" in vars(experts)
+
+
+@contextmanager
+def grouped_outputs(experts: nn.Module, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """Show what the experts put out, before it is weighted, while their grouped products run.
+
+    They have a place for a norm after the last product: who listens there computes nothing, and changes nothing. Rows
+    are pairs of a token and a chosen expert, in the order in which `torch.sort` puts the flattened choice.
+
+    Args:
+        experts: A module for which `shows_grouped_outputs` holds.
+        seen: Called once each time that the experts run.
+    """
+
+    def listen(output: Tensor) -> Tensor:
+        seen(output)
+        return output
+
+    def listen_to_norm(module: nn.Module, args: object, output: Tensor) -> None:
+        seen(output)
+
+    if vars(experts)["has_post_expert_norm"]:
+        with experts.get_submodule("post_expert_norm").register_forward_hook(listen_to_norm):
+            yield
+        return
+    vars(experts).update(has_post_expert_norm=True, post_expert_norm=listen)
+    try:
+        yield
+    finally:
+        vars(experts)["has_post_expert_norm"] = False
+        del vars(experts)["post_expert_norm"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
@@ -11,12 +12,16 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts, Mixtral
 from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 from transformers.utils.output_capturing import OutputRecorder
 
+from outlier_moe.moe_parts import find_experts
+from outlier_moe.structure import find_structure
 from outlier_moe.transformers_private import (
     DeclaredSource,
     class_takes_config,
     declared_sources,
+    grouped_outputs,
     has_experts_interface,
     runs_grouped,
+    shows_grouped_outputs,
     undivided_class_names,
 )
 from tests import zoo
@@ -76,6 +81,29 @@ def test_the_experts_interface() -> None:
     for implementation, grouped in (("eager", False), ("grouped_mm", True)):
         mixtral.set_experts_implementation(implementation)
         assert all(runs_grouped(module) == grouped for module in experts)
+        assert all(shows_grouped_outputs(module) == grouped for module in experts)
     apart = next(module for module in zoo.tiny_model("step3p7").modules() if isinstance(module, Step3p7Experts))
     assert not has_experts_interface(apart)
     assert not runs_grouped(apart)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "muse_spark"])
+def test_the_grouped_products_can_be_listened_to(name: str) -> None:
+    structure = find_structure(zoo.tiny_model(name))
+    experts = find_experts(structure)[0].module
+    before = dict(vars(experts))
+    width = experts.get_parameter("down_proj").shape[1 if name != "gpt_oss" else 2]
+    hidden, choice = torch.randn(5, width), torch.tensor([[0, 3], [3, 1], [7, 0], [1, 2], [3, 7]])
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        plain = experts(hidden, choice, torch.full((5, 2), 0.5))
+        with grouped_outputs(experts, seen.append):
+            heard = experts(hidden, choice, torch.full((5, 2), 0.5))
+        again = experts(hidden, choice, torch.full((5, 2), 0.5))
+    assert torch.equal(heard, plain)
+    assert torch.equal(again, plain)
+    assert len(seen) == 1
+    assert dict(vars(experts)) == before
+    # In the order in which the choice is sorted, and before the gates.
+    by_pair = torch.empty_like(seen[0]).index_copy_(0, choice.flatten().sort().indices, seen[0])
+    torch.testing.assert_close(by_pair.reshape(5, 2, width).sum(dim=1) / 2, plain)

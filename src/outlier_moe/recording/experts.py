@@ -29,17 +29,27 @@ class MoeTables(NamedTuple):
     """Rows of `schemas_moe.Router`."""
 
 
-class _Choices(NamedTuple):
-    """What is kept of one call of experts: the figures of each pair of a token and an expert, on the device."""
+class _Peaks(NamedTuple):
+    """The largest output of each expert for each sequence, by (sequence, expert), on the device."""
+
+    group: Int64[Tensor, " group"]
+    """The sequence times the number of experts, plus the expert; only those with a token are there."""
+    pair: Int64[Tensor, " group"]
+    """The first pair of a token and an expert that has the peak, counted over sequence, position and choice."""
+    magnitude: Float32[Tensor, " group"]
+    """The largest finite |x|."""
+    feature: Int64[Tensor, " group"]
+    """The first feature of the pair that has it."""
+
+
+class _Call(NamedTuple):
+    """What is kept of one call of experts: small figures, on the device."""
 
     shared: bool
     expert: Int64[Tensor, "sequence position choice"]
     gate: Float[Tensor, "sequence position choice"]
-    peak: Float[Tensor, "sequence position choice"]
-    """The largest finite |x| of the expert's output for the token."""
-    feature: Int64[Tensor, "sequence position choice"]
-    """The first feature that has it."""
     n_nonfinite: Int64[Tensor, "sequence position choice"]
+    peaks: _Peaks
 
 
 class _Pairs(NamedTuple):
@@ -49,8 +59,6 @@ class _Pairs(NamedTuple):
     position: Int64[np.ndarray, " pair"]
     expert: Int64[np.ndarray, " pair"]
     gate: Float64[np.ndarray, " pair"]
-    peak: Float32[np.ndarray, " pair"]
-    feature: Int64[np.ndarray, " pair"]
     n_nonfinite: Int64[np.ndarray, " pair"]
 
 
@@ -67,8 +75,8 @@ class ExpertObserver:
         self.experts = experts
         self.ladder = ladder
         self.first_sequence = first_sequence
-        self._top: dict[int, Float[Tensor, "sequence position"]] = {}
-        self._calls: dict[int, list[_Choices]] = {}
+        self._top: dict[int, Float32[Tensor, "sequence position"]] = {}
+        self._calls: dict[int, list[_Call]] = {}
 
     def observe(self, tap: Tap, layer: int, x: Float[Tensor, "sequence position feature"]) -> None:
         """Note the largest finite |x| of each token at mlp_in of a layer with experts; other sites are left alone."""
@@ -78,10 +86,14 @@ class ExpertObserver:
     def observe_experts(self, outputs: ExpertOutputs) -> None:
         """Note the gates, and the peaks of the experts' own outputs."""
         largest = _largest(outputs.output)
-        call = _Choices(
-            outputs.shared, outputs.expert, outputs.gate, largest.magnitude, largest.feature, largest.n_nonfinite
-        )
+        peaks = _peaks(outputs, largest.magnitude, n_numbers=self._n_numbers(outputs.layer))
+        n_nonfinite = torch.empty_like(largest.n_nonfinite).index_copy_(0, outputs.pair, largest.n_nonfinite)
+        n_nonfinite = n_nonfinite.reshape(outputs.expert.shape)
+        call = _Call(outputs.shared, outputs.expert, outputs.gate, n_nonfinite, peaks)
         self._calls.setdefault(outputs.layer, []).append(call)
+
+    def _n_numbers(self, layer: int) -> int:
+        return self.experts[layer].n_routed + len(self.experts[layer].shared)
 
     def tables(self) -> MoeTables:
         """The rows of the layers that have run, which are forgotten.
@@ -92,23 +104,23 @@ class ExpertObserver:
         experts: list[pl.DataFrame] = [schemas_moe.Expert.create_empty()]
         routers: list[pl.DataFrame] = [schemas_moe.Router.create_empty()]
         for layer in sorted(self._calls):
-            top = self._top.pop(layer).float().cpu().numpy()
+            top = self._top.pop(layer).cpu().numpy()
             # On the ladder's steps: 0 below the floor, k + 1 from the k-th edge to the next.
             step = np.searchsorted(self.ladder.edges, top, side="right").astype(np.uint8)
             for call in self._calls.pop(layer):
                 pairs = _host_pairs(call)
-                experts.append(self._expert_rows(layer, pairs, step))
+                experts.append(self._expert_rows(layer, call, pairs, step))
                 if not call.shared:
                     routers.append(self._router_rows(layer, pairs, step, n_choices=call.expert.shape[2]))
         return MoeTables(pl.concat(experts), pl.concat(routers))
 
-    def _expert_rows(self, layer: int, pairs: _Pairs, step: UInt8[np.ndarray, "sequence position"]) -> pl.DataFrame:
-        n_numbers = self.experts[layer].n_routed + len(self.experts[layer].shared)
-        groups, group = np.unique(pairs.sequence * n_numbers + pairs.expert, return_inverse=True)
+    def _expert_rows(
+        self, layer: int, call: _Call, pairs: _Pairs, step: UInt8[np.ndarray, "sequence position"]
+    ) -> pl.DataFrame:
+        n_numbers = self._n_numbers(layer)
+        groups, pair, peak, feature = (figures.cpu().numpy() for figures in call.peaks)
         n_groups = len(groups)
-        # Of each group the largest first and, of equal ones, the first position.
-        order = np.lexsort((pairs.position, -pairs.peak, group))
-        best = order[np.searchsorted(group[order], np.arange(n_groups))]
+        group = np.searchsorted(groups, pairs.sequence * n_numbers + pairs.expert)
         histogram = _histogram(group, step[pairs.sequence, pairs.position], n_groups)
         sequence, expert = np.divmod(groups, n_numbers)
         columns = {
@@ -119,10 +131,10 @@ class ExpertObserver:
             "n_tokens": np.bincount(group, minlength=n_groups),
             "gate_sum": np.bincount(group, weights=pairs.gate, minlength=n_groups),
             "n_outlier_tokens": _at_least(histogram, histogram),
-            "peak": pairs.peak[best],
-            "peak_feature": pairs.feature[best],
-            "peak_position": pairs.position[best],
-            "peak_gate": pairs.gate[best],
+            "peak": peak,
+            "peak_feature": feature,
+            "peak_position": pair // call.expert.shape[2] % call.expert.shape[1],
+            "peak_gate": call.gate.flatten().double().cpu().numpy()[pair],
             "n_nonfinite": np.bincount(group, weights=pairs.n_nonfinite, minlength=n_groups),
         }
         return schemas_moe.Expert.cast(pl.DataFrame(columns))
@@ -164,30 +176,43 @@ class ExpertObserver:
 
 
 class _Largest(NamedTuple):
-    magnitude: Float[Tensor, "*token"]
+    magnitude: Float32[Tensor, "*token"]
     """The largest finite |x| of each token, 0 if there is none."""
-    feature: Int64[Tensor, "*token"]
-    """The first feature that has it."""
     n_nonfinite: Int64[Tensor, "*token"]
 
 
 def _largest(x: Float[Tensor, "*token feature"]) -> _Largest:
-    low, high = x.aminmax(dim=-1)
-    magnitude = torch.maximum(high, -low)
-    # The first of the largest; where a value and its negative are both largest, the first of the two.
-    first_high, first_low = x.argmax(dim=-1), x.argmin(dim=-1)
-    feature = torch.where(high > -low, first_high, torch.where(high < -low, first_low, first_high.minimum(first_low)))
-    n_nonfinite = torch.zeros_like(feature)
+    # Twice over the values: |x| would be written to memory first, and aminmax is slower than both.
+    magnitude = torch.maximum(x.amax(dim=-1), -x.amin(dim=-1)).float()
+    n_nonfinite = torch.zeros_like(magnitude, dtype=torch.int64)
     odd = ~magnitude.isfinite()
     if odd.any():
         finite = x[odd].isfinite()
-        values = x[odd].abs().where(finite, 0)
-        magnitude[odd], feature[odd] = values.amax(dim=-1), values.argmax(dim=-1)
+        magnitude[odd] = x[odd].abs().where(finite, 0).amax(dim=-1).float()
         n_nonfinite[odd] = (~finite).sum(dim=-1)
-    return _Largest(magnitude, feature, n_nonfinite)
+    return _Largest(magnitude, n_nonfinite)
 
 
-def _host_pairs(call: _Choices) -> _Pairs:
+def _peaks(outputs: ExpertOutputs, magnitude: Float32[Tensor, " pair"], *, n_numbers: int) -> _Peaks:
+    """The peak of each expert and sequence. Only largest and smallest values are taken, so that any order will do."""
+    pair = outputs.pair
+    n_sequences, n_pairs = len(outputs.expert), len(pair)
+    first_group = torch.arange(n_sequences, device=pair.device) * n_numbers
+    group = (first_group[:, None, None] + outputs.expert).flatten()[pair]
+    # Pairs without a gate are never a peak.
+    size = magnitude.where(outputs.gate.flatten()[pair] != 0, -1)
+    top = size.new_full((n_sequences * n_numbers,), -1).scatter_reduce_(0, group, size, "amax")
+    candidate = pair.where((size >= 0) & (size == top[group]), n_pairs)
+    first = pair.new_full(top.shape, n_pairs).scatter_reduce_(0, group, candidate, "amin")
+    groups = (first < n_pairs).nonzero()[:, 0]
+    first = first[groups]
+    row = torch.empty_like(pair).index_copy_(0, pair, torch.arange(n_pairs, device=pair.device))
+    values = outputs.output[row[first]].float()
+    feature = values.abs().where(values.isfinite(), 0).argmax(dim=-1)
+    return _Peaks(groups, first, top[groups], feature)
+
+
+def _host_pairs(call: _Call) -> _Pairs:
     gate = call.gate.double().cpu().numpy()
     at = np.nonzero(gate)
     return _Pairs(
@@ -195,8 +220,6 @@ def _host_pairs(call: _Choices) -> _Pairs:
         position=at[1],
         expert=call.expert.cpu().numpy()[at],
         gate=gate[at],
-        peak=call.peak.float().cpu().numpy()[at],
-        feature=call.feature.cpu().numpy()[at],
         n_nonfinite=call.n_nonfinite.cpu().numpy()[at],
     )
 

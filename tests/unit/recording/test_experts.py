@@ -89,6 +89,8 @@ class Raw(NamedTuple):
     gates: list[float]
     outputs: list[float]
     mlp_in: list[float]
+    order: list[int]
+    """In which the pairs come."""
 
 
 @st.composite
@@ -108,6 +110,7 @@ def layers(draw: st.DrawFn) -> Raw:
         some(st.sampled_from([0.0, 0.25, 0.5, 1.0]), n_tokens * shape[2]),
         some(values, n_tokens * (shape[2] + n_shared) * WIDTH),
         some(values, n_tokens * WIDTH),
+        draw(st.permutations(range(n_tokens * shape[2]))),
     )
 
 
@@ -117,13 +120,18 @@ def unpacked(raw: Raw) -> tuple[Experts, list[ExpertOutputs], Tensor]:
     own = torch.tensor(raw.outputs).reshape(n_sequences, n_positions, n_choices + raw.n_shared, WIDTH)
     expert = torch.tensor([order[:n_choices] for order in raw.choices]).reshape(raw.shape)
     gate = torch.tensor(raw.gates).reshape(raw.shape)
-    outputs = [ExpertOutputs(7, False, expert, gate, own[:, :, :n_choices], None)]
+    outputs = [_in_order(False, expert, gate, own[:, :, :n_choices], raw.order)]
     for index in range(raw.n_shared):
         number = torch.full_like(expert[..., :1], raw.n_routed + index)
         alone = own[:, :, n_choices + index].unsqueeze(2)
-        outputs.append(ExpertOutputs(7, True, number, torch.ones_like(gate[..., :1]), alone, None))
+        outputs.append(_in_order(True, number, torch.ones_like(gate[..., :1]), alone, list(range(number.numel()))))
     mlp_in = torch.tensor(raw.mlp_in).reshape(n_sequences, n_positions, WIDTH)
     return made_up(raw.n_routed, 1, raw.n_shared), outputs, mlp_in
+
+
+def _in_order(shared: bool, expert: Tensor, gate: Tensor, own: Tensor, order: list[int]) -> ExpertOutputs:
+    pair = torch.tensor(order)
+    return ExpertOutputs(7, shared, expert, gate, own.flatten(0, 2)[pair], pair, None)
 
 
 def tabulate(experts: Experts, outputs: list[ExpertOutputs], mlp_in: Tensor, *, first_sequence: int = 0) -> MoeTables:
@@ -162,16 +170,14 @@ def test_sequences_may_come_in_any_chunks(raw: Raw) -> None:
 
 def _one(seen: ExpertOutputs, sequence: int) -> ExpertOutputs:
     chosen = slice(sequence, sequence + 1)
-    return replace(seen, expert=seen.expert[chosen], gate=seen.gate[chosen], output=seen.output[chosen])
+    expert, gate = seen.expert[chosen], seen.gate[chosen]
+    return _in_order(seen.shared, expert, gate, seen.ordered_output()[chosen], list(range(expert.numel())))
 
 
 def test_mlp_in_is_needed() -> None:
     observer = ExpertObserver({7: made_up(2, 0, 0)}, LADDER, first_sequence=0)
-    observer.observe_experts(
-        ExpertOutputs(
-            7, False, torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1), torch.ones(1, 1, 1, 2), None
-        )
-    )
+    number, one = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1)
+    observer.observe_experts(_in_order(False, number, one, torch.ones(1, 1, 1, 2), [0]))
     with pytest.raises(KeyError):
         observer.tables()
 
