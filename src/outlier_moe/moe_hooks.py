@@ -177,11 +177,9 @@ class _LayerRecorder:
         self._deliver(expert, gate, output, pair=order)
 
     def _observe_dense(self, module: nn.Module, args: object, output: Tensor) -> None:
-        """Llama 4: all experts' outputs, expert after expert; the scores say which were chosen."""
+        """Llama 4: all experts' outputs, expert after expert; the router gives scores, 0 if not chosen, and logits."""
         assert self.router is not None and isinstance(self.routing, tuple)
-        logits = self._scores()
-        scores = next(item for item in self.routing if item is not logits)
-        assert logits is not None
+        scores, logits = self.routing
         choice = logits.topk(vars(self.router.module)["top_k"], dim=1).indices
         by_expert = output.reshape(self.experts.n_routed, len(logits), -1)
         own = by_expert[choice, torch.arange(len(logits), device=output.device).unsqueeze(1)]

@@ -110,6 +110,9 @@ def _outside(layer: nn.Module, parts: LayerParts) -> Iterator[tuple[str, nn.Modu
 
 def _routers(layer: nn.Module, parts: LayerParts, declared: tuple[DeclaredSource, ...]) -> Iterator[Router]:
     for path, module in _outside(layer, parts):
+        # Transformers 5.17 has families that declare the whole block: what holds the experts is no router.
+        if any(p.ndim == 3 for p in module.parameters()):
+            continue
         for source in declared:
             # The attention of JetMoE is declared as well: its own experts are no feed-forward part.
             if isinstance(module, source.module_class) and (source.path_part or "") in f"{path}.":
