@@ -1,0 +1,236 @@
+"""`outlier-moe compare`: the models of the study side by side, as a table, as plots, and for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Literal, get_args
+
+import polars as pl
+
+from outlier_moe.errors import StudyError, nearest
+from outlier_moe.presentation import Column, show_frame
+from outlier_moe.table_formats import latex_table, markdown_table
+
+CompareFormat = Literal["table", "csv", "json", "markdown", "latex"]
+
+COLUMNS = {
+    "model": Column("model"),
+    "kind": Column("kind"),
+    "total_params_b": Column("total\n(B)", "decimal"),
+    "active_params_b": Column("active\n(B)", "decimal"),
+    "perplexity": Column("per-\nplexity", "decimal"),
+    "n_systematic": Column("outlier\nfeatures", "count"),
+    "n_pairs": Column("pairs with\na sequence", "count"),
+    "layer_fraction_mean": Column("layers\n%", "percent"),
+    "position_fraction_mean": Column("positions\n%", "percent"),
+    "peak_largest": Column("largest\n|x|", "magnitude"),
+}
+_INTERVALS = ("n_systematic", "layer_fraction_mean", "position_fraction_mean")
+_ALWAYS = ("total_params_b", "active_params_b", *_INTERVALS)
+_PLOTS = {
+    "n_systematic": "systematic features",
+    "layer_fraction_mean": "layers affected, mean (%)",
+    "position_fraction_mean": "positions affected, mean (%)",
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command.
+
+    Args:
+        commands: Where to.
+    """
+    parser = commands.add_parser(
+        "compare",
+        help="MoE models (and dense ones) side by side: tables, plots, exports",
+        description="MoE models side by side; with --include-dense or --models, dense ones too.",
+    )
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="these models only, whatever their kind")
+    parser.add_argument("--include-dense", action="store_true", help="dense models too")
+    parser.add_argument("--preset", default="dettmers2022", help="which definition, or all (default: %(default)s)")
+    parser.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
+    parser.add_argument("--terminal", action="store_true", help="plots below the table")
+    parser.add_argument("--format", choices=get_args(CompareFormat), default="table", help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the comparison: the result on standard output, what was left out on the other.
+
+    Args:
+        arguments: The command line.
+
+    Raises:
+        StudyError: If there is no comparison yet, or nothing of it was asked for.
+    """
+    if arguments.terminal and arguments.format != "table":
+        raise StudyError(
+            "Plots would stand in the middle of what a program reads.",
+            key="--terminal",
+            expected="--format table",
+            got=f"--format {arguments.format}",
+        )
+    path = arguments.results / "comparison" / "models.parquet"
+    models = _of_preset(_read(path), path, arguments)
+    chosen = _chosen(models, arguments)
+    _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)
+    if arguments.terminal:
+        _plot(chosen)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise StudyError("There is no comparison yet.", file=path, remedy="Run snakemake first.") from error
+    except pl.exceptions.PolarsError as error:
+        remedy = "Remove it and run snakemake again."
+        raise StudyError("A table cannot be read.", file=path, got=str(error), remedy=remedy) from error
+
+
+def _of_preset(models: pl.DataFrame, path: Path, arguments: argparse.Namespace) -> pl.DataFrame:
+    first_token = "excluded" if arguments.without_first_token else "included"
+    models = models.filter(pl.col("first_token").cast(pl.String) == first_token)
+    if arguments.preset == "all":
+        return models
+    known = models["preset"].unique().to_list()
+    if arguments.preset not in known:
+        remedy = nearest(arguments.preset, [*known, "all"])
+        raise StudyError("The comparison has no such preset.", file=path, got=arguments.preset, remedy=remedy)
+    return models.filter(preset=arguments.preset)
+
+
+def _chosen(models: pl.DataFrame, arguments: argparse.Namespace) -> pl.DataFrame:
+    known = models["model"].unique(maintain_order=True).to_list()
+    if arguments.models:
+        for name in arguments.models:
+            if name not in known:
+                remedy = nearest(name, known)
+                raise StudyError("The comparison has no such model.", key="--models", got=name, remedy=remedy)
+        return models.filter(pl.col("model").is_in(arguments.models))
+    if arguments.include_dense:
+        return models
+    moe = models.filter(pl.col("kind").cast(pl.String) == "moe")
+    left_out = models.filter(pl.col("kind").cast(pl.String) != "moe")["model"].unique(maintain_order=True).to_list()
+    if moe.is_empty():
+        raise StudyError(
+            "The comparison has no MoE model.",
+            got=f"dense models only: {', '.join(left_out)}" if left_out else "no model at all",
+            remedy="Add --include-dense." if left_out else "Run snakemake first.",
+        )
+    if left_out:
+        sys.stderr.write(f"Left out, since they are dense (--include-dense): {', '.join(left_out)}\n")
+    return moe
+
+
+def _with_intervals(models: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The comparison with the 95 % interval of each figure that has one, as `FIGURE_low` and `FIGURE_high`."""
+    if not path.exists():
+        return models
+    key = ["model", "preset", "first_token"]
+    intervals = pl.read_parquet(path).with_columns(
+        pl.col("figure").cast(pl.String), pl.col("first_token").cast(models.schema["first_token"])
+    )
+    for figure in intervals["figure"].unique(maintain_order=True):
+        if figure in models.columns:
+            names = {"low": f"{figure}_low", "high": f"{figure}_high"}
+            ends = intervals.filter(figure=figure).select(*key, "low", "high").rename(names)
+            models = models.join(ends, on=key, how="left", maintain_order="left")
+    return models
+
+
+def _print(models: pl.DataFrame, arguments: argparse.Namespace) -> None:
+    if arguments.format == "csv":
+        sys.stdout.write(models.write_csv())
+        return
+    if arguments.format == "json":
+        sys.stdout.write(models.write_json() + "\n")
+        return
+    columns = {
+        name: column
+        for name, column in {"preset": Column("preset"), **COLUMNS}.items()
+        if (name in _ALWAYS or not models[name].is_null().all())
+        and not (name == "preset" and arguments.preset != "all")
+    }
+    first = ", without each sequence's first token" if arguments.without_first_token else ""
+    title = f"Outlier features, preset {arguments.preset}{first}"
+    shown = models.select(list(columns))
+    if arguments.format == "markdown":
+        sys.stdout.write(markdown_table(shown, columns))
+    elif arguments.format == "latex":
+        sys.stdout.write(latex_table(shown, columns, caption=title))
+    else:
+        _show(models, columns, title, is_marked=arguments.terminal)
+
+
+def _show(models: pl.DataFrame, columns: dict[str, Column], title: str, *, is_marked: bool) -> None:
+    """The table on a terminal, with intervals, and with the letters that stand for models in plots."""
+    cells = {name: [column.written(value) for value in models[name]] for name, column in columns.items()}
+    heads = {name: Column(column.title) for name, column in columns.items()}
+    for name in _INTERVALS:
+        cells[name] = _written(models, name, columns[name])
+    # Both sizes in one column, so that the intervals fit beside them.
+    sizes = zip(cells.pop("total_params_b"), cells.pop("active_params_b"), strict=True)
+    del heads["active_params_b"]
+    heads["total_params_b"] = Column("params (B)\n total / active")
+    cells["total_params_b"] = [f"{total:>7} /{active:>6}" for total, active in sizes]
+    if is_marked:
+        from outlier_moe.terminal_plots import letters
+
+        marks = letters(_one_a_model(models))
+        heads = {"mark": Column(""), **heads}
+        cells["mark"] = [marks[model] for model in models["model"]]
+    shown = pl.DataFrame({name: cells[name] for name in heads})
+    section = "preset" if "preset" in heads else None
+    if section:
+        shown = shown.sort(section, maintain_order=True)
+        heads = {name: column for name, column in heads.items() if name != section}
+    show_frame(shown, heads, output_format="table", title=title, section=section)
+
+
+def _written(models: pl.DataFrame, name: str, column: Column) -> list[str]:
+    """Figures with their intervals, each right-aligned."""
+    values = [column.written(value) for value in models[name]]
+    width, factor = max(map(len, values), default=0), 100 if column.style == "percent" else 1
+    if f"{name}_low" not in models.columns:
+        return [value.rjust(width) for value in values]
+    ends = [
+        # Whole numbers and percentages: a table has little room.
+        "" if low is None else f" ({factor * low:,.0f}–{factor * high:,.0f})"
+        for low, high in models.select(f"{name}_low", f"{name}_high").iter_rows()
+    ]
+    return [value.rjust(width) + end for value, end in zip(values, ends, strict=True)]
+
+
+def _one_a_model(models: pl.DataFrame) -> pl.DataFrame:
+    return models.unique("model", keep="first", maintain_order=True)
+
+
+def _plot(models: pl.DataFrame) -> None:
+    from outlier_moe.terminal_plots import letters, terminal_scatter
+
+    is_terminal = sys.stdout.isatty()
+    marks = letters(_one_a_model(models))
+    for preset in models["preset"].unique(maintain_order=True):
+        rows = models.filter(preset=preset).with_columns(pl.col("layer_fraction_mean", "position_fraction_mean") * 100)
+        for figure, title in _PLOTS.items():
+            if rows[figure].is_null().all():
+                sys.stderr.write(f"Not plotted: no model has {title} by {preset}.\n")
+                continue
+            sys.stdout.write(
+                terminal_scatter(
+                    rows,
+                    marks,
+                    x="total_params_b",
+                    y=figure,
+                    title=f"{title}, {preset}",
+                    x_title="total parameters (billions)",
+                    has_colour=is_terminal,
+                )
+                + "\n"
+            )
