@@ -124,7 +124,8 @@ def test_a_failed_stage_says_why_and_keeps_the_others(study: StudyFolder, tmp_pa
 def test_a_corpus_that_is_too_short_says_so(study: StudyFolder) -> None:
     done = study.snakemake("--config", "tokenize_corpus={n_sequences: 5000}", check=False)
     assert done.returncode != 0
-    assert "max_characters" in done.stdout
+    assert "A corpus is too short." in done.stdout
+    assert "n_sequences" in done.stdout
     assert read_recording(study.path / "results/tiny-gpt2/outliers").run["n_sequences"] == 3, "what was done is lost"
     study.snakemake()
 
