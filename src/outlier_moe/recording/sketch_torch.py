@@ -13,11 +13,9 @@ from torch import Tensor
 from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
 from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
 
-# Elements converted at a time; the temporaries of a block come to about 30 bytes an element.
-BLOCK = 1 << 21
-LAST_POSITION = 0xFFFF
-KEY_SHIFT = 17
-# The 31 bits of a magnitude, in digits from the top: bits below the digit, bits of the digit.
+# Elements converted at a time: enough to fill an accelerator, few enough for their temporaries to stay below 64 MiB.
+BLOCK = 1 << 20
+# The 31 bits of a magnitude in digits from the top: bits below the digit, bits of the digit.
 DIGITS = ((20, 11), (10, 10), (0, 10))
 
 
@@ -25,10 +23,11 @@ class _SequenceTally(NamedTuple):
     """The tally of one sequence, on the device."""
 
     first: Float32[Tensor, " feature"]
-    """x at position 0."""
-    later_key: Int64[Tensor, " feature"]
-    """The largest key over the positions from 1. A key is the bit pattern of |x|, then 65535 - position, then the sign:
-    the largest is the peak and, of equal peaks, the first."""
+    """x at position 0; 0 where it is not finite."""
+    later: Float32[Tensor, " feature"]
+    """x where |x| first peaks over the positions from 1."""
+    later_position: Int64[Tensor, " feature"]
+    """That position; 0 where `later` is 0."""
     histogram: Int32[Tensor, "step=256 feature"]
     """Positions on each step."""
     sums: Float64[Tensor, "power=4 feature"]
@@ -75,7 +74,7 @@ def _token_divisors(x: Float32[Tensor, "row feature"]) -> Float32[Tensor, " row"
     return rms.where(rms > 0, torch.inf)
 
 
-def _magnitude_bits(x: Float32[Tensor, "row feature"]) -> Int32[Tensor, "row feature"]:
+def _magnitude_bits(x: Float32[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
     return x.view(torch.int32) & 0x7FFFFFFF
 
 
@@ -85,13 +84,18 @@ def _count_steps(histogram: Int32[Tensor, "step=256 feature"], steps: Shaped[Ten
     histogram.view(-1).scatter_add_(0, index.flatten(), torch.ones_like(index, dtype=torch.int32).flatten())
 
 
+def _powers(x: Float32[Tensor, "row feature"]) -> Float64[Tensor, "power=4 feature"]:
+    values = x.double()
+    squares = values.square()
+    return torch.stack([part.sum(dim=0) for part in (values, squares, squares * values, squares.square())])
+
+
 def _tally_sequence(rows: _Rows, ladder: Ladder, union: UInt8[Tensor, "position feature"] | None) -> _SequenceTally:
-    device, n_features = rows.sequence.device, rows.n_features
-    histogram = torch.zeros((N_EDGES + 1, n_features), dtype=torch.int32, device=device)
-    sums = torch.zeros((4, n_features), dtype=torch.float64, device=device)
-    n_nonfinite = torch.zeros(n_features, dtype=torch.int64, device=device)
-    later_key = torch.zeros(n_features, dtype=torch.int64, device=device)
-    first = torch.zeros(n_features, dtype=torch.float32, device=device)
+    sequence, n_features = rows.sequence, rows.n_features
+    first, later = (torch.zeros(n_features, device=sequence.device) for _ in range(2))
+    later_position, n_nonfinite = (sequence.new_zeros(n_features, dtype=torch.int64) for _ in range(2))
+    histogram = sequence.new_zeros((N_EDGES + 1, n_features), dtype=torch.int32)
+    sums = sequence.new_zeros((4, n_features), dtype=torch.float64)
     for p0, x, finite in rows:
         bits = _magnitude_bits(x)
         steps = ((bits >> FLOAT32_SHIFT) - (ladder.floor_rung - 1)).clamp(0, N_EDGES)
@@ -99,36 +103,38 @@ def _tally_sequence(rows: _Rows, ladder: Ladder, union: UInt8[Tensor, "position 
             seen = union[p0 : p0 + len(x)]
             torch.maximum(seen, steps.to(torch.uint8), out=seen)
         _count_steps(histogram, steps)
-        position = torch.arange(p0, p0 + len(x), device=device)
-        key = (bits.long() << KEY_SHIFT) | (LAST_POSITION - position)[:, None] << 1 | (x < 0)
-        if p0 == 0:
-            first, key = x[0], key[1:]
-        if len(key):
-            later_key = torch.maximum(later_key, key.amax(dim=0))
-        values = x.double()
-        squares = values.square()
-        sums += torch.stack([values, squares, squares * values, squares.square()]).sum(dim=1)
+        sums += _powers(x)
         n_nonfinite += (~finite).sum(dim=0)
-    return _SequenceTally(first, later_key, histogram, sums, n_nonfinite, _median(rows, n_nonfinite.sum()))
+        if p0 == 0:
+            first = x[0].clone()
+            bits[0] = 0
+        # Of equal ones, max gives the first.
+        peak, row = bits.max(dim=0)
+        higher = peak > _magnitude_bits(later)
+        later = torch.where(higher, x.gather(0, row[None])[0], later)
+        later_position = torch.where(higher, p0 + row, later_position)
+    median = _median(rows, n_nonfinite.sum())
+    return _SequenceTally(first, later, later_position, histogram, sums, n_nonfinite, median)
 
 
 def _median(rows: _Rows, n_nonfinite: Int64[Tensor, ""]) -> Float32[Tensor, ""]:
     """The lower median of the finite magnitudes: its bit pattern's digits, one after the other from the top."""
-    device = rows.sequence.device
-    rank = ((rows.sequence.numel() - n_nonfinite - 1) // 2).clamp(min=0)
-    prefix = torch.zeros((), dtype=torch.int64, device=device)
-    for below, digit_bits in DIGITS:
-        counts = torch.zeros(1 << digit_bits, dtype=torch.int64, device=device)
+    n_values = rows.sequence.numel()
+    rank = ((n_values - n_nonfinite - 1) // 2).clamp(min=0)
+    prefix = torch.zeros_like(rank, dtype=torch.int32)
+    for below, n_bits in DIGITS:
+        counts = torch.zeros(1 << n_bits, dtype=torch.int64, device=rank.device)
         for _, x, finite in rows:
-            bits = _magnitude_bits(x).long()
-            candidate = finite & (bits >> (below + digit_bits) == prefix)
-            digit = (bits >> below) & ((1 << digit_bits) - 1)
-            counts.scatter_add_(0, digit.flatten(), candidate.flatten().long())
+            bits = _magnitude_bits(x)
+            digits = ((bits >> below) & (len(counts) - 1)).float()
+            # Nothing is counted beside the range of a histogram. Its own counts, in float32, are exact for one block.
+            candidate = finite & (bits >> (below + n_bits) == prefix)
+            counts += torch.histc(digits.where(candidate, -1), len(counts), 0, len(counts)).long()
         total = counts.cumsum(dim=0)
         digit = (total <= rank).sum().clamp(max=len(counts) - 1)
         rank = rank - (total[digit] - counts[digit])
-        prefix = (prefix << digit_bits) | digit
-    return prefix.where(n_nonfinite < rows.sequence.numel(), 0).to(torch.int32).view(torch.float32)
+        prefix = (prefix << n_bits) | digit.int()
+    return prefix.where(n_nonfinite < n_values, 0).view(torch.float32)
 
 
 def _at_least(
@@ -145,18 +151,14 @@ def _top_step(histogram: Int32[np.ndarray, "sequence step=256 feature"]) -> UInt
 
 
 def _to_host(tallies: list[_SequenceTally]) -> Tally:
-    first, key, histogram, sums, n_nonfinite, median = (
-        torch.stack(part).cpu().numpy() for part in zip(*tallies, strict=True)
-    )
-    later = (key >> KEY_SHIFT).astype(np.uint32).view(np.float32)
-    position = np.where(later > 0, LAST_POSITION - ((key >> 1) & LAST_POSITION), 0).astype(np.uint16)
-    later_value = np.where(key & 1, -later, later)
+    columns = zip(*tallies, strict=True)
+    first, later, position, histogram, sums, n_nonfinite, median = (torch.stack(part).cpu().numpy() for part in columns)
     top_step = _top_step(histogram)
     return Tally(
         first=np.abs(first),
-        later=later,
-        later_position=position,
-        peak_value=np.where(np.abs(first) >= later, first, later_value),
+        later=np.abs(later),
+        later_position=position.astype(np.uint16),
+        peak_value=np.where(np.abs(first) >= np.abs(later), first, later),
         top_step=top_step,
         n_positions=_at_least(histogram, top_step),
         sums=sums,
