@@ -35,8 +35,8 @@ section. This page is written by `python -m tests.family_table`.
   whose experts run a second time to be recorded (but for Llama 4 and JetMoE).
 
 Models by other names: Pythia is `gpt_neox`; GLM-4.5 and 4.7 are `glm4_moe` and `glm4_moe_lite`, GLM-5 is `glm_moe_dsa`
-and `glm5_next`; DeepSeek-V3.1 and Kimi-K2 are `deepseek_v3`; Qwen3.5 is `qwen3_5_text` and `qwen3_5_moe`; Phi-3.5-MoE is
-`phimoe`.
+and `glm5_next`; DeepSeek-V3.1 and Kimi-K2 are `deepseek_v3`; Qwen3.5 is `qwen3_5_text` and `qwen3_5_moe`; Phi-3.5-MoE
+is `phimoe`.
 
 | family | attn_in | mlp_in | residual | experts | computed by |
 |---|---|---|---|---|---|
@@ -51,7 +51,7 @@ configuration.
 | family | why |
 |---|---|
 | hrm_text | {hrm_text} |
-| looped models in general | a decoder layer that runs more than once in a forward has no one depth: refused as it runs |
+| looped models in general | a decoder layer that runs more than once in a forward has no one depth: refused |
 | openai-gpt, xlm, cpmant, rembert, roformer, megatron-bert, modernbert-decoder, mvp, prophetnet | they do not declare \
 which modules are their decoder layers |
 | bert, roberta, electra, ernie and their kin | encoders that can be run as decoders: the parts of their layers have \
