@@ -109,7 +109,8 @@ def main() -> None:
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     print(
         f"{arguments.model}, {model.dtype}, {tokens.shape[0]} x {tokens.shape[1]} tokens, "
-        f"{torch.get_num_threads()} threads, {arguments.clock} time: recording takes {medians['recorded'] / medians['bare']:.3f} "
+        f"{torch.get_num_threads()} threads, {arguments.clock} time: "
+        f"recording takes {medians['recorded'] / medians['bare']:.3f} "
         "of the bare forward pass (medians)"
     )
 
