@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -63,6 +64,16 @@ class LayerStore:
         self._slots = [list(self._slots_of(layer)) for layer in range(self.n_layers)]
         self._read_order: list[int] = []
         self._has_rest = False
+
+    def __enter__(self) -> LayerStore:
+        """The store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End what the source does in the background."""
+        self.source.close()
 
     def _checked_portions(self) -> Mapping[int, Sequence[str]]:
         for shard in sorted(set(self.source.weight_map.values())):
@@ -158,8 +169,6 @@ class LayerStore:
             tensors = read_tensors(self.source.path(shard), header, names)
             self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
             raw |= {name: CheckpointTensor(tensor, header[name].dtype) for name, tensor in tensors.items()}
-        if portion in self._read_order:
-            self.source.finish(self._read_order.index(portion))
         return raw
 
     def _check_dtype(self, name: str, entry: TensorEntry) -> None:
@@ -215,6 +224,8 @@ class LayerStore:
         for slot in self._slots[layer]:
             setattr(slot.module, slot.name, slot.on_meta)
         release_freed_memory()
+        if layer in self._read_order:
+            self.source.finish(self._read_order.index(layer))
 
 
 def _other_towers(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[str]:

@@ -35,8 +35,8 @@ class LayerReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for the read in progress and forget it."""
-        self._reader.shutdown(cancel_futures=True)
+        """Forget what was read ahead; after an error without waiting for it, as it may wait for a download itself."""
+        self._reader.shutdown(wait=kind is None, cancel_futures=True)
         self._ahead.clear()
 
     def start(self, portion: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from outlier_moe.errors import StudyError
 from outlier_moe.streaming.safetensors_files import FETCH_AGAIN, read_header
@@ -15,6 +15,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
+@runtime_checkable
 class ShardSource(Protocol):
     """The files of one checkpoint, some of which may come only when they are needed."""
 
@@ -34,7 +35,7 @@ class ShardSource(Protocol):
         ...
 
     def plan(self, portions: Sequence[Collection[str]]) -> None:
-        """Say which files each portion of the checkpoint needs, in the order in which they will be read."""
+        """Say which files each portion of the checkpoint needs, in the order of use; the first stays in use."""
         ...
 
     def path(self, shard: str) -> Path:
@@ -46,7 +47,7 @@ class ShardSource(Protocol):
         ...
 
     def finish(self, portion: int) -> None:
-        """Say that a portion, counted as in the plan, has been read."""
+        """Say that a portion, counted as in the plan, is no longer in use."""
         ...
 
     def close(self) -> None:
