@@ -65,7 +65,6 @@ class Recording:
         """The table `schemas.Sequence`."""
         return _read(self.directory / "sequences.parquet", schemas.Sequence)
 
-
     def experts(self) -> pl.DataFrame | None:
         """The table `schemas_moe.Expert`; none for a model without experts."""
         return self._of_experts("experts.parquet", schemas_moe.Expert)
