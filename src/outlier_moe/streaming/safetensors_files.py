@@ -37,6 +37,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 
 READ_BYTES = 2**22
@@ -74,11 +75,13 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise _broken(path, f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            header: Any = json.loads(file.read(length))
     except FileNotFoundError:
         raise StudyError("A shard of the checkpoint is not there.", file=path, remedy=FETCH_AGAIN) from None
     except ValueError as error:
         raise _broken(path, f"a header that is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise _broken(path, f"a header that is a {type(header).__name__}")
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, fields, first=8 + length) for name, fields in header.items()}
     end = max((entry.stop for entry in entries.values()), default=8 + length)
