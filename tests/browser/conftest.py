@@ -15,8 +15,8 @@ import pytest
 from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.edge_counts import shape_of, write_edge_counts
 from outlier_moe.filtering import presets, systematic_features
-from outlier_moe.plots.layers import peaks_by_layer
-from outlier_moe.plots.saving import vega_bundle
+from outlier_moe.layer_peaks import peaks_by_layer
+from outlier_moe.plots.saving import bundled
 from outlier_moe.recording_files import Recording
 from outlier_moe.report.inputs import ModelFiles, ReportInputs
 from outlier_moe.report.page import write_report
@@ -91,7 +91,7 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = [compared_model(folder, name, seed) for seed, name in enumerate(MODELS)]
     comparison = compare_models(models, presets(STUDY))
     files = {name: ModelFiles(*(folder / name / file for file in FILES)) for name in comparison["model"].unique()}
-    write_report(ReportInputs(comparison, files, STUDY), folder / "index.html", vega_bundle=vega_bundle())
+    write_report(ReportInputs(comparison, files, STUDY), folder / "index.html", vega_bundle=bundled())
     return folder
 
 

@@ -199,13 +199,14 @@ def test_strings_of_models_and_texts_stay_strings(browser: Chrome, study_folder:
 def test_tooltips_stay_strings(browser: Chrome, study_folder: Path) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
     opened(browser, study_folder)
     mark = browser.find_element(By.CSS_SELECTOR, "#explorer-scatter .mark-symbol.role-mark path")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
     ActionChains(browser).move_to_element(mark).perform()
-    tooltip = browser.find_element(By.ID, "vg-tooltip-element")
-    assert HOSTILE in tooltip.text
+    find_tooltip = "return document.getElementById('vg-tooltip-element')?.textContent ?? ''"
+    WebDriverWait(browser, 20).until(lambda page: HOSTILE in page.execute_script(find_tooltip))
     assert "taken" not in browser.title
 
 

@@ -31,6 +31,11 @@ class CountShape(NamedTuple):
         """Its name in files."""
         return "-".join(self)
 
+    @classmethod
+    def named(cls, name: str) -> CountShape:
+        """The shape of a name."""
+        return cls(*name.split("-"))  # type: ignore[arg-type]
+
 
 def shape_of(preset: Preset) -> CountShape | None:
     """The counts that a preset is judged by; None for massive activations, which are no matter of counts."""

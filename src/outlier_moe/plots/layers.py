@@ -66,18 +66,6 @@ def tap_dashes(taps: list[Tap]) -> alt.StrokeDash:
     return alt.StrokeDash("tap:N", title=None, scale=scale, legend=alt.Legend(symbolType="stroke"))
 
 
-def peaks_by_layer(rows: pl.LazyFrame) -> pl.DataFrame:
-    """The largest |x| of each feature at each tap and layer, over the sequences.
-
-    Args:
-        rows: Rows of `schemas.LayerOutlier`.
-
-    Returns:
-        Columns `tap`, `layer`, `feature`, `peak`.
-    """
-    return rows.group_by("tap", "layer", "feature").agg(pl.col("peak").max()).sort("tap", "layer", "feature").collect()
-
-
 def feature_heatmap_chart(
     peaks: pl.DataFrame, features: list[int], *, view: View, most: int = MOST_FEATURES, width: int = 460
 ) -> alt.Chart:

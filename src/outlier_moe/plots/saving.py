@@ -22,13 +22,20 @@ def themed(chart: alt.TopLevelMixin, theme: Theme) -> str:
     return json.dumps({**spec, "config": {**spec.get("config", {}), **theme_config(theme)}})
 
 
-def save_chart(chart: alt.TopLevelMixin, paths: Mapping[str, str | Path], *, theme: Theme = "light") -> None:
+def save_chart(
+    chart: alt.TopLevelMixin,
+    paths: Mapping[str, str | Path],
+    *,
+    theme: Theme = "light",
+    vega_bundle: str | None = None,
+) -> None:
     """Write a chart to files.
 
     Args:
         chart: The chart.
         paths: Where to, by kind: `png` (one and a half times the pixels of a screen), `svg`, `html`.
         theme: Its look.
+        vega_bundle: The script of `bundled`, which takes seconds to make; made here if a page asks for it.
     """
     spec = themed(chart, theme)
     if "png" in paths:
@@ -36,24 +43,24 @@ def save_chart(chart: alt.TopLevelMixin, paths: Mapping[str, str | Path], *, the
     if "svg" in paths:
         Path(paths["svg"]).write_text(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
     if "html" in paths:
-        Path(paths["html"]).write_text(page(spec))
+        Path(paths["html"]).write_text(page(spec, bundled() if vega_bundle is None else vega_bundle))
 
 
 @cache
-def vega_bundle() -> str:
+def bundled() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, so that a page needs no network."""
     # The stub forgets that the snippet is optional.
     return vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
 
 
-def page(spec: str) -> str:
+def page(spec: str, vega_bundle: str) -> str:
     """A page with one chart that is drawn without a network."""
     # Nothing that came from a model may end the script.
     safe = spec.replace("<", "\\u003c")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>outlier_moe</title>\n'
-        f"<script>{vega_bundle()}</script>\n<div id='chart'></div>\n"
+        f"<script>{vega_bundle}</script>\n<div id='chart'></div>\n"
         f"<script>vegaEmbed('#chart', {safe}, {{mode: 'vega-lite', renderer: 'svg', "
         "actions: {export: true, source: false, compiled: false, editor: false}})</script>\n</html>\n"
     )

@@ -63,7 +63,12 @@ def scatter_chart(
         *(_hollow_layers(hollow, x_axis, y_axis, prefix) if hollow else []),
         points.encode(color=kind_colour(), shape=kind_shape(), tooltip=_tooltip(x, y)),
         *label_layers(label_rows(rows, across, down, also=hollow), x_axis, y_axis, prefix=prefix),
-    ).properties(width=width, height=height, **({} if prefix else {"usermeta": label_meta()}))
+    ).properties(
+        width=width,
+        height=height,
+        **({} if prefix else {"usermeta": label_meta()}),
+        **({} if rows else {"title": f"No model has both {x.column} and {y.column}"}),
+    )
 
 
 def _tied(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:

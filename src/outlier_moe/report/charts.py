@@ -9,8 +9,8 @@ import polars as pl
 
 from outlier_moe.edge_counts import shape_of
 from outlier_moe.filtering import Preset
-from outlier_moe.moe_summary import summarise_experts
-from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
+from outlier_moe.plots.experts import expert_peak_chart
+from outlier_moe.plots.gallery import MOST_FEATURES, expert_charts, ranked_features
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
 from outlier_moe.plots.positions import place_share_chart, position_profile_chart
@@ -18,8 +18,6 @@ from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
 from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart, threshold_curve
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
-
-MOST_SHOWN = 40
 
 
 class Picture(NamedTuple):
@@ -197,16 +195,11 @@ def model_pictures(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
 
 def _experts(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
     """How loaded and how large a MoE model's experts are, if they were recorded."""
-    experts, routers = model.recording.experts(), model.recording.routers()
-    pictures = []
-    if experts is not None and routers is not None:
-        magnitude = max(inputs.study["magnitude"], model.recording.ladder.floor)
-        summary = summarise_experts(
-            experts.lazy(), routers.lazy(), ladder=model.recording.ladder, magnitude=magnitude
-        ).collect()
-        chart = expert_load_chart(summary)
-        caption = "Tokens that each routed expert works on, of an equal share; the busiest of each layer first."
-        pictures.append(Picture("expert-load", "How the router loads its experts", caption, _spec(chart)))
+    caption = "Tokens that each routed expert works on, of an equal share; the busiest of each layer first."
+    pictures = [
+        Picture(name, "How the router loads its experts", caption, _spec(chart))
+        for name, chart in expert_charts(model.recording, magnitude=inputs.study["magnitude"]).items()
+    ]
     held = inputs.statistics.get("super_experts")
     found = None if held is None else held.filter(model=model.name)
     if found is not None and len(found):
@@ -225,21 +218,16 @@ def _curves(inputs: ReportInputs, model: ReportedModel) -> dict[tuple[str, str],
 
 
 def _heatmap(model: ReportedModel, preset: Preset) -> Picture | None:
-    found = (
-        model.systematic.filter("is_systematic", preset=preset.name, first_token="included")
-        .group_by("feature")
-        .agg(pl.col("peak", "layer_fraction").max())
-        .sort(["layer_fraction", "peak", "feature"], descending=[True, True, False])
-    )
-    if found.is_empty():
+    ranked = ranked_features(model.systematic, preset)
+    if not ranked:
         return None
-    features = found["feature"].head(MOST_SHOWN).to_list()
+    features = ranked[:MOST_FEATURES]
     peaks = pl.scan_parquet(model.files.layer_peaks).filter(pl.col("feature").is_in(features)).collect()
-    more = f"; {len(found) - len(features)} more are not shown" if len(found) > len(features) else ""
+    more = f"; {len(ranked) - len(features):,} more are not shown" if len(ranked) > len(features) else ""
     return Picture(
         "features",
         "Systematic features through the layers",
         f"The largest |x| of each feature ({preset.name}), those that affect most layers first{more}.",
-        _spec(feature_heatmap_chart(peaks, features, view=preset.view, most=MOST_SHOWN)),
+        _spec(feature_heatmap_chart(peaks, features, view=preset.view, most=MOST_FEATURES)),
         is_wide=True,
     )

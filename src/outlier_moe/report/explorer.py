@@ -78,7 +78,6 @@ LABEL_RULES = {
 def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, Any]:
     """All that the explorer needs beside the counts, as JSON."""
     thresholds = {name: inputs.study[name] for name in ("magnitude", "layer_fraction", "position_fraction")}
-    empty = contents.comparison.head(0)
     return {
         "presets": [_preset(preset, inputs) for preset in inputs.presets],
         "default_preset": inputs.default_preset.name,
@@ -102,10 +101,17 @@ def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, 
         "log_ticks": LOG_TICKS,
         "symlog_ticks": SYMLOG_TICKS,
         "templates": {
-            "scatter": scatter_chart(empty, x=TOTAL_PARAMETERS, y=SYSTEMATIC_FEATURES, height=340).to_dict(),
+            "scatter": _scatter_template(contents.comparison.head(0)),
             "curves": all_curves_chart({}, {}, magnitude=thresholds["magnitude"], height=340).to_dict(),
         },
     }
+
+
+def _scatter_template(nothing: pl.DataFrame) -> dict[str, Any]:
+    """A picture without marks; the page fills them in."""
+    spec = scatter_chart(nothing, x=TOTAL_PARAMETERS, y=SYSTEMATIC_FEATURES, height=340).to_dict()
+    # It says that there is nothing to see, which is true until then.
+    return {name: value for name, value in spec.items() if name != "title"}
 
 
 def _preset(preset: Preset, inputs: ReportInputs) -> dict[str, Any]:

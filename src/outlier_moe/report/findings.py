@@ -9,7 +9,7 @@ import polars as pl
 
 from outlier_moe.filtering import Preset
 from outlier_moe.report.inputs import ReportContents, ReportInputs
-from outlier_moe.report.sentences import Finding, counted, of_all
+from outlier_moe.report.sentences import Finding, counted, have, of_all
 from outlier_moe.report.tested import (
     dense_moe_findings,
     pair_findings,
@@ -91,7 +91,8 @@ def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, 
         return f"{count} in {row['model']} ({row['d_model_share']:.1%} of its {row['d_model']:,})"
 
     if len(rows) == 1:
-        text = f"{counted(ranked[0]['n_systematic'], 'feature')} of {ranked[0]['model']} reach {_rule(preset)}"
+        verb = "reaches" if ranked[0]["n_systematic"] == 1 else "reach"
+        text = f"{counted(ranked[0]['n_systematic'], 'feature')} of {ranked[0]['model']} {verb} {_rule(preset)}"
         text = f"{text}, {ranked[0]['d_model_share']:.1%} of its {ranked[0]['d_model']:,}."
         interval = intervals.get((ranked[0]["model"], "n_systematic"))
         text += f" The interval is {interval[0]:,.0f} to {interval[1]:,.0f}." if interval else ""
@@ -101,8 +102,8 @@ def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, 
         text = f"None of {len(rows)} models has a feature with {_rule(preset)}."
         return Finding("How many", text, basis(rows, preset))
     text = (
-        f"{of_all(len(with_some), len(ranked))} have features with {_rule(preset)}: from {told(ranked[-1])} to"
-        f" {told(ranked[0])}; the median model has {rows['n_systematic'].median():,g}."
+        f"{of_all(len(with_some), len(ranked))} {have(len(ranked))} features with {_rule(preset)}: from"
+        f" {told(ranked[-1])} to {told(ranked[0])}; the median model has {rows['n_systematic'].median():,g}."
     )
     return Finding("How many", text, basis(rows, preset, intervals=bool(intervals)))
 
@@ -177,7 +178,7 @@ def _massive(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
             continue
         some = rows.filter(pl.col("n_systematic") > 0).sort(["peak_largest", "model"], descending=[True, False])
         rule = f"|x| > {preset.magnitude:g} and {preset.median_ratio:,g} times the median"
-        text = f"{of_all(len(some), len(rows))} have massive activations ({rule})."
+        text = f"{of_all(len(some), len(rows))} {have(len(rows))} massive activations ({rule})."
         if len(some):
             row = some.row(0, named=True)
             text += f" The largest is {row['peak_largest']:,.0f}, in {row['model']}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,7 @@ class ReportInputs:
     """`magnitude`, `layer_fraction`, `position_fraction`, `filter_systematic` and `compare_models` of the study."""
     statistics: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """The tables of `schemas_comparison` that there are, by the names of their files."""
-    skipped: Sequence[str] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
     """Models of the study that do not exist, each with its reason."""
 
     @cached_property
@@ -115,7 +115,7 @@ class ReportContents(NamedTuple):
 
 def read_contents(inputs: ReportInputs) -> ReportContents:
     """Read the tables of all models; each thing left out is also a line in the log."""
-    left_out = [LeftOut(*skipped.split(": ", 1)) for skipped in inputs.skipped]
+    left_out = [LeftOut(*skipped) for skipped in inputs.skipped.items()]
     comparable = on_one_text(inputs.models)
     left_out += [LeftOut(*row) for row in comparable.left_out.select("model", "reason").iter_rows()]
     facts = comparable.comparison.unique("model", keep="first", maintain_order=True)

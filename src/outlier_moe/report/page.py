@@ -37,7 +37,7 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
     Args:
         inputs: What it is made of.
         path: Where to.
-        vega_bundle: Vega, Vega-Lite and Vega-Embed as one script: `plots.saving.vega_bundle`.
+        vega_bundle: Vega, Vega-Lite and Vega-Embed as one script: `plots.saving.bundled`.
     """
     contents = read_contents(inputs)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -40,3 +40,8 @@ def listed(words: list[str]) -> str:
 def between(low: float | None, high: float | None, form: str) -> str:
     """An interval in brackets, or nothing."""
     return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
+
+
+def have(whole: int) -> str:
+    """The verb after `of_all`."""
+    return "has" if whole == 1 else "have"

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.filtering import Preset
-from outlier_moe.report.sentences import Finding, between, counted, listed, of_all
+from outlier_moe.report.sentences import Finding, between, counted, have, listed, of_all
 
 LEVEL = 0.05
 
@@ -218,9 +218,8 @@ def super_expert_findings(table: pl.DataFrame | None) -> list[Finding]:
         named = [f"L{r['layer']} E{r['expert']} ({r['peak']:,.0f})" for r in rows.head(3).iter_rows(named=True)]
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         told.append(f"{model}: {', '.join(named)}{more}")
-    text = (
-        f"{of_all(len(told), len(models))} with recorded experts have super experts: few that make massive activations."
-    )
+    which = f"{of_all(len(told), len(models))} with recorded experts {have(len(models))}"
+    text = f"{which} super experts: few that make massive activations."
     basis = f"n = {counted(len(table), 'expert')} of {counted(len(models), 'model')}"
     return [Finding("Super experts", text, basis, details=tuple(told))]
 

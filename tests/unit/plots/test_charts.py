@@ -18,10 +18,11 @@ from outlier_moe.edge_counts import count_at_edges, shape_of
 from outlier_moe.edge_counts.coding import stored
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, systematic_features
+from outlier_moe.layer_peaks import peaks_by_layer
 from outlier_moe.plots import outlier_chart, save_chart
 from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.labels import text_width
-from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart, peaks_by_layer
+from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
 from outlier_moe.plots.positions import place_share_chart, position_profile_chart, with_place_kind
 from outlier_moe.plots.quantities import FRACTIONS, SYSTEMATIC_FEATURES, TOTAL_PARAMETERS

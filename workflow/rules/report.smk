@@ -1,0 +1,178 @@
+# Make the results visible: pictures as files, and one page that opens offline. What does not depend on a threshold
+# (each model's counts at every edge, the script that draws) is made once, so that a changed threshold takes seconds.
+#
+# INPUTS   results/{model}/outliers/, results/{model}/systematic.parquet, results/comparison/*.parquet
+# OUTPUTS  results/report/index.html        everything in one file: findings, sliders, pictures, tables, provenance
+#          results/comparison/plots/        each picture of all models as png, svg, and a page with tooltips
+#          results/{model}/plots/           each picture of one model (on request)
+#          results/{model}/edge_counts.json, layer_peaks.parquet  what the sliders and the heat map work on
+
+from outlier_moe.edge_counts.counting import (
+    LEAST_LAYER_FRACTION,
+    LEAST_POSITION_FRACTION,
+    shape_of,
+)
+from outlier_moe.filtering import presets
+
+PRESETS = presets(STUDY)
+DEFAULT_PRESET = STUDY["compare_models"]["default_preset"]
+FRACTIONS = [
+    f"{of}-{kind}" for of in ("layers", "positions") for kind in ("mean", "median")
+]
+
+
+rule count_at_edges:
+    input:
+        outliers="results/{model}/outliers",
+    output:
+        edge_counts="results/{model}/edge_counts.json",
+        layer_peaks="results/{model}/layer_peaks.parquet",
+    log:
+        "logs/count_at_edges/{model}.log",
+    benchmark:
+        "logs/benchmarks/count_at_edges/{model}.tsv"
+    params:
+        shapes=sorted({shape.name for shape in map(shape_of, PRESETS) if shape}),
+        least_layers=min(
+            [LEAST_LAYER_FRACTION, *(preset.layer_fraction for preset in PRESETS)]
+        ),
+        least_positions=min(
+            [
+                LEAST_POSITION_FRACTION,
+                *(preset.position_fraction for preset in PRESETS),
+            ]
+        ),
+        revision=REVISIONS["count_at_edges"],
+    message:
+        "Counting at every edge of the ladder for {wildcards.model}"
+    script:
+        "../scripts/count_at_edges.py"
+
+
+rule bundle_vega:
+    output:
+        script="resources/vega.js",
+    log:
+        "logs/bundle_vega.log",
+    benchmark:
+        "logs/benchmarks/bundle_vega.tsv"
+    params:
+        revision=REVISIONS["bundle_vega"],
+    message:
+        "Bundling the scripts that draw in a browser"
+    script:
+        "../scripts/bundle_vega.py"
+
+
+rule plot_comparison:
+    input:
+        models="results/comparison/models.parquet",
+        edge_counts=expand("results/{model}/edge_counts.json", model=MODELS),
+        statistics=STATISTICS,
+        vega="resources/vega.js",
+    output:
+        size=report(
+            expand(
+                "results/comparison/plots/{against}-{figure}.png",
+                against=["total", "active"],
+                figure=["count", "dual", *FRACTIONS],
+            ),
+            caption="../report/size.rst",
+            category="Against size",
+        ),
+        perplexity=report(
+            expand(
+                "results/comparison/plots/perplexity-{figure}.png",
+                figure=["count", *FRACTIONS],
+            ),
+            caption="../report/perplexity.rst",
+            category="Against perplexity",
+        ),
+        thresholds=report(
+            "results/comparison/plots/thresholds.png",
+            caption="../report/thresholds.rst",
+            category="Thresholds",
+        ),
+        others=expand(
+            "results/comparison/plots/{picture}.{format}",
+            picture=[
+                "thresholds",
+                *expand(
+                    "{against}-{figure}",
+                    against=["total", "active"],
+                    figure=["count", "dual", *FRACTIONS],
+                ),
+                *expand("perplexity-{figure}", figure=["count", *FRACTIONS]),
+            ],
+            format=["svg", "html"],
+        ),
+    log:
+        "logs/plot_comparison.log",
+    benchmark:
+        "logs/benchmarks/plot_comparison.tsv"
+    params:
+        models=MODELS,
+        preset=DEFAULT_PRESET,
+        revision=REVISIONS["plot_comparison"],
+    message:
+        "Plotting the comparison"
+    script:
+        "../scripts/plot_comparison.py"
+
+
+rule plot_model:
+    input:
+        outliers="results/{model}/outliers",
+        systematic="results/{model}/systematic.parquet",
+        edge_counts="results/{model}/edge_counts.json",
+        layer_peaks="results/{model}/layer_peaks.parquet",
+        vega="resources/vega.js",
+    output:
+        plots=report(
+            directory("results/{model}/plots"),
+            patterns=["{picture}.png"],
+            caption="../report/model.rst",
+            category="Model by model",
+            subcategory="{model}",
+            labels={"picture": "{picture}"},
+        ),
+    log:
+        "logs/plot_model/{model}.log",
+    benchmark:
+        "logs/benchmarks/plot_model/{model}.tsv"
+    params:
+        preset=DEFAULT_PRESET,
+        revision=REVISIONS["plot_model"],
+    message:
+        "Plotting {wildcards.model}"
+    script:
+        "../scripts/plot_model.py"
+
+
+rule write_report:
+    input:
+        models="results/comparison/models.parquet",
+        outliers=expand("results/{model}/outliers", model=MODELS),
+        systematic=expand("results/{model}/systematic.parquet", model=MODELS),
+        edge_counts=expand("results/{model}/edge_counts.json", model=MODELS),
+        layer_peaks=expand("results/{model}/layer_peaks.parquet", model=MODELS),
+        statistics=STATISTICS,
+        vega="resources/vega.js",
+    output:
+        page=report(
+            "results/report/index.html",
+            caption="../report/report.rst",
+            category="Report",
+        ),
+    log:
+        "logs/write_report.log",
+    benchmark:
+        "logs/benchmarks/write_report.tsv"
+    params:
+        models=MODELS,
+        skipped={entry.id: entry.unavailable for entry in CHOSEN if entry.unavailable},
+        revision=REVISIONS["write_report"],
+    message:
+        "Writing the report"
+    script:
+        "../scripts/write_report.py"

@@ -1,0 +1,19 @@
+"""Draw all models side by side."""
+
+from pathlib import Path
+
+import polars as pl
+
+from outlier_moe.filtering import presets
+from outlier_moe.plots.gallery import comparison_charts, save_charts
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    statistics = {Path(path).stem: path for path in snakemake.input.statistics}
+    charts = comparison_charts(
+        pl.read_parquet(snakemake.input.models),
+        preset=next(preset for preset in presets(snakemake.config) if preset.name == snakemake.params.preset),
+        intervals=pl.read_parquet(statistics["intervals"]) if "intervals" in statistics else None,
+        edge_counts=dict(zip(snakemake.params.models, map(Path, snakemake.input.edge_counts), strict=True)),
+    )
+    save_charts(charts, snakemake.output, vega_bundle=Path(snakemake.input.vega).read_text())

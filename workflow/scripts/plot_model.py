@@ -1,0 +1,25 @@
+"""Draw one model's layers, features, positions and thresholds."""
+
+from pathlib import Path
+
+import polars as pl
+
+from outlier_moe.filtering import presets
+from outlier_moe.plots.gallery import model_charts, save_charts
+from outlier_moe.recording_files import read_recording
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    chosen = presets(snakemake.config)
+    charts = model_charts(
+        read_recording(Path(snakemake.input.outliers)),
+        systematic=pl.read_parquet(snakemake.input.systematic),
+        layer_peaks=pl.read_parquet(snakemake.input.layer_peaks),
+        edge_counts=Path(snakemake.input.edge_counts),
+        presets=chosen,
+        default=next(preset for preset in chosen if preset.name == snakemake.params.preset),
+    )
+    folder = Path(snakemake.output.plots)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for name in charts for kind in ("png", "svg", "html")]
+    save_charts(charts, paths, vega_bundle=Path(snakemake.input.vega).read_text())

@@ -1,0 +1,21 @@
+"""Write the report."""
+
+from pathlib import Path
+
+import polars as pl
+
+from outlier_moe.report.inputs import ModelFiles, ReportInputs
+from outlier_moe.report.page import write_report
+from outlier_moe.reporting import reporting_to
+
+with reporting_to(snakemake.log[0]):
+    paths = [snakemake.input[name] for name in ("outliers", "systematic", "edge_counts", "layer_peaks")]
+    files = [ModelFiles(*map(Path, of_model)) for of_model in zip(*paths, strict=True)]
+    inputs = ReportInputs(
+        models=pl.read_parquet(snakemake.input.models),
+        files=dict(zip(snakemake.params.models, files, strict=True)),
+        study=snakemake.config,
+        statistics={Path(path).stem: pl.read_parquet(path) for path in snakemake.input.statistics},
+        skipped=snakemake.params.skipped,
+    )
+    write_report(inputs, Path(snakemake.output.page), vega_bundle=Path(snakemake.input.vega).read_text())
