@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def batches() -> list[Tensor]:
     """Three chunks of sequences, the last one smaller."""
     tokens = zoo.tokens()
-    return [tokens, tokens.flip(0) + 1, tokens[:1] + 2]
+    return [tokens, tokens.flip(0, 1), tokens[:1].flip(1)]
 
 
 def resident_hidden(checkpoint: Path, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:

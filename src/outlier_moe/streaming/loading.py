@@ -37,6 +37,9 @@ from outlier_moe.model_class import AutoClass, model_class_for
 from outlier_moe.transformers_private import class_takes_config
 
 
+DEQUANTISED = ("fp8", "mxfp4", "compressed-tensors")
+
+
 class BlockFp8Dequantize(Fp8Dequantize):
     """Dequantisation of FP8 weights whose last blocks may be partial.
 
@@ -64,10 +67,22 @@ class BlockFp8Dequantize(Fp8Dequantize):
 
 
 def read_dequantized(config: PreTrainedConfig) -> None:
-    """Have a configuration say that quantised weights are to be dequantised as they are read, on every device."""
+    """Have a configuration say that quantised weights are to be dequantised as they are read, on every device.
+
+    Raises:
+        StudyError: If they are quantised in a way that transformers cannot undo.
+    """
     for part in (config, config.get_text_config(decoder=True)):
         quantization = getattr(part, "quantization_config", None)
         if isinstance(quantization, dict):
+            if quantization.get("quant_method") not in DEQUANTISED:
+                raise StudyError(
+                    "The checkpoint is quantised in a way that cannot be read into plain weights.",
+                    key="quantization_config.quant_method",
+                    expected=", ".join(DEQUANTISED),
+                    got=quantization.get("quant_method"),
+                    remedy="Take a checkpoint of the model that is not quantised, or quantised in one of these ways.",
+                )
             quantization["dequantize"] = True
 
 
@@ -131,7 +146,7 @@ class Skeleton:
         self.placement = placement
         device_map = {"": placement.device}
         quantizer, config, _ = get_hf_quantizer(config, None, device_map, True, {})
-        dtype = placement.dtype if quantizer is None else _prepared(quantizer).update_dtype(placement.dtype)
+        dtype = placement.dtype if quantizer is None else _with_block_scales(quantizer).update_dtype(placement.dtype)
         auto_class = auto_class or model_class_for(config, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             self.model = cast(
@@ -226,16 +241,8 @@ class Skeleton:
         self.model.tie_weights(missing_keys=set(self.weights) - set(loaded), recompute_mapping=False)
 
 
-def _prepared(quantizer: HfQuantizer) -> HfQuantizer:
-    operation: type[ConversionOps] | None = quantizer.get_load_operations().get("dequantize")
-    if operation is None or not getattr(quantizer.quantization_config, "dequantize", False):
-        raise StudyError(
-            "The checkpoint is quantised in a way that cannot be read into plain weights.",
-            key="quantization_config.quant_method",
-            expected="fp8, mxfp4 or compressed-tensors",
-            got=quantizer.quantization_config.quant_method,
-            remedy="Take a checkpoint of the model that is not quantised, or quantised in one of these ways.",
-        )
+def _with_block_scales(quantizer: HfQuantizer) -> HfQuantizer:
+    operation: type[ConversionOps] = quantizer.get_load_operations()["dequantize"]
     if operation is Fp8Dequantize:
         quantizer.get_load_operations = lambda: {"dequantize": BlockFp8Dequantize}
     return quantizer
