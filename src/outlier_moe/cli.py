@@ -12,6 +12,7 @@ from typing import get_args
 import polars as pl
 
 from outlier_moe import __version__
+from outlier_moe.commands import compare
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.presentation import Column, OutputFormat, show_frame
 from outlier_moe.registry import (
@@ -165,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
     )
     models.set_defaults(run=_models)
+    compare.add_parser(commands)
     return parser
 
 
