@@ -36,7 +36,6 @@ from outlier_moe.errors import StudyError
 from outlier_moe.model_class import AutoClass, model_class_for
 from outlier_moe.transformers_private import class_takes_config
 
-
 DEQUANTISED = ("fp8", "mxfp4", "compressed-tensors")
 
 

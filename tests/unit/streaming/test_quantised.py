@@ -108,7 +108,7 @@ def deepseek(tmp_path: Path) -> Path:
         dtype="bfloat16",
     )
     torch.manual_seed(0)
-    model = DeepseekV3ForCausalLM(config).to(torch.bfloat16)
+    model = DeepseekV3ForCausalLM(config).bfloat16()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
