@@ -11,6 +11,8 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,14 +72,12 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         StudyError: If there is no such file, it is cut short, or its header is not one.
     """
     try:
-        with path.open("rb") as file:
+        with _readable(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise _broken(path, f"a header of {length} bytes in a file of {size}")
             header: Any = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise StudyError("A shard of the checkpoint is not there.", file=path, remedy=FETCH_AGAIN) from None
     except ValueError as error:
         raise _broken(path, f"a header that is not JSON ({error})") from None
     if not isinstance(header, dict):
@@ -89,6 +89,19 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         problem = "A shard of the checkpoint is cut short." if end > size else "A shard has bytes that are no tensor's."
         raise StudyError(problem, file=path, expected=f"{end} bytes", got=f"{size} bytes", remedy=FETCH_AGAIN)
     return entries
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[FileIO]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except FileNotFoundError:
+        raise StudyError("A shard of the checkpoint is not there.", file=path, remedy=FETCH_AGAIN) from None
+    except OSError as error:
+        raise StudyError(
+            "A shard of the checkpoint cannot be read.", file=path, got=str(error), remedy=FETCH_AGAIN
+        ) from error
 
 
 def _entry(path: Path, name: str, fields: Mapping[str, Any], *, first: int) -> TensorEntry:
@@ -129,10 +142,10 @@ def read_tensors(path: Path, entries: Mapping[str, TensorEntry], names: Iterable
         names: The tensors wanted.
 
     Raises:
-        StudyError: If the file ends before a tensor does.
+        StudyError: If the file cannot be read, or ends before a tensor does.
     """
     chosen = sorted(((name, entries[name]) for name in names), key=lambda item: item[1].start)
-    with path.open("rb", buffering=0) as file:
+    with _readable(path) as file:
         for start, stop in _ranges(entry for _, entry in chosen):
             _read(file.fileno(), start, stop, path=path)
         # Private to the process and writable, as tensors are; what nobody writes to takes no memory of its own.
