@@ -46,7 +46,8 @@ def bincount(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     step = ((magnitude.view(torch.int32) >> FLOAT32_SHIFT) - (LADDER.floor_rung - 1)).clamp(0, N_EDGES)
     lane = torch.arange(n_sequences * n_features).view(n_sequences, 1, n_features)
     counts = torch.bincount((lane * (N_EDGES + 1) + step).flatten(), minlength=lane.numel() * (N_EDGES + 1))
-    return counts, *magnitude.max(dim=1)
+    peak, position = magnitude.max(dim=1)
+    return counts, peak, position
 
 
 def implementations(x: Tensor, n_threads: int) -> dict[str, Callable[[], object]]:

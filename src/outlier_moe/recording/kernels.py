@@ -23,13 +23,18 @@ Bits = Shaped[np.ndarray, "position feature"]
 """Activations as they are in memory: uint32 for float32, uint16 for the two formats of 16 bits."""
 Divisors = Float32[np.ndarray, " position"]
 """What each token's activations are divided by."""
+Union = UInt8[np.ndarray, "position feature"]
 Tile = UInt32[np.ndarray, "row lane"]
-Steps = UInt8[np.ndarray, "row lane"]
+Elements = UInt32[np.ndarray, " element"]
+"""A tile, row after row."""
+Flags = UInt8[np.ndarray, " element"]
+"""A byte for each of a tile's elements: its step, or whether it is of interest."""
+Groups = UInt32[np.ndarray, " group"]
+Histogram = UInt16[np.ndarray, "step lane"]
 
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 ROWS = 32
-MOST_LANES = 512
 # A tile's rows are filled up with zeros to a multiple of the lanes that one vector instruction takes.
 LANE_MULTIPLE = 16
 GROUP = 8
@@ -47,7 +52,7 @@ def compiled(function: Callable) -> Callable:
 
 @compiled
 def _read(bits: Bits, kind: int, divisors: Divisors, p0: int, f0: int, f1: int, tile: Tile) -> None:
-    """Fill a tile with divided activations, from position p0 and of features f0 to f1; what is left over with zeros."""
+    """Fill a tile with divided activations, from position p0 and of features f0 to f1, rows left over with zeros."""
     values = tile.view(np.float32)
     n_rows, n_lanes = min(len(tile), len(bits) - p0), f1 - f0
     tile[n_rows:] = 0
@@ -95,9 +100,7 @@ def _clear_nonfinite(tile: Tile, n_nonfinite: Int64[np.ndarray, " feature"]) -> 
 
 
 @compiled
-def _to_steps(
-    tile: UInt32[np.ndarray, " element"], floor_rung: int, steps: UInt8[np.ndarray, " element"]
-) -> tuple[np.int64, np.int64]:
+def _to_steps(tile: Elements, floor_rung: int, steps: Flags) -> tuple[np.int64, np.int64]:
     """Write each element's step; returns the top rung (a float's sign-less bits above the 20 lowest) and its step."""
     below = np.int32(floor_rung - 1)
     top = np.int32(0)
@@ -109,7 +112,7 @@ def _to_steps(
 
 
 @compiled
-def _raise_union(union: UInt8[np.ndarray, "position feature"], p0: int, f0: int, f1: int, steps: Steps) -> None:
+def _raise_union(union: Union, p0: int, f0: int, f1: int, steps: UInt8[np.ndarray, "row lane"]) -> None:
     for r in range(min(len(steps), len(union) - p0)):
         seen, row = union[p0 + r, f0:f1], steps[r]
         for f in range(f1 - f0):
@@ -117,7 +120,7 @@ def _raise_union(union: UInt8[np.ndarray, "position feature"], p0: int, f0: int,
 
 
 @compiled
-def _list_groups(flags: UInt8[np.ndarray, " element"], groups: UInt32[np.ndarray, " group"]) -> np.uint64:
+def _list_groups(flags: Flags, groups: Groups) -> np.uint64:
     """List the groups of eight elements with a flag that is not zero; returns how many there are.
 
     Going through a list costs no mispredicted branches, as asking each flag does.
@@ -131,12 +134,7 @@ def _list_groups(flags: UInt8[np.ndarray, " element"], groups: UInt32[np.ndarray
 
 
 @compiled
-def _count(
-    steps: UInt8[np.ndarray, " element"],
-    histogram: UInt16[np.ndarray, "step lane"],
-    groups: UInt32[np.ndarray, " group"],
-    lanes: UInt32[np.ndarray, " group"],
-) -> None:
+def _count(steps: Flags, histogram: Histogram, groups: Groups, lanes: Groups) -> None:
     """Count each feature's rows on each step; of step 0, which nobody asks for, some."""
     for g in range(_list_groups(steps, groups)):
         i, f = np.uint64(GROUP * groups[g]), np.uint64(lanes[groups[g]])
@@ -145,24 +143,24 @@ def _count(
 
 
 @compiled
-def _histogram(n_features: int) -> UInt16[np.ndarray, "step lane"]:
+def _histogram(n_features: int) -> Histogram:
     n_lanes = (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
     return np.zeros((N_EDGES + 1, n_lanes), np.uint16)
 
 
 @compiled
-def _group_lanes(n_lanes: int) -> UInt32[np.ndarray, " group"]:
+def _group_lanes(n_lanes: int) -> Groups:
     """The first lane of each group of a tile."""
     return (np.arange(0, ROWS * n_lanes, GROUP) % n_lanes).astype(np.uint32)
 
 
 @compiled
 def _collect(
-    tile: UInt32[np.ndarray, " element"],
+    tile: Elements,
     low: np.uint32,
     width: np.uint32,
-    flags: UInt8[np.ndarray, " element"],
-    groups: UInt32[np.ndarray, " group"],
+    flags: Flags,
+    groups: Groups,
     inside: UInt32[np.ndarray, " room"],
     n_inside: np.uint64,
 ) -> tuple[np.uint64, np.int64]:
@@ -224,13 +222,9 @@ def _add_powers(
 
 
 @compiled
-def _write_lists(
-    histogram: UInt16[np.ndarray, "step lane"],
-    top_step: UInt8[np.ndarray, " lane"],
-    n_positions: UInt16[np.ndarray, " room"],
-    n_written: int,
-) -> int:
-    """Write each feature's top step and append its counts at the edges up to it; returns how many there are by now."""
+def _lists(histogram: Histogram, top_step: UInt8[np.ndarray, " feature"]) -> UInt16[np.ndarray, " count"]:
+    """Fill in each feature's top step; returns its counts at the edges up to that, feature after feature."""
+    n_positions, n = np.empty(len(top_step) * N_EDGES, np.uint16), 0
     for f in range(len(top_step)):
         top = N_EDGES
         while top > 0 and histogram[top, f] == 0:
@@ -238,61 +232,10 @@ def _write_lists(
         total = np.uint16(0)
         for step in range(top, 0, -1):
             total += histogram[step, f]
-            n_positions[n_written + step - 1] = total
+            n_positions[n + step - 1] = total
         top_step[f] = top
-        n_written += top
-    return n_written
-
-
-@compiled
-def _has_room(inside: UInt32[np.ndarray, " room"], n_inside: np.uint64) -> np.bool_:
-    return n_inside + np.uint64(ROWS * MOST_LANES) <= np.uint64(len(inside))
-
-
-@compiled
-def _tally_block(
-    bits: Bits,
-    kind: int,
-    divisors: Divisors,
-    union: UInt8[np.ndarray, "position feature"],
-    floor_rung: int,
-    bracket: UInt32[np.ndarray, " low_and_width=2"],
-    f0: int,
-    f1: int,
-    peaks: UInt32[np.ndarray, "what=4 feature"],
-    sums: Float64[np.ndarray, "power=4 feature"],
-    n_nonfinite: Int64[np.ndarray, " feature"],
-    histogram: UInt16[np.ndarray, "step lane"],
-    inside: UInt32[np.ndarray, " room"],
-    n_inside: np.uint64,
-) -> tuple[np.uint64, np.int64]:
-    """Tally features f0 to f1, one tile of positions after the other; returns what `_collect` does."""
-    n_lanes = histogram.shape[1]
-    tile = np.zeros((ROWS, n_lanes), np.uint32)
-    steps, flags = np.empty((ROWS, n_lanes), np.uint8), np.empty(tile.size, np.uint8)
-    elements, element_steps = tile.reshape(tile.size), steps.reshape(steps.size)
-    lanes = _group_lanes(n_lanes)
-    groups = np.empty(len(lanes), np.uint32)
-    n_below = 0
-    for p0 in range(0, len(bits), ROWS):
-        _read(bits, kind, divisors, p0, f0, f1, tile)
-        top_rung, top_step = _to_steps(elements, floor_rung, element_steps)
-        if top_rung >= INFINITE_RUNG:
-            _clear_nonfinite(tile, n_nonfinite[f0:f1])
-            top_rung, top_step = _to_steps(elements, floor_rung, element_steps)
-        if top_step > 0:
-            _raise_union(union, p0, f0, f1, steps)
-            _count(element_steps, histogram, groups, lanes)
-        _add_powers(tile.view(np.float32), sums[0, f0:f1], sums[1, f0:f1], sums[2, f0:f1], sums[3, f0:f1])
-        if _has_room(inside, n_inside):
-            n_inside, n_more = _collect(elements, bracket[0], bracket[1], flags, groups, inside, n_inside)
-            n_below += n_more
-        if p0 == 0:
-            _take_first_token(tile, peaks[0, f0:f1])
-        _raise_peaks(tile, p0, peaks[1, f0:f1], peaks[2, f0:f1])
-    # The zeros that fill the tiles up, or stand for what is not finite, were taken for elements below the bracket.
-    n_read = (len(bits) + ROWS - 1) // ROWS * tile.size
-    return n_inside, n_below - (n_read - len(bits) * (f1 - f0)) - n_nonfinite[f0:f1].sum()
+        n += top
+    return n_positions[:n].copy()
 
 
 @compiled
@@ -300,17 +243,17 @@ def tally_features(
     bits: Bits,
     kind: int,
     divisors: Divisors,
-    union: UInt8[np.ndarray, "position feature"],
+    union: Union,
     floor_rung: int,
     bracket: UInt32[np.ndarray, " low_and_width=2"],
-    begin: int,
-    end: int,
+    f0: int,
+    f1: int,
     peaks: UInt32[np.ndarray, "what=4 feature"],
     top_step: UInt8[np.ndarray, " feature"],
     sums: Float64[np.ndarray, "power=4 feature"],
     n_nonfinite: Int64[np.ndarray, " feature"],
 ) -> tuple[UInt16[np.ndarray, " count"], UInt32[np.ndarray, " inside"], int]:
-    """Tally the features from `begin` to `end` of one sequence.
+    """Tally features f0 to f1 of one sequence, one tile of positions after the other.
 
     Args:
         bits: The activations.
@@ -319,8 +262,8 @@ def tally_features(
         union: Raised in place to these activations' steps; without positions if none is kept.
         floor_rung: The ladder's.
         bracket: The bit patterns to collect for the median: the lowest, above 0, and how many from there on.
-        begin: The first feature.
-        end: The one after the last.
+        f0: The first feature.
+        f1: The one after the last.
         peaks: Zeros; filled with the bits of |x| at position 0, of the largest later |x|, its position, and the bits of
             x where |x| peaks.
         top_step: Zeros; filled with the largest step, which is how many counts a feature has.
@@ -331,40 +274,44 @@ def tally_features(
         The counts at the edges, feature after feature; the magnitudes inside the bracket; how many lie below it, or -1
         if those inside were too many to be kept.
     """
-    n_positions, n_written = np.empty((end - begin) * N_EDGES, np.uint16), 0
+    histogram = _histogram(f1 - f0)
+    tile = np.zeros((ROWS, histogram.shape[1]), np.uint32)
+    steps, flags = np.empty(tile.shape, np.uint8), np.empty(tile.size, np.uint8)
+    elements, element_steps = tile.reshape(tile.size), steps.reshape(steps.size)
+    lanes = _group_lanes(tile.shape[1])
+    groups = np.empty(len(lanes), np.uint32)
     # The bracket is meant for some per cent of the values. More, as where one value is very common, are not kept.
-    inside, n_inside = np.empty(len(bits) * (end - begin) // 8 + 2 * ROWS * MOST_LANES, np.uint32), np.uint64(0)
-    n_below = 0
-    n_blocks = (end - begin + MOST_LANES - 1) // MOST_LANES
-    for block in range(n_blocks):
-        f0 = begin + (end - begin) * block // n_blocks
-        f1 = begin + (end - begin) * (block + 1) // n_blocks
-        histogram = _histogram(f1 - f0)
-        n_inside, n_more = _tally_block(
-            bits,
-            kind,
-            divisors,
-            union,
-            floor_rung,
-            bracket,
-            f0,
-            f1,
-            peaks,
-            sums,
-            n_nonfinite,
-            histogram,
-            inside,
-            n_inside,
-        )
-        n_below += n_more
-        n_written = _write_lists(histogram, top_step[f0:f1], n_positions, n_written)
-    for f in range(begin, end):
+    inside, n_inside, n_below = np.empty(len(bits) * tile.shape[1] // 8 + 2 * tile.size, np.uint32), np.uint64(0), 0
+    room = np.uint64(len(inside) - tile.size)
+    for p0 in range(0, len(bits), ROWS):
+        _read(bits, kind, divisors, p0, f0, f1, tile)
+        top_rung, tile_step = _to_steps(elements, floor_rung, element_steps)
+        if top_rung >= INFINITE_RUNG:
+            _clear_nonfinite(tile, n_nonfinite[f0:f1])
+            top_rung, tile_step = _to_steps(elements, floor_rung, element_steps)
+        if tile_step > 0:
+            _raise_union(union, p0, f0, f1, steps)
+            _count(element_steps, histogram, groups, lanes)
+        _add_powers(tile.view(np.float32), sums[0, f0:f1], sums[1, f0:f1], sums[2, f0:f1], sums[3, f0:f1])
+        if n_inside <= room:
+            n_inside, n_more = _collect(elements, bracket[0], bracket[1], flags, groups, inside, n_inside)
+            n_below += n_more
+        if p0 == 0:
+            _take_first_token(tile, peaks[0, f0:f1])
+        _raise_peaks(tile, p0, peaks[1, f0:f1], peaks[2, f0:f1])
+    _look_up_values(bits, kind, f0, f1, peaks)
+    # The zeros that fill the tiles up, or stand for what is not finite, were taken for elements below the bracket.
+    n_read = (len(bits) + ROWS - 1) // ROWS * tile.size
+    n_below -= n_read - len(bits) * (f1 - f0) + n_nonfinite[f0:f1].sum()
+    return _lists(histogram, top_step[f0:f1]), inside[:n_inside].copy(), n_below if n_inside <= room else -1
+
+
+@compiled
+def _look_up_values(bits: Bits, kind: int, f0: int, f1: int, peaks: UInt32[np.ndarray, "what=4 feature"]) -> None:
+    for f in range(f0, f1):
         position = np.uint32(0) if peaks[0, f] >= peaks[1, f] else peaks[2, f]
         sign = np.uint32(bits[position, f]) >> np.uint32(31 if kind == FLOAT32 else 15)
         peaks[3, f] = max(peaks[0, f], peaks[1, f]) | sign << np.uint32(31)
-    if not _has_room(inside, n_inside):
-        n_below = -1
-    return n_positions[:n_written].copy(), inside[:n_inside].copy(), n_below
 
 
 @compiled
@@ -435,27 +382,17 @@ def sample(bits: Bits, kind: int, divisors: Divisors, runs: UInt32[np.ndarray, "
 
 
 @compiled
-def median_by_digits(bits: Bits, kind: int, divisors: Divisors, rank: int) -> np.uint32:
-    """The magnitude of a rank among all, as bits: its digits from the top, in three slow passes whatever they are."""
-    tile = np.empty((1, bits.shape[1]), np.uint32)
+def count_below(bits: Bits, kind: int, divisors: Divisors, magnitude: np.uint32) -> np.int64:
+    """How many magnitudes have a lower bit pattern."""
+    tile, n = np.empty((1, bits.shape[1]), np.uint32), np.int64(0)
     row = tile[0]
-    prefix, n_known = np.uint64(0), 0
-    for n_bits in (12, 10, 10):
-        below = np.uint64(32 - n_known - n_bits)
-        counts = np.zeros(1 << n_bits, np.int64)
-        for p in range(len(bits)):
-            _read(bits, kind, divisors, p, 0, len(row), tile)
-            for f in range(len(row)):
-                digits = np.uint64(row[f] & MAGNITUDE) >> below
-                if digits >> np.uint64(n_bits) == prefix:
-                    counts[digits & np.uint64((1 << n_bits) - 1)] += 1
-        digit = 0
-        while rank >= counts[digit]:
-            rank -= counts[digit]
-            digit += 1
-        prefix = prefix << np.uint64(n_bits) | np.uint64(digit)
-        n_known += n_bits
-    return np.uint32(prefix)
+    for p in range(len(bits)):
+        _read(bits, kind, divisors, p, 0, len(row), tile)
+        n_here = np.uint32(0)
+        for f in range(len(row)):
+            n_here = np.uint32(n_here + np.uint32(np.uint32(row[f] & MAGNITUDE) < magnitude))
+        n += np.int64(n_here)
+    return n
 
 
 @compiled
@@ -480,7 +417,7 @@ def central_sums(
 
 @compiled
 def tally_union(
-    union: UInt8[np.ndarray, "position feature"],
+    union: Union,
     top_step: UInt8[np.ndarray, " feature"],
     later_top_step: UInt8[np.ndarray, " feature"],
 ) -> UInt16[np.ndarray, " count"]:
@@ -502,5 +439,4 @@ def tally_union(
             for f in range(n_features):
                 later_top_step[f] = max(later_top_step[f], row[f])
         _count(steps.reshape(steps.size), histogram, groups, lanes)
-    n_positions = np.empty(n_features * N_EDGES, np.uint16)
-    return n_positions[: _write_lists(histogram, top_step, n_positions, 0)].copy()
+    return _lists(histogram, top_step)

@@ -22,10 +22,12 @@ T = TypeVar("T")
 
 FORMATS = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}
 
-# A range with fewer features costs more to start than it saves.
-FEWEST_FEATURES = 64
+# A range with fewer features (or positions) costs more to start than it saves; what belongs to one with more does not
+# fit the cache.
+SHORTEST_RANGE = 64
+LONGEST_RANGE = 512
 # Runs, and magnitudes in each, that the bracket of the median is judged from. It reaches three standard errors of the
-# sample's median rank to both sides; where it misses all the same, the median costs three more passes.
+# sample's median rank to both sides; where it misses all the same, the median costs 31 more passes.
 SAMPLE = (512, 32)
 STANDARD_ERRORS = 3
 
@@ -69,10 +71,11 @@ def _at_once(tasks: Sequence[Callable[[], T]]) -> list[T]:
     return [shares[i % n_threads][i // n_threads] for i in range(len(tasks))]
 
 
-def _ranges(length: int, n_sequences: int, *, shortest: int) -> list[tuple[int, int]]:
+def _ranges(length: int, n_sequences: int) -> list[tuple[int, int]]:
     """Ranges of equal length: as few to a sequence as keep all threads busy."""
     n_threads = torch.get_num_threads()
-    n_ranges = max(1, min(n_threads // math.gcd(n_threads, n_sequences), length // shortest))
+    n_ranges = min(n_threads // math.gcd(n_threads, n_sequences), length // SHORTEST_RANGE)
+    n_ranges = max(1, n_ranges, -(-length // LONGEST_RANGE))
     return list(pairwise(length * i // n_ranges for i in range(n_ranges + 1)))
 
 
@@ -87,7 +90,7 @@ def _sequences(x: Float[Tensor, "sequence position feature"], scale: Scale) -> l
         for each in x
     ]
     if scale == "token_rms":
-        ranges = _ranges(x.shape[1], len(sequences), shortest=FEWEST_FEATURES)
+        ranges = _ranges(x.shape[1], len(sequences))
         _at_once(
             [
                 partial(kernels.token_rms, *each[:2], *each_range, each.divisors)
@@ -123,7 +126,19 @@ def _median(sequence: _Sequence, parts: Sequence[_Part], n_finite: int) -> np.fl
     rank_inside = rank - sum(part.n_below for part in parts)
     if 0 <= rank_inside < len(inside) and all(part.n_below >= 0 for part in parts):
         return np.partition(inside, rank_inside)[rank_inside].view(np.float32)
-    return np.uint32(kernels.median_by_digits(*sequence, rank)).view(np.float32)
+    return _median_by_bisection(sequence, rank)
+
+
+def _median_by_bisection(sequence: _Sequence, rank: int) -> np.float32:
+    """The magnitude of a rank, in 31 passes: the largest bit pattern that no more than `rank` magnitudes are below."""
+    low, high = 0, int(kernels.INFINITY)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if kernels.count_below(*sequence, np.uint32(middle)) <= rank:
+            low = middle
+        else:
+            high = middle
+    return np.uint32(low).view(np.float32)
 
 
 class _Outputs(NamedTuple):
@@ -165,7 +180,7 @@ def sketch_site(
     brackets = _at_once([partial(_bracket, sequence) for sequence in sequences])
     unions = np.empty((n_sequences, 0, n_features), np.uint8) if union is None else union.numpy()
     out = _outputs(n_sequences, n_features)
-    ranges = _ranges(n_features, n_sequences, shortest=FEWEST_FEATURES)
+    ranges = _ranges(n_features, n_sequences)
     results = _at_once(
         [
             partial(
