@@ -27,6 +27,10 @@ from outlier_moe.streaming.lockstep import LayerCall
 from outlier_moe.structure import DecoderStructure
 
 
+# Where the arguments by name are in the pair of both kinds.
+KEYWORDS = "/1"
+
+
 class CannotResumeError(Exception):
     """The model needs something of the finished layers that was not stored."""
 
@@ -38,6 +42,10 @@ class Forgotten(Tensor):
     def like(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Forgotten:
         """A forgotten tensor of a shape."""
         return torch.Tensor._make_wrapper_subclass(Forgotten, list(shape), dtype=dtype, device=device)
+
+    def tolist(self) -> Any:
+        """There are no values to list."""
+        raise CannotResumeError("the model lists values that are forgotten")
 
     @classmethod
     def __torch_dispatch__(
@@ -52,7 +60,8 @@ class Forgotten(Tensor):
         on_meta = {**kwargs, "device": "meta"} if kwargs.get("device") is not None else kwargs
         try:
             result = func(*tree_map_only(Tensor, _shape_only, args), **tree_map_only(Tensor, _shape_only, on_meta))
-        except NotImplementedError:
+        except (NotImplementedError, RuntimeError):
+            # What the shapes alone do not settle.
             raise CannotResumeError(f"{func} needs values that are forgotten") from None
         if _is_written(func._schema.arguments[0]):
             return args[0]
@@ -145,6 +154,8 @@ def _refill_mappings(
     """Fill mappings into which the finished layers had put something for later ones."""
     contents = dict(_described_mappings(description))
     for path, mapping in list(mappings_in(arguments)):
+        if path == KEYWORDS:
+            continue
         for key, item in contents.get(path, []):
             if key not in mapping:
                 mapping[key] = rebuild(item, lambda tensor: stored[tensor["tensor"]].to(device, copy=True))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from huggingface_hub import hf_hub_download
@@ -48,6 +48,7 @@ class HubShards:
         self._key = key
         self._evict = evict
         self._stop = Event()
+        self._lock = Lock()
         self._pool = ThreadPoolExecutor(N_DOWNLOADS, thread_name_prefix="shard-download")
         self._downloads: dict[str, Future[Path]] = {}
         self._portions: Sequence[Collection[str]] = ()
@@ -88,14 +89,17 @@ class HubShards:
         self._download_ahead()
 
     def _download_ahead(self) -> None:
-        stop = 1 + self._n_finished + N_LAYERS_ON_DISK if self._evict else len(self._portions)
-        for portion in self._portions[:stop]:
+        first = 1 + self._n_finished
+        stop = first + N_LAYERS_ON_DISK if self._evict else len(self._portions)
+        for portion in [*self._portions[:1], *self._portions[first:stop]]:
             for shard in portion:
                 self._submit(shard)
 
     def _submit(self, shard: str) -> None:
-        if shard not in self._downloads:
-            self._downloads[shard] = self._pool.submit(self._download, shard)
+        # The thread that reads ahead asks for shards as well.
+        with self._lock:
+            if shard not in self._downloads:
+                self._downloads[shard] = self._pool.submit(self._download, shard)
 
     def _download(self, shard: str) -> Path:
         def download() -> str:
@@ -130,13 +134,13 @@ class HubShards:
     def finish(self, portion: int) -> None:
         """Delete the files that no later portion needs, and download what comes next."""
         self._n_finished = max(self._n_finished, portion)
+        later = self._portions[self._n_finished + 1 :]
         if self._evict:
-            over = self._n_finished == len(self._portions) - 1
-            needed = {shard for later in self._portions[self._n_finished + 1 :] for shard in later}
-            needed |= set() if over else set(self._portions[0])
-            for shard in [shard for shard in self._downloads if shard not in needed]:
+            needed = {shard for portion in [*later, *(self._portions[:1] if later else [])] for shard in portion}
+            for shard in self._downloads.keys() - needed:
                 self._downloads.pop(shard).result().unlink(missing_ok=True)
-        self._download_ahead()
+        if later:
+            self._download_ahead()
 
     def close(self) -> None:
         """Break off what is being downloaded."""
@@ -155,7 +159,7 @@ def _silent_bar(stop: Event) -> type[tqdm[Any]]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
 
-        def update(self, n: float | None = 1) -> None:
+        def update(self, n: int | float | None = 1) -> None:
             if stop.is_set():
                 raise _BrokenOffError
 

@@ -133,15 +133,6 @@ class LayerStore:
     def _shards(self, portion: int) -> list[str]:
         return sorted({self.source.weight_map[name] for name in self._portions[portion]})
 
-    def n_bytes(self, portion: int) -> int:
-        """Bytes that a portion takes in the checkpoint, of the files that are here."""
-        total = 0
-        for name in self._portions[portion]:
-            if self.source.is_here(shard := self.source.weight_map[name]):
-                entry = self._header(shard)[name]
-                total += entry.stop - entry.start
-        return total
-
     def _header(self, shard: str) -> Mapping[str, TensorEntry]:
         if shard not in self._headers:
             path = self.source.path(shard)
