@@ -26,7 +26,6 @@ from outlier_moe.streaming.call_arguments import (
 from outlier_moe.streaming.lockstep import LayerCall
 from outlier_moe.structure import DecoderStructure
 
-
 # Where the arguments by name are in the pair of both kinds.
 KEYWORDS = "/1"
 
