@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from outlier_moe.architectures.structure import find_structure
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.resident import record_resident
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.structure import find_structure
 from outlier_moe.taps import TAPS
 
 

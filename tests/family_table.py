@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from outlier_moe.architectures.moe_hooks import moe_hooks, pin_experts
+from outlier_moe.architectures.moe_parts import find_experts
+from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.architectures.tap_hooks import tap_hooks
 from outlier_moe.errors import StudyError
-from outlier_moe.moe_hooks import moe_hooks, pin_experts
-from outlier_moe.moe_parts import find_experts
-from outlier_moe.structure import DecoderStructure, find_structure
-from outlier_moe.tap_hooks import tap_hooks
 from outlier_moe.taps import Tap
 from tests import zoo
 from tests.tap_oracle import Read, read_by_the_projections

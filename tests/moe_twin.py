@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 from torch import Tensor
 
+from outlier_moe.architectures.moe_hooks import ExpertOutputs
+from outlier_moe.architectures.moe_parts import Experts
 from outlier_moe.ladder import Ladder
-from outlier_moe.moe_hooks import ExpertOutputs
-from outlier_moe.moe_parts import Experts
 
 
 def counts_at_edges(magnitudes: Sequence[float], ladder: Ladder) -> list[int]:

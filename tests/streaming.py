@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from outlier_moe.model_class import model_class_for, read_config
-from outlier_moe.moe_hooks import pin_experts
+from outlier_moe.architectures.model_class import model_class_for, read_config
+from outlier_moe.architectures.moe_hooks import pin_experts
+from outlier_moe.architectures.structure import find_structure
 from outlier_moe.recording.streamed import load_streamed
 from outlier_moe.streaming.layer_store import REST, LayerStore
 from outlier_moe.streaming.lockstep import Lockstep
 from outlier_moe.streaming.prefetch import LayerReader
 from outlier_moe.streaming.shards import ShardSource
-from outlier_moe.structure import find_structure
 from tests import zoo
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from outlier_moe.structure import DecoderStructure
+from outlier_moe.architectures.structure import DecoderStructure
 
 PROJECTION = re.compile(
     r"(q|k|v|qkv|kv|q_a)_proj|kv_a_proj_with_mqa|in_proj\w*|query_key_value|c_attn|Wqkv|linear_[xy]"

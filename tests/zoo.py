@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from outlier_moe.model_class import model_class_for
+from outlier_moe.architectures.model_class import model_class_for
 
 D_MODEL = 64
 N_LAYERS = 6

@@ -14,7 +14,6 @@ import polars as pl
 from outlier_moe import __version__
 from outlier_moe.commands import compare
 from outlier_moe.errors import StudyError, nearest
-from outlier_moe.presentation import Column, OutputFormat, show_frame
 from outlier_moe.registry import (
     CheckpointSource,
     DirectorySource,
@@ -23,6 +22,7 @@ from outlier_moe.registry import (
     ModelSource,
     load_registry,
 )
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 
 _COMPARISON = {
     "model": Column("preset\n  model"),

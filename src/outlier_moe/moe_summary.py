@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from outlier_moe import schemas_moe
 from outlier_moe.ladder import Ladder
+from outlier_moe.schemas import moe as schemas_moe
 
 PEAK_COLUMNS = ["peak", "peak_feature", "peak_sequence", "peak_position", "peak_gate"]
 

@@ -12,9 +12,10 @@ import polars as pl
 import pyarrow as pa
 from dataframely.exc import SchemaError, ValidationError
 
-from outlier_moe import schemas, schemas_moe
+from outlier_moe import schemas
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
+from outlier_moe.schemas import moe as schemas_moe
 
 FORMAT = 1
 """Version of the recording's tables; raised when an older reader would misread them."""

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from outlier_moe.architectures.moe_hooks import ExpertOutputs, moe_hooks, pin_experts
+from outlier_moe.architectures.moe_parts import find_experts, find_routers
+from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.architectures.tap_hooks import tap_hooks
 from outlier_moe.errors import StudyError
-from outlier_moe.moe_hooks import ExpertOutputs, moe_hooks, pin_experts
-from outlier_moe.moe_parts import find_experts, find_routers
-from outlier_moe.structure import DecoderStructure, find_structure
-from outlier_moe.tap_hooks import tap_hooks
 from tests import zoo
 from tests.tap_oracle import Read, merged, read_by_the_projections
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from outlier_moe import schemas_moe
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
 from outlier_moe.moe_summary import summarise_experts, summarise_routers
+from outlier_moe.schemas import moe as schemas_moe
 from tests import moe_twin
 
 LADDER = Ladder(1.0)

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import polars as pl
 
 from outlier_moe.errors import StudyError, nearest
-from outlier_moe.presentation import Column, show_frame
-from outlier_moe.table_formats import latex_table, markdown_table
+from outlier_moe.terminal.presentation import Column, show_frame
+from outlier_moe.terminal.table_formats import latex_table, markdown_table
 
 CompareFormat = Literal["table", "csv", "json", "markdown", "latex"]
 
@@ -180,7 +180,7 @@ def _show(models: pl.DataFrame, columns: dict[str, Column], title: str, *, is_ma
     heads["total_params_b"] = Column("params (B)\n total / active")
     cells["total_params_b"] = [f"{total:>7} /{active:>6}" for total, active in sizes]
     if is_marked:
-        from outlier_moe.terminal_plots import letters
+        from outlier_moe.terminal.plots import letters
 
         marks = letters(_one_a_model(models))
         heads = {"mark": Column(""), **heads}
@@ -212,7 +212,7 @@ def _one_a_model(models: pl.DataFrame) -> pl.DataFrame:
 
 
 def _plot(models: pl.DataFrame) -> None:
-    from outlier_moe.terminal_plots import letters, terminal_scatter
+    from outlier_moe.terminal.plots import letters, terminal_scatter
 
     is_terminal = sys.stdout.isatty()
     marks = letters(_one_a_model(models))

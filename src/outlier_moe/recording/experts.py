@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64, Num, Shaped, UInt8
 from torch import Tensor
 
-from outlier_moe import schemas_moe
+from outlier_moe.architectures.moe_hooks import ExpertOutputs
+from outlier_moe.architectures.moe_parts import Experts
 from outlier_moe.ladder import N_EDGES, Ladder
-from outlier_moe.moe_hooks import ExpertOutputs
-from outlier_moe.moe_parts import Experts
+from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.taps import Tap
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from outlier_moe.moe_hooks import moe_hooks
-from outlier_moe.moe_parts import find_experts
+from outlier_moe.architectures.moe_hooks import moe_hooks
+from outlier_moe.architectures.moe_parts import find_experts
+from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.architectures.tap_hooks import tap_hooks
 from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.options import RecordOptions
-from outlier_moe.structure import DecoderStructure
-from outlier_moe.tap_hooks import tap_hooks
 
 
 def chunk_observer(structure: DecoderStructure, options: RecordOptions, *, first_sequence: int) -> ChunkObserver:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt16, UInt32
 from torch import Tensor
 
+from outlier_moe.architectures.moe_hooks import ExpertOutputs
+from outlier_moe.architectures.moe_parts import Experts
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
-from outlier_moe.moe_hooks import ExpertOutputs
-from outlier_moe.moe_parts import Experts
 from outlier_moe.recording.experts import ExpertObserver
 from outlier_moe.recording.sketch import SiteSketch, sketch_site, sketch_union
 from outlier_moe.taps import VIEW_OF, VIEWS, Tap, View

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from outlier_moe import __version__
-from outlier_moe.model_class import read_config
-from outlier_moe.moe_hooks import pin_experts
+from outlier_moe.architectures.model_class import read_config
+from outlier_moe.architectures.moe_hooks import pin_experts
+from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
 from outlier_moe.recording.modes import Mode, fitting_mode
 from outlier_moe.recording.options import RecordOptions
@@ -29,7 +30,6 @@ from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
-from outlier_moe.structure import DecoderStructure, find_structure
 from outlier_moe.tokenization import TokenTable, read_tokens
 
 log = logging.getLogger(__name__)

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import UInt32
 from transformers import PreTrainedModel
 
+from outlier_moe.architectures.model_class import model_class_for, read_config
+from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
-from outlier_moe.model_class import model_class_for, read_config
 from outlier_moe.recording.devices import is_out_of_memory
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import chunk_observer, observation
 from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.structure import DecoderStructure
 
 log = logging.getLogger(__name__)
 

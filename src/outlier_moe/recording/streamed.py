@@ -16,8 +16,8 @@ import torch
 from jaxtyping import UInt32
 from transformers import PreTrainedConfig
 
+from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
-from outlier_moe.model_class import read_config
 from outlier_moe.recording.devices import is_out_of_memory
 from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.resident import initial_chunk

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 from jaxtyping import UInt32
 
-from outlier_moe import schemas, schemas_moe
+from outlier_moe import schemas
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.observer import ChunkObserver, OutlierRows
 from outlier_moe.recording.tables import (
@@ -26,6 +26,7 @@ from outlier_moe.recording.tables import (
     layer_batch,
     site_figures,
 )
+from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)

@@ -48,7 +48,7 @@ class ReportInputs:
     study: Mapping[str, Any]
     """`magnitude`, `layer_fraction`, `position_fraction`, `filter_systematic` and `compare_models` of the study."""
     statistics: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    """The tables of `schemas_comparison` that there are, by the names of their files."""
+    """The tables of `schemas.comparison` that there are, by the names of their files."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Models of the study that do not exist, each with its reason."""
 

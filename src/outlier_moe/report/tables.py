@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from outlier_moe.plots.positions import with_place_kind
-from outlier_moe.presentation import Column
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+from outlier_moe.terminal.presentation import Column
 
 MOST_PEAKS = 15
 

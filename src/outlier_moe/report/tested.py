@@ -1,4 +1,4 @@
-"""What the tests of `schemas_comparison` say, in sentences: verdict, effect, p, and what could have been seen."""
+"""What the tests of `schemas.comparison` say, in sentences: verdict, effect, p, and what could have been seen."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from jaxtyping import Float64, Int64
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import Recording
-from outlier_moe.schemas_comparison import FIGURES, FigureDifference, FigureInterval, ModelResample
+from outlier_moe.schemas.comparison import FIGURES, FigureDifference, FigureInterval, ModelResample
 from outlier_moe.statistics.intervals import bca_interval
 from outlier_moe.statistics.resampled_figures import Figures, preset_figures, sequence_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables, sequence_tables

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 from scipy import stats
 
-from outlier_moe.schemas_comparison import LeftOut
+from outlier_moe.schemas.comparison import LeftOut
 
 _TEXT = ["corpus_sha256", "n_sequences", "n_tokens"]
 

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 
 from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import Recording
-from outlier_moe.schemas_comparison import FIGURES, Stability
+from outlier_moe.schemas.comparison import FIGURES, Stability
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
 from outlier_moe.statistics.sequence_tables import sequence_tables
 from outlier_moe.taps import VIEWS

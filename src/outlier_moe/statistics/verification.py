@@ -18,7 +18,7 @@ import polars as pl
 from outlier_moe.comparison import perplexity
 from outlier_moe.recording_files import Recording
 from outlier_moe.reference import reference_table
-from outlier_moe.schemas_comparison import Verification
+from outlier_moe.schemas.comparison import Verification
 from outlier_moe.statistics.published import Recorded, is_sibling, other_checkpoint, other_text, recorded
 from outlier_moe.statistics.super_experts import SuperExperts, forming_layers, super_experts
 from outlier_moe.taps import VIEW_OF, Tap, View

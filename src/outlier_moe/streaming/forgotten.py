@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.streaming.call_arguments import (
     Description,
     describe,
@@ -24,7 +25,6 @@ from outlier_moe.streaming.call_arguments import (
     tensors_in,
 )
 from outlier_moe.streaming.lockstep import LayerCall
-from outlier_moe.structure import DecoderStructure
 
 # Where the arguments by name are in the pair of both kinds.
 KEYWORDS = "/1"

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
 from outlier_moe.streaming.loading import CheckpointTensor, Skeleton
 from outlier_moe.streaming.memory import release_freed_memory
 from outlier_moe.streaming.safetensors_files import FETCH_AGAIN, TORCH_DTYPES, TensorEntry, read_header, read_tensors
 from outlier_moe.streaming.shards import ShardSource
-from outlier_moe.structure import DecoderStructure, find_structure
 
 REST = -1
 """The portion of a checkpoint that lies outside the decoder layers: embeddings, final norm, head."""

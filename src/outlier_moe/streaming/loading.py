@@ -1,6 +1,6 @@
 """A model without its weights, and how tensors of a checkpoint become some of them, by transformers' own means.
 
-Beside `outlier_moe.transformers_private` the one module that touches what transformers does not promise to keep.
+Beside `architectures.transformers_private` the one module that touches what transformers does not promise to keep.
 `tests/unit/streaming/test_loading.py` checks each name taken from there, so that an upgrade which moves one fails
 there and not in a recording.
 """
@@ -32,9 +32,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from outlier_moe.architectures.model_class import AutoClass, model_class_for
+from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError
-from outlier_moe.model_class import AutoClass, model_class_for
-from outlier_moe.transformers_private import class_takes_config
 
 DEQUANTISED = ("fp8", "mxfp4", "compressed-tensors")
 

@@ -16,8 +16,8 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
+from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
-from outlier_moe.structure import DecoderStructure
 
 Result = TypeVar("Result")
 

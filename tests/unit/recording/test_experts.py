@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from torch import Tensor, nn
 
-from outlier_moe import schemas_moe
+from outlier_moe.architectures.moe_hooks import ExpertOutputs, moe_hooks, pin_experts
+from outlier_moe.architectures.moe_parts import Experts, SharedExpert, find_experts
+from outlier_moe.architectures.structure import find_structure
+from outlier_moe.architectures.tap_hooks import tap_hooks
 from outlier_moe.ladder import Ladder
-from outlier_moe.moe_hooks import ExpertOutputs, moe_hooks, pin_experts
-from outlier_moe.moe_parts import Experts, SharedExpert, find_experts
 from outlier_moe.recording.experts import ExpertObserver, MoeTables, load_cv, load_entropy
-from outlier_moe.structure import find_structure
-from outlier_moe.tap_hooks import tap_hooks
+from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.taps import Tap
 from tests import moe_twin, zoo
 

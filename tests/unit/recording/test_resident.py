@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from outlier_moe.architectures.structure import find_structure
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
 from outlier_moe.recording import resident
@@ -20,7 +21,6 @@ from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT, Recording, read_recording
-from outlier_moe.structure import find_structure
 from outlier_moe.taps import VIEWS, Tap
 from tests.tiny_models import N_LAYERS, tiny_model
 

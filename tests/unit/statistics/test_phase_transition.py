@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from outlier_moe.reference import reference_table
-from outlier_moe.schemas_comparison import ModelResample
+from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics.phase_transition import MEASURES, phase_transitions
 from outlier_moe.statistics.transition import Transition, TransitionOptions, transition
 from tests.unit.statistics.comparison_rows import model_rows

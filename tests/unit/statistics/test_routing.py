@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outlier_moe import schemas_moe
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
+from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.statistics.routing import outlier_routing, sign_flip_p_value
 
 LADDER = Ladder()

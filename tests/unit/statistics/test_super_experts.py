@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlier_moe import schemas_moe
 from outlier_moe.filtering import Preset
+from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.statistics.super_experts import SuperExpertRule, forming_layers, super_experts
 from outlier_moe.taps import Tap
 from tests.recordings import write_recording

@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from outlier_moe.model_class import read_config
+from outlier_moe.architectures.model_class import read_config
 from outlier_moe.streaming.loading import CheckpointTensor, Placement, Skeleton
 from outlier_moe.streaming.safetensors_files import read_header, read_tensors
 from tests import zoo

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
 from outlier_moe.streaming.call_arguments import Description, describe
 from outlier_moe.streaming.forgotten import check_remembered, finished_layers, remember
 from outlier_moe.streaming.layer_store import LayerStore
 from outlier_moe.streaming.lockstep import Lockstep
-from outlier_moe.structure import DecoderStructure
 from tests import zoo
 from tests.streaming import CPU, all_equal, forwards_of, open_store, ready_lockstep, resident_hidden, streamed_hidden
 

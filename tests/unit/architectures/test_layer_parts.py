@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from outlier_moe.architectures.layer_parts import find_parts, matrix_modules
+from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
-from outlier_moe.layer_parts import find_parts, matrix_modules
-from outlier_moe.structure import DecoderStructure, find_structure
 from tests import zoo
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from outlier_moe.presentation import Column
+from outlier_moe.terminal.presentation import Column
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -12,9 +12,9 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts, Mixtral
 from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 from transformers.utils.output_capturing import OutputRecorder
 
-from outlier_moe.moe_parts import find_experts
-from outlier_moe.structure import find_structure
-from outlier_moe.transformers_private import (
+from outlier_moe.architectures.moe_parts import find_experts
+from outlier_moe.architectures.structure import find_structure
+from outlier_moe.architectures.transformers_private import (
     DeclaredSource,
     class_takes_config,
     declared_sources,

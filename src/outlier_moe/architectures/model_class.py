@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
+from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError, nearest
-from outlier_moe.transformers_private import class_takes_config
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 

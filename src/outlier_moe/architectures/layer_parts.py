@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
-from outlier_moe.structure import DecoderStructure
 
 MIXER_ARGUMENT = re.compile(r"mask|position|past_key_value|layer_past|cache_params|alibi")
 MIXER_NAME = re.compile(r"attention|.*lstm.*")

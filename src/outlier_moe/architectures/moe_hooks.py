@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from outlier_moe.current_forward import begin_forward, by_position
-from outlier_moe.moe_parts import Experts, Router, find_experts, find_routers
-from outlier_moe.structure import DecoderStructure
-from outlier_moe.transformers_private import grouped_outputs, has_experts_interface, shows_grouped_outputs
+from outlier_moe.architectures.current_forward import begin_forward, by_position
+from outlier_moe.architectures.moe_parts import Experts, Router, find_experts, find_routers
+from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.architectures.transformers_private import grouped_outputs, has_experts_interface, shows_grouped_outputs
 
 Implementation = Literal["grouped_mm", "eager"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from outlier_moe.architectures.moe_hooks import ExpertOutputs, moe_hooks, pin_experts
+from outlier_moe.architectures.moe_parts import find_experts, find_routers
+from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
-from outlier_moe.moe_hooks import ExpertOutputs, moe_hooks, pin_experts
-from outlier_moe.moe_parts import find_experts, find_routers
-from outlier_moe.structure import DecoderStructure, find_structure
 from tests import zoo
 
 # Each form, the families outside transformers' interface for experts, and what is odd inside it.

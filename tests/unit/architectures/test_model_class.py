@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, DeepseekV3Config, LlamaConfig
 
+from outlier_moe.architectures.model_class import model_class_for, read_config
 from outlier_moe.errors import StudyError
-from outlier_moe.model_class import model_class_for, read_config
 from tests import zoo
 
 REMOTE = {"AutoConfig": "configuration_other.OtherConfig", "AutoModelForCausalLM": "modeling_other.Other"}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from outlier_moe.architectures.transformers_private import declared_sources, undivided_class_names
 from outlier_moe.errors import StudyError
-from outlier_moe.transformers_private import declared_sources, undivided_class_names
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from outlier_moe.architectures.structure import find_structure
 from outlier_moe.errors import StudyError
-from outlier_moe.structure import find_structure
 from tests import zoo
 
 

@@ -15,10 +15,10 @@ from typing import Literal
 
 from torch import nn
 
+from outlier_moe.architectures.layer_parts import LayerParts, find_parts
+from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.architectures.transformers_private import DeclaredSource, declared_sources
 from outlier_moe.errors import StudyError
-from outlier_moe.layer_parts import LayerParts, find_parts
-from outlier_moe.structure import DecoderStructure
-from outlier_moe.transformers_private import DeclaredSource, declared_sources
 
 ROUTER_CLASS = re.compile(r"(Router|Gating)$")
 SHARED_NAME = re.compile(r"shared_(experts?|mlp)")

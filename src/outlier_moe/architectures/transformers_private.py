@@ -1,7 +1,7 @@
 """The one module that touches what transformers does not promise to keep.
 
-Each name taken from there is checked by `tests/unit/test_transformers_private.py`, so that an upgrade which moves one
-fails there and not in a recording.
+Each name taken from there is checked by `tests/unit/architectures/test_transformers_private.py`, so that an upgrade
+which moves one fails there and not in a recording.
 """
 
 from __future__ import annotations
