@@ -25,6 +25,11 @@ class StudyFolder:
     path: Path
     """The folder."""
 
+    def copied(self, path: Path) -> StudyFolder:
+        """A copy with all that was done, to break or change."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return StudyFolder(path)
+
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run snakemake in the folder; its output is that of both streams."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]

@@ -37,16 +37,17 @@ def test_every_model_has_its_tables(study: StudyFolder) -> None:
 
 
 def test_streamed_tables_equal_the_resident_ones(study: StudyFolder, tmp_path: Path) -> None:
-    streamed = make_study(tmp_path / "streamed", MODELS)
-    streamed.snakemake("--config", "record_outliers={mode: streamed}")
-    for model in MODELS:
-        ours, theirs = (folder.path / "results" / model / "outliers" for folder in (study, streamed))
-        assert read_recording(theirs).run["mode"] == "streamed"
-        tables = {path.name for path in ours.iterdir() if path.suffix in (".arrow", ".parquet")}
-        assert tables == {path.name for path in theirs.iterdir() if path.suffix in (".arrow", ".parquet")}
-        for name in tables:
-            read = pl.read_ipc if name.endswith(".arrow") else pl.read_parquet
-            assert read(ours / name).equals(read(theirs / name)), f"{model}: {name}"
+    streamed = study.copied(tmp_path / "streamed")
+    folder = "results/tiny-mixtral/outliers"
+    streamed.snakemake(folder, "--forcerun", "record_outliers", "--config", "record_outliers={mode: streamed}")
+    ours, theirs = study.path / folder, streamed.path / folder
+    assert read_recording(theirs).run["mode"] == "streamed"
+    tables = {path.name for path in ours.iterdir() if path.suffix in (".arrow", ".parquet")}
+    assert {"experts.parquet", "routers.parquet"} < tables
+    assert tables == {path.name for path in theirs.iterdir() if path.suffix in (".arrow", ".parquet")}
+    for name in tables:
+        read = pl.read_ipc if name.endswith(".arrow") else pl.read_parquet
+        assert read(ours / name).equals(read(theirs / name)), name
 
 
 def test_systematic_tables_are_what_the_function_gives(study: StudyFolder) -> None:
@@ -97,37 +98,37 @@ def test_where_and_how_a_model_runs_reruns_nothing(study: StudyFolder) -> None:
 
 
 def test_a_rerun_at_another_threshold_gives_its_figures(study: StudyFolder, tmp_path: Path) -> None:
+    changed = study.copied(tmp_path / "changed")
     target = "results/tiny-gpt2/systematic.parquet"
-    before = pl.read_parquet(study.path / target)
-    study.snakemake(target, "--config", "magnitude=2.0")
-    after = pl.read_parquet(study.path / target)
-    study.snakemake(target)
+    before = pl.read_parquet(changed.path / target)
+    changed.snakemake(target, "--config", "magnitude=2.0")
+    after = pl.read_parquet(changed.path / target)
+    changed.snakemake(target)
     assert not after.equals(before)
     assert after.filter(preset="dettmers2022")["peak"].min() >= 2.0  # type: ignore[operator]
-    assert pl.read_parquet(study.path / target).equals(before)
+    assert pl.read_parquet(changed.path / target).equals(before)
 
 
 def test_a_failed_stage_says_why_and_keeps_the_others(study: StudyFolder, tmp_path: Path) -> None:
-    table = study.path / "results/tiny-gpt2/outliers/any_layer.arrow"
-    whole = table.read_bytes()
-    table.write_bytes(whole[: len(whole) // 2])
-    done = study.snakemake("--forcerun", "filter_systematic", "--keep-going", check=False)
-    table.write_bytes(whole)
+    broken = study.copied(tmp_path / "broken")
+    table = broken.path / "results/tiny-gpt2/outliers/any_layer.arrow"
+    table.write_bytes(table.read_bytes()[: table.stat().st_size // 2])
+    done = broken.snakemake("--forcerun", "filter_systematic", "--keep-going", check=False)
     assert done.returncode != 0
     assert "A table of a recording cannot be read." in done.stdout
     assert "any_layer.arrow" in done.stdout
     assert "Traceback" not in done.stdout
-    assert (study.path / "results/tiny.llama/systematic.parquet").exists()
-    study.snakemake()
+    assert (broken.path / "results/tiny.llama/systematic.parquet").exists()
 
 
-def test_a_corpus_that_is_too_short_says_so(study: StudyFolder) -> None:
-    done = study.snakemake("--config", "tokenize_corpus={n_sequences: 5000}", check=False)
+def test_a_corpus_that_is_too_short_says_so(study: StudyFolder, tmp_path: Path) -> None:
+    short = study.copied(tmp_path / "short")
+    target = "results/tiny-gpt2/systematic.parquet"
+    done = short.snakemake(target, "--config", "tokenize_corpus={n_sequences: 5000}", check=False)
     assert done.returncode != 0
     assert "A corpus is too short." in done.stdout
     assert "n_sequences" in done.stdout
-    assert read_recording(study.path / "results/tiny-gpt2/outliers").run["n_sequences"] == 3, "what was done is lost"
-    study.snakemake()
+    assert read_recording(short.path / "results/tiny-gpt2/outliers").run["n_sequences"] == 3, "what was done is lost"
 
 
 def test_provenance_says_what_was_run(study: StudyFolder) -> None:
