@@ -15,5 +15,6 @@ with reporting_to(snakemake.log[0]):
         device=snakemake.config["record_outliers"]["device"],
         mode=snakemake.config["record_outliers"]["mode"],
         chunk=snakemake.config["record_outliers"]["chunk"],
+        evict=snakemake.config["record_outliers"]["evict"],
     )
     record_outliers(Path(snakemake.input.model), Path(snakemake.input.tokens), Path(snakemake.output.outliers), options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -17,20 +16,19 @@ Mode = Literal["resident", "streamed"]
 BESIDE_WEIGHTS_BYTES = 2 * 2**30
 
 
-def fitting_mode(checkpoint: Path, config: PreTrainedConfig, *, dtype: Dtype, device: torch.device) -> Mode:
+def fitting_mode(n_bytes: int, config: PreTrainedConfig, *, dtype: Dtype, device: torch.device) -> Mode:
     """Resident if the weights fit into the device's free memory with room to spare, else streamed.
 
     Quantised checkpoints are streamed: they are computed in full precision, and a layer is dequantised as it comes in.
 
     Args:
-        checkpoint: A folder with the model's safetensors.
+        n_bytes: What the model's safetensors take.
         config: Its configuration.
         dtype: The precision of the forward pass.
         device: Where it runs.
     """
     if getattr(config, "quantization_config", None) is not None:
         return "streamed"
-    n_bytes = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     stored = config.get_text_config().dtype
     if dtype != "checkpoint" and isinstance(stored, torch.dtype):
         n_bytes = n_bytes * getattr(torch, dtype).itemsize // stored.itemsize

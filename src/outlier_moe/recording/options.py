@@ -30,6 +30,8 @@ class RecordOptions:
     """The whole model in memory, or one decoder layer at a time; `auto` takes the whole if it fits."""
     chunk: int | Literal["auto"] = "auto"
     """Sequences that go through the model together."""
+    evict: bool = False
+    """Whether a streamed model's shards from the hub are deleted after their use."""
 
     @property
     def ladder(self) -> Ladder:

@@ -30,6 +30,7 @@ from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
+from outlier_moe.streaming.hub_shards import fetched_shards
 from outlier_moe.tokenization import TokenTable, read_tokens
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
     tokens = read_tokens(tokens_path)
     device = choose_device(options.device)
     origin = read_origin(model_directory)
-    # What a streamed run has finished, for the run after it if it is interrupted.
-    resume = output.with_name(f".{output.name}.resume")
-    loaded = _load(open_checkpoint(model_directory), tokens, options, origin, device=device, resume=resume)
+    # What a streamed run has finished, for the run after it if it is interrupted, and shards that it will delete.
+    resume, shards = (output.with_name(f".{output.name}.{kept}") for kept in ("resume", "shards"))
+    loaded = _load(model_directory, tokens, options, origin, device=device, resume=resume, shards=shards)
     experts = pin_experts(loaded.structure)
     ready = time.monotonic()
     n_layers = len(loaded.structure.layers)
@@ -89,39 +90,42 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
             "peak_memory_bytes": peak_memory_bytes(device),
         }
         writer.finish(run, decode)
-    shutil.rmtree(resume, ignore_errors=True)
+    for folder in (resume, shards):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load(
-    checkpoint: Path,
+    model_directory: Path,
     tokens: TokenTable,
     options: RecordOptions,
     origin: Origin,
     *,
     device: torch.device,
     resume: Path,
+    shards: Path,
 ) -> _Loaded:
     how = {"dtype": options.dtype, "device": device, "trust_remote_code": origin.trust_remote_code}
     mode = options.mode
     if mode == "auto":
-        config = read_config(checkpoint, trust_remote_code=origin.trust_remote_code)
-        mode = fitting_mode(checkpoint, config, dtype=options.dtype, device=device)
+        config = read_config(model_directory, trust_remote_code=origin.trust_remote_code)
+        mode = fitting_mode(origin.weight_bytes, config, dtype=options.dtype, device=device)
     if mode == "streamed":
-        store = load_streamed(checkpoint, **how)
+        source = fetched_shards(model_directory, evict_from=shards if options.evict else None)
+        store = load_streamed(source, **how)
 
         def stream(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:
             settings = StreamOptions(resume=resume)
-            done = record_streamed(store, tokens.tokens, options, writer, advance=advance, stream=settings)
+            with store:
+                done = record_streamed(store, tokens.tokens, options, writer, advance=advance, stream=settings)
             return {"chunk": done.chunk, "bytes_read": done.bytes_read, "n_layers_resumed": done.n_resumed}
 
         return _Loaded(store.model, store.structure, "streamed", stream)
-    model = load_resident(checkpoint, **how)
+    model = load_resident(open_checkpoint(model_directory), **how)
     structure = find_structure(model)
 
     def run_whole(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:
         chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance)
-        n_bytes = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-        return {"chunk": chunk, "bytes_read": n_bytes}
+        return {"chunk": chunk, "bytes_read": origin.weight_bytes}
 
     return _Loaded(model, structure, "resident", run_whole)
 

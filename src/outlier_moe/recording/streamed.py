@@ -58,11 +58,15 @@ def load_streamed(
             is broken.
     """
     source = LocalShards(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-    config = read_config(source.directory, trust_remote_code=trust_remote_code)
-    read_dequantized(config)
-    chosen = _checkpoint_dtype(config, source) if dtype == "checkpoint" else getattr(torch, dtype)
-    placement = Placement(chosen, device)
-    return LayerStore(Skeleton(config, placement, trust_remote_code=trust_remote_code), source)
+    try:
+        config = read_config(source.directory, trust_remote_code=trust_remote_code)
+        read_dequantized(config)
+        chosen = _checkpoint_dtype(config, source) if dtype == "checkpoint" else getattr(torch, dtype)
+        placement = Placement(chosen, device)
+        return LayerStore(Skeleton(config, placement, trust_remote_code=trust_remote_code), source)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _checkpoint_dtype(config: PreTrainedConfig, source: ShardSource) -> torch.dtype:

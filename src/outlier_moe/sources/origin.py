@@ -46,6 +46,11 @@ class Origin:
     files: tuple[FetchedFile, ...]
     """Everything that belongs to the model, weights included."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take as they are stored."""
+        return sum(file.size or 0 for file in self.files if file.name.endswith(".safetensors"))
+
 
 def write_origin(origin: Origin, directory: Path) -> None:
     """Write source.json into a model's folder."""

@@ -1,8 +1,9 @@
-"""A full disk, said in the words of this project."""
+"""A disk that is full, or too small to begin, said in the words of this project."""
 
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,3 +34,25 @@ def disk_full_is_told(path: Path) -> Iterator[None]:
                 remedy="Make room and run again: the layers that are finished are kept.",
             ) from error
         raise
+
+
+def check_room(place: Path, n_bytes: int, *, remedy: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        place: The folder to write into, which need not be there yet.
+        n_bytes: What is to be written there.
+        remedy: What to do about it.
+
+    Raises:
+        StudyError: If there is less room.
+    """
+    folder = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if n_bytes > (free := shutil.disk_usage(folder).free):
+        raise StudyError(
+            "The disk has no room for the checkpoint.",
+            file=place,
+            expected=f"{n_bytes / 1e9:.1f} GB free",
+            got=f"{free / 1e9:.1f} GB",
+            remedy=remedy,
+        )

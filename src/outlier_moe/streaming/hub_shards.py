@@ -5,48 +5,68 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
 
 from outlier_moe.sources.hub import explained, patiently, token
+from outlier_moe.sources.models import open_checkpoint
+from outlier_moe.sources.origin import Origin, read_origin
+from outlier_moe.streaming.disk_space import check_room, disk_full_is_told
 from outlier_moe.streaming.safetensors_files import read_header
-from outlier_moe.streaming.shards import INDEX_FILE, SINGLE_FILE, read_index
+from outlier_moe.streaming.shards import INDEX_FILE, SINGLE_FILE, LocalShards, ShardSource, read_index
 
 log = logging.getLogger(__name__)
 
 # A single connection to the hub's storage does not fill the line of a rented node.
 N_DOWNLOADS = 4
 
-# The portion whose layer computes, and the next one.
-N_LAYERS_ON_DISK = 2
+# The one that computes and two more, so that a line is not left idle by shards as large as a layer: of Kimi-K2, whose
+# shards have 17 GB, five are on the disk at a time.
+N_LAYERS_ON_DISK = 3
+
+
+def fetched_shards(model_directory: Path, *, evict_from: Path | None = None) -> ShardSource:
+    """The weights of a fetched model, wherever they lie.
+
+    Args:
+        model_directory: What `fetch_model` wrote.
+        evict_from: A folder for shards from the hub, each deleted after its last use; None leaves them in the hub's
+            cache. What the cache holds already, and what lies in the user's folders, is used where it is and stays.
+
+    Raises:
+        StudyError: If the weights are not whole, or the hub's are refused.
+    """
+    origin = read_origin(model_directory)
+    if origin.checkpoint is not None:
+        return LocalShards(open_checkpoint(model_directory))
+    return HubShards(origin, model_directory, evict_from=evict_from)
 
 
 class HubShards:
     """A checkpoint on the hub at one commit.
 
-    With `evict` no more than the shards of two layers, and of what lies outside the layers, are on the disk at a time
-    (and those which a later layer needs as well, where a checkpoint does not keep to the order of the layers).
+    Where shards are evicted, no more than those of three layers, and of what lies outside the layers, are on the disk
+    at a time (and those which a later layer needs as well, where a checkpoint does not keep to the order of the
+    layers).
 
     Args:
-        repo: The repository, as owner/name.
-        commit: The commit.
+        origin: Where the model came from.
         directory: A folder with its configuration and, if it has one, the index of its shards.
-        shards: The folder for the shards, which are this class's to delete.
-        key: The registry's key of this source, for messages.
-        evict: Whether to delete each shard after its last use.
+        evict_from: A folder for the shards, which are this class's to delete; None leaves them in the hub's cache.
     """
 
-    def __init__(self, repo: str, commit: str, *, directory: Path, shards: Path, key: str, evict: bool = False) -> None:
-        self._repo = repo
-        self._commit = commit
+    def __init__(self, origin: Origin, directory: Path, *, evict_from: Path | None = None) -> None:
+        self._repo, self._commit = origin.name, str(origin.revision)
+        self._key = f"models.{origin.model}.source"
+        self._sizes = {file.name: file.size or 0 for file in origin.files}
         self._directory = directory
-        self._shards = shards
-        self._key = key
-        self._evict = evict
+        # As the hub's client gives paths.
+        self._evict_from = evict_from and evict_from.resolve()
         self._stop = Event()
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(N_DOWNLOADS, thread_name_prefix="shard-download")
@@ -58,13 +78,14 @@ class HubShards:
 
     def _remove_halves(self) -> None:
         """Remove what a killed run has left: downloads have names of their own, and go on under no other."""
-        for path in (self._shards / ".cache" / "huggingface" / "download").glob("*.incomplete"):
-            path.unlink(missing_ok=True)
+        if self._evict_from is not None:
+            for path in (self._evict_from / ".cache" / "huggingface" / "download").glob("*.incomplete"):
+                path.unlink(missing_ok=True)
 
     def _read_weight_map(self) -> Mapping[str, str]:
-        if (self._directory / INDEX_FILE).is_file():
+        if SINGLE_FILE not in self._sizes:
             return read_index(self._directory / INDEX_FILE)
-        self._submit(SINGLE_FILE)
+        self._check_room({SINGLE_FILE})
         return dict.fromkeys(read_header(self.path(SINGLE_FILE)), SINGLE_FILE)
 
     @property
@@ -83,36 +104,79 @@ class HubShards:
         return self._weight_map
 
     def plan(self, portions: Sequence[Collection[str]]) -> None:
-        """Begin to download what the first portions need; the very first one is needed to the end."""
+        """Begin to download what the first portions need; the very first one is needed to the end.
+
+        Raises:
+            StudyError: If the disk has no room for as much as will be on it at a time.
+        """
         self._portions = portions
         self._n_finished = 0
+        needed = set(chain.from_iterable(portions))
+        if self._evict_from is not None:
+            # What an interrupted run was about to delete.
+            for path in self._evict_from.glob("*.safetensors"):
+                if path.name not in needed:
+                    path.unlink()
+        self._check_room(max(map(self._on_disk, range(1, len(portions))), key=self._n_bytes, default=needed))
         self._download_ahead()
+
+    def _on_disk(self, portion: int) -> set[str]:
+        """The files that may be on the disk while a portion is in use."""
+        if self._evict_from is None:
+            return set(chain.from_iterable(self._portions))
+        begun = chain.from_iterable(self._portions[: portion + N_LAYERS_ON_DISK])
+        return {*begun} & {*self._portions[0], *chain.from_iterable(self._portions[portion:])}
+
+    def _n_bytes(self, shards: Collection[str]) -> int:
+        return sum(self._sizes.get(shard, 0) for shard in shards)
+
+    def _check_room(self, shards: Collection[str]) -> None:
+        absent = [shard for shard in shards if self._cached(shard) is None and not self._evictable(shard).exists()]
+        place = self._evict_from or Path(constants.HF_HUB_CACHE)
+        remedy = "Make room, or move the hub's cache (HF_HOME)."
+        if self._evict_from is None:
+            remedy += " record_outliers.evict: true keeps the shards of a few layers on the disk and no more."
+        check_room(place, self._n_bytes(absent), remedy=remedy)
+
+    def _cached(self, shard: str) -> Path | None:
+        """A file in the hub's cache, if it is there."""
+        path = try_to_load_from_cache(self._repo, shard, revision=self._commit)
+        return Path(path) if isinstance(path, str) else None
+
+    def _evictable(self, shard: str) -> Path:
+        """A file in the folder that is this class's, if there is one."""
+        return (self._evict_from or self._directory) / shard
 
     def _download_ahead(self) -> None:
         first = 1 + self._n_finished
-        stop = first + N_LAYERS_ON_DISK if self._evict else len(self._portions)
+        stop = len(self._portions) if self._evict_from is None else first + N_LAYERS_ON_DISK
         for portion in [*self._portions[:1], *self._portions[first:stop]]:
             for shard in portion:
                 self._submit(shard)
 
-    def _submit(self, shard: str) -> None:
+    def _submit(self, shard: str) -> Future[Path]:
         # The thread that reads ahead asks for shards as well.
         with self._lock:
             if shard not in self._downloads:
                 self._downloads[shard] = self._pool.submit(self._download, shard)
+            return self._downloads[shard]
 
     def _download(self, shard: str) -> Path:
+        if (cached := self._cached(shard)) is not None:
+            return cached
+
         def download() -> str:
             return hf_hub_download(
                 self._repo,
                 shard,
                 revision=self._commit,
-                local_dir=self._shards,
+                local_dir=self._evict_from,
                 token=token(),
                 tqdm_class=_silent_bar(self._stop),
             )
 
-        with explained(self._repo, self._commit, key=self._key):
+        place = self._evict_from or Path(constants.HF_HUB_CACHE)
+        with explained(self._repo, self._commit, key=self._key), disk_full_is_told(place):
             path = Path(patiently(download))
         log.info("%s is here", shard)
         return path
@@ -123,8 +187,7 @@ class HubShards:
         Raises:
             StudyError: If the hub refuses it, or fails to give it time after time.
         """
-        self._submit(shard)
-        return self._downloads[shard].result()
+        return self._submit(shard).result()
 
     def is_here(self, shard: str) -> bool:
         """Whether a file has been downloaded."""
@@ -135,10 +198,13 @@ class HubShards:
         """Delete the files that no later portion needs, and download what comes next."""
         self._n_finished = max(self._n_finished, portion)
         later = self._portions[self._n_finished + 1 :]
-        if self._evict:
-            needed = {shard for portion in [*later, *(self._portions[:1] if later else [])] for shard in portion}
-            for shard in self._downloads.keys() - needed:
-                self._downloads.pop(shard).result().unlink(missing_ok=True)
+        if self._evict_from is not None:
+            needed = {*chain.from_iterable(later), *(self._portions[0] if later else ())}
+            with self._lock:
+                done = [self._downloads.pop(shard) for shard in self._downloads.keys() - needed]
+            for path in (download.result() for download in done):
+                if path.parent == self._evict_from:
+                    path.unlink(missing_ok=True)
         if later:
             self._download_ahead()
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources import hub as hub_source
-from outlier_moe.streaming.hub_shards import HubShards
+from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
+from outlier_moe.streaming import hub_shards
+from outlier_moe.streaming.hub_shards import HubShards, fetched_shards
 from outlier_moe.streaming.layer_store import REST
 from outlier_moe.streaming.shards import INDEX_FILE, LocalShards
 from tests import zoo
@@ -35,20 +40,27 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small(checkpoint: Path, tmp_path: Path) -> Path:
-    """What a fetched model has: all but the shards."""
-    shutil.copytree(checkpoint, tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
+def small(tmp_path: Path) -> Path:
+    """Where a fetched model is: all but its shards."""
     return tmp_path / "small"
 
 
-def shards(hub: HubServer, checkpoint: Path, small: Path, *, evict: bool = False, **options: object) -> HubShards:
-    repository = hub.add_folder(REPO, checkpoint, **options)
-    folder = small.with_name("shards")
-    return HubShards(REPO, repository.commit, directory=small, shards=folder, key="models.llama.source", evict=evict)
+def shards(hub: HubServer, checkpoint: Path, small: Path, *, evict: bool = False, **options: Any) -> HubShards:
+    if not small.exists():
+        shutil.copytree(checkpoint, small, ignore=shutil.ignore_patterns("*.safetensors"))
+        repository = hub.add_folder(REPO, checkpoint, **options)
+        files = [FetchedFile(name, len(content), None) for name, content in repository.files.items()]
+        known = {"license": None, "checkpoint": None, "dtype": None, "trust_remote_code": False}
+        write_origin(Origin("llama", "hub", REPO, repository.commit, files=tuple(files), **known), small)
+    source = fetched_shards(small, evict_from=small.with_name("shards") if evict else None)
+    assert isinstance(source, HubShards)
+    return source
 
 
 def on_disk(small: Path) -> set[str]:
-    return {path.name for path in small.with_name("shards").glob("*.safetensors")}
+    """The shards in the folder for those that are evicted, and in the hub's cache."""
+    folders = (small.with_name("shards"), small.with_name("cache"))
+    return {path.name for folder in folders for path in folder.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize("evict", [False, True])
@@ -63,14 +75,14 @@ def test_a_model_streams_from_the_hub(evict: bool, hub: HubServer, checkpoint: P
 
 def test_a_single_file_streams_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     checkpoint = zoo.save_checkpoint("llama", tmp_path / "whole", max_shard_size="1GB")
-    assert not (checkpoint / INDEX_FILE).exists()
-    shutil.copytree(checkpoint, tmp_path / "small", ignore=shutil.ignore_patterns("*.safetensors"))
+    # Some repositories hold the same weights in shards as well, whose index is of no account.
+    (checkpoint / INDEX_FILE).write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
     with open_store(shards(hub, checkpoint, tmp_path / "small", evict=True)) as store:
         assert all_equal(streamed_hidden(store), resident_hidden(checkpoint))
     assert on_disk(tmp_path / "small") == set()
 
 
-def test_no_more_than_two_layers_are_on_the_disk(hub: HubServer, checkpoint: Path, small: Path) -> None:
+def test_no_more_than_three_layers_are_on_the_disk(hub: HubServer, checkpoint: Path, small: Path) -> None:
     source = shards(hub, checkpoint, small, evict=True)
     with open_store(source) as store:
         needs = [set(store._shards(portion)) for portion in (REST, *range(store.n_layers))]
@@ -79,7 +91,7 @@ def test_no_more_than_two_layers_are_on_the_disk(hub: HubServer, checkpoint: Pat
 
             def look(module: object, args: object, index: int = index) -> None:
                 here = on_disk(small)
-                assert here <= needs[0] | needs[index + 1] | needs[min(index + 2, store.n_layers)]
+                assert here <= needs[0].union(*needs[index + 1 : index + 4])
                 seen.append(here)
 
             layer.register_forward_pre_hook(look)
@@ -109,8 +121,7 @@ def test_the_next_layer_is_downloaded_while_one_computes(hub: HubServer, checkpo
 
 def test_the_identity_is_the_commit(hub: HubServer, checkpoint: Path, small: Path) -> None:
     source = shards(hub, checkpoint, small)
-    repository = hub.add_folder(REPO, checkpoint)
-    assert source.identity == f"{REPO}@{repository.commit}"
+    assert source.identity == f"{REPO}@{read_origin(small).revision}"
     assert source.weight_map == LocalShards(checkpoint).weight_map
     source.close()
 
@@ -177,20 +188,61 @@ def test_a_damaged_shard_is_told(hub: HubServer, checkpoint: Path, small: Path) 
     source = shards(hub, checkpoint, small)
     with pytest.raises(StudyError, match="cut short") as error, open_store(source) as store:
         streamed_hidden(store)
-    assert error.value.file == small.with_name("shards") / shard.name
+    assert Path(str(error.value.file)).name == shard.name
 
 
-def test_what_was_downloaded_is_not_downloaded_again(hub: HubServer, checkpoint: Path, small: Path) -> None:
-    source = shards(hub, checkpoint, small)
-    with open_store(source) as store:
+def test_what_is_in_the_cache_is_not_downloaded_and_not_evicted(hub: HubServer, checkpoint: Path, small: Path) -> None:
+    with open_store(shards(hub, checkpoint, small)) as store:
         streamed_hidden(store)
+    before, cached = len(hub.requests), on_disk(small)
+    with open_store(shards(hub, checkpoint, small, evict=True)) as store:
+        assert all_equal(streamed_hidden(store), resident_hidden(checkpoint))
+    assert (len(hub.requests), on_disk(small)) == (before, cached)
+
+
+def test_what_a_killed_run_left_is_used_or_removed(hub: HubServer, checkpoint: Path, small: Path) -> None:
+    source = shards(hub, checkpoint, small, evict=True)
+    with open_store(source) as store:
+        first, last = store._shards(1)[0], store._shards(4)[-1]
+        assert first not in store._shards(REST) + store._shards(2)
+        for shard in (first, last):
+            source.path(shard)
     before = len(hub.requests)
     half = small.with_name("shards") / ".cache" / "huggingface" / "download" / "x.1234.incomplete"
     half.write_bytes(b"half")
-    with open_store(shards(hub, checkpoint, small)) as store:
-        assert all_equal(streamed_hidden(store), resident_hidden(checkpoint))
-    assert [request for request in hub.requests[before:] if "/storage/" in request.path] == []
+    with open_store(shards(hub, checkpoint, small, evict=True)) as store:
+        with ready_lockstep(store, first_layer=2):
+            assert first not in on_disk(small) and last in on_disk(small)
+            store.source.path(last)
+    fetched = {request.path.rpartition("/")[2] for request in hub.requests[before:] if "/storage/" in request.path}
+    assert not {first, last} & fetched
     assert not half.exists()
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_a_disk_that_is_too_small_is_told_before_anything_comes(
+    evict: bool, hub: HubServer, checkpoint: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=500_000))
+    with open_store(shards(hub, checkpoint, small, evict=evict)) as store:
+        with pytest.raises(StudyError, match="no room") as told:
+            store.plan()
+        assert ("evict: true" in str(told.value.remedy)) is not evict
+        # The end of a run takes less.
+        store.plan(first_layer=store.n_layers - 1)
+        assert store.source.path(store._shards(store.n_layers - 1)[0]).exists()
+
+
+def test_a_disk_that_fills_is_told(
+    hub: HubServer, checkpoint: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*args: object, **options: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub_shards, "hf_hub_download", fill)
+    with pytest.raises(StudyError, match="disk is full") as told, open_store(shards(hub, checkpoint, small)) as store:
+        streamed_hidden(store)
+    assert "finished are kept" in str(told.value.remedy)
 
 
 def test_an_interrupted_run_needs_only_what_is_left(hub: HubServer, checkpoint: Path, small: Path) -> None:
