@@ -197,16 +197,22 @@ def test_strings_of_models_and_texts_stay_strings(browser: Chrome, study_folder:
 
 
 def test_tooltips_stay_strings(browser: Chrome, study_folder: Path) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     opened(browser, study_folder)
-    mark = browser.find_element(By.CSS_SELECTOR, "#explorer-scatter .mark-symbol.role-mark path")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
-    ActionChains(browser).move_to_element(mark).perform()
-    find_tooltip = "return document.getElementById('vg-tooltip-element')?.textContent ?? ''"
-    WebDriverWait(browser, 20).until(lambda page: HOSTILE in page.execute_script(find_tooltip))
+
+    def tooltip(page: Chrome) -> str:
+        # Again at each look: a chart that is drawn anew under the pointer shows none until it moves.
+        mark = page.find_element(By.CSS_SELECTOR, "#explorer-scatter .mark-symbol.role-mark path")
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+        ActionChains(page).move_to_element_with_offset(mark, -40, -40).move_to_element(mark).perform()
+        return page.execute_script("return document.getElementById('vg-tooltip-element')?.textContent ?? ''")
+
+    ignored = [StaleElementReferenceException]
+    WebDriverWait(browser, 60, ignored_exceptions=ignored).until(lambda page: HOSTILE in tooltip(page))
     assert "taken" not in browser.title
 
 
