@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from outlier_moe.streaming.memory import release_freed_memory
+
 # All float32 logits of one sequence of 2048 over a vocabulary of 200,000 take 1.6 GB; the head goes in slices of this.
 LOGITS_BYTES = 32 * 2**20
 
@@ -54,6 +56,8 @@ def sequence_losses(
     total = torch.zeros(n_sequences, dtype=torch.float64)
     vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
     step = max(1, LOGITS_BYTES // (4 * vocabulary))
+    # What the layers have left in the heaps is in pieces that the logits do not fit into.
+    release_freed_memory()
     for row in range(n_sequences):
         for start in range(0, n_positions - 1, step):
             stop = min(start + step, n_positions - 1)

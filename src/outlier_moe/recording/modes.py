@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+from typing import Literal, cast
 
 import psutil
 import torch
-from transformers import PreTrainedConfig
 
-from outlier_moe.recording.options import Dtype
+from outlier_moe.planning.memory import DEVICE_CONTEXT_BYTES, resident_memory
+from outlier_moe.planning.sizes import ModelSizes
+from outlier_moe.planning.workload import DeviceType, Workload
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["resident", "streamed"]
 
-# What the activations of a chunk, the counts and the libraries take beside the weights.
-BESIDE_WEIGHTS_BYTES = 2 * 2**30
+# The least that is left to the rest of the machine, and for what the plan does not foresee.
+LEAST_MARGIN_BYTES = 2**28
+MARGIN = 0.1
 
 
-def fitting_mode(n_bytes: int, config: PreTrainedConfig, *, dtype: Dtype, device: torch.device) -> Mode:
-    """Resident if the weights fit into the device's free memory with room to spare, else streamed.
+def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device) -> Mode:
+    """Resident if what the plan foresees fits into the free memory with a tenth to spare, else streamed.
 
     Quantised checkpoints are streamed: they are computed in full precision, and a layer is dequantised as it comes in.
 
     Args:
-        n_bytes: What the model's safetensors take.
-        config: Its configuration.
-        dtype: The precision of the forward pass.
-        device: Where it runs.
+        sizes: The model.
+        workload: What is recorded.
+        device: Where it runs; of several cards, the first.
     """
-    if getattr(config, "quantization_config", None) is not None:
+    if sizes.is_quantized:
         return "streamed"
-    stored = config.get_text_config().dtype
-    if dtype != "checkpoint" and isinstance(stored, torch.dtype):
-        n_bytes = n_bytes * getattr(torch, dtype).itemsize // stored.itemsize
-    return "resident" if n_bytes + BESIDE_WEIGHTS_BYTES <= free_bytes(device) else "streamed"
+    memory = resident_memory(sizes, workload, device=cast(DeviceType, device.type))
+    # The libraries are loaded already.
+    needed = memory.process.total - memory.process.libraries
+    free = psutil.virtual_memory().available
+    fits = _with_margin(needed) <= free
+    if memory.device is not None:
+        # A large matrix lies on one card: the plan for several is left to `placement`.
+        needed, free = memory.device.total - DEVICE_CONTEXT_BYTES, sum(free_by_card())
+        fits = fits and _with_margin(needed) <= free
+    log.info("resident it would take %.1f GiB, of %.1f GiB that are free", needed / 2**30, free / 2**30)
+    return "resident" if fits else "streamed"
 
 
-def free_bytes(device: torch.device) -> int:
-    """The memory that a device has free; the system's for devices that share it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+def _with_margin(n_bytes: int) -> float:
+    return n_bytes + max(LEAST_MARGIN_BYTES, MARGIN * n_bytes)
+
+
+def free_by_card() -> list[int]:
+    """The free memory of each CUDA device."""
+    return [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())]

@@ -20,6 +20,8 @@ from outlier_moe import __version__
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.planning.sizes import model_sizes
+from outlier_moe.planning.workload import Workload
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
 from outlier_moe.recording.modes import Mode, fitting_mode
 from outlier_moe.recording.options import RecordOptions
@@ -108,7 +110,9 @@ def _load(
     mode = options.mode
     if mode == "auto":
         config = read_config(model_directory, trust_remote_code=origin.trust_remote_code)
-        mode = fitting_mode(origin.weight_bytes, config, dtype=options.dtype, device=device)
+        sizes = model_sizes(config, dtype=options.dtype, trust_remote_code=origin.trust_remote_code)
+        workload = Workload(*tokens.tokens.shape, taps=options.taps, chunk=options.chunk, dtype=options.dtype)
+        mode = fitting_mode(sizes, workload, device=device)
     if mode == "streamed":
         source = fetched_shards(model_directory, evict_from=shards if options.evict else None)
         store = load_streamed(source, **how)

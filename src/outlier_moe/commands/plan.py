@@ -1,0 +1,159 @@
+"""`outlier-moe plan`: what recording a model takes, and what it costs to rent, before anything is downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import polars as pl
+
+from outlier_moe.configuration import read_yaml
+from outlier_moe.errors import StudyError
+from outlier_moe.registry import load_registry
+from outlier_moe.study import validated_study
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+
+if TYPE_CHECKING:
+    from outlier_moe.planning.plan import ModelPlan
+
+_COLUMNS = {
+    "model": Column("model"),
+    "params": Column("params\n     B"),
+    "stored": Column("on disk\n     GB"),
+    "layer": Column("layer\n   GB"),
+    "here": Column("here, GB:\nwhole/layers"),
+    "fits": Column("fits\nhere"),
+    "flop": Column("  FLOP"),
+    "node": Column("cheapest node"),
+    "time": Column("min"),
+    "price": Column("  $"),
+}
+GB = 10**9
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command.
+
+    Args:
+        commands: Where to.
+    """
+    parser = commands.add_parser(
+        "plan",
+        help="what recording a model takes: memory, disk, time, and the price of renting",
+        description="What recording takes, from each model's configuration alone. Downloads no weights.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="ids of config/models.yaml; default: the study's")
+    parser.add_argument("--sweep", help="all models of a sweep: demo, dense, moe, survey, classics, full")
+    parser.add_argument("--format", choices=get_args(OutputFormat), default="table", help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
+    parser.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
+    parser.add_argument("--cluster", type=Path, default=Path("config/cluster.yaml"), help="default: %(default)s")
+    parser.add_argument("--schemas", type=Path, default=Path("workflow/schemas"), help="default: %(default)s")
+    parser.add_argument(
+        "--fetched", type=Path, default=Path("resources/models"), help="fetched models (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the plan: the table on standard output, what it could not find out on the other.
+
+    Args:
+        arguments: The command line.
+
+    Raises:
+        StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
+    """
+    # torch and transformers, which the other commands do without.
+    from outlier_moe.planning.cluster import load_cluster
+    from outlier_moe.planning.plan import plan_model, this_machine
+    from outlier_moe.planning.workload import study_workload
+
+    study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
+    registry = load_registry(arguments.registry, arguments.schemas / "models.schema.yaml")
+    cluster = load_cluster(arguments.cluster, arguments.schemas / "cluster.schema.yaml")
+    if arguments.models and arguments.sweep:
+        raise StudyError("Both models and a sweep are named.", key="--sweep", remedy="Name either.")
+    named = arguments.models or ([] if arguments.sweep else study["models"])
+    chosen = registry.chosen(named, sweep=arguments.sweep or study["sweep"])
+    workload, here = study_workload(study), this_machine()
+    plans = []
+    for entry in chosen:
+        if entry.unavailable is not None:
+            sys.stderr.write(f"{entry.id} is left out: {entry.unavailable}\n")
+            continue
+        plan = plan_model(entry, arguments.fetched, workload, cluster, here)
+        if plan.note is not None:
+            sys.stderr.write(f"{entry.id} is planned from the registry's figures. {plan.note}\n")
+        plans.append(plan)
+    rows = [_row(plan) for plan in plans]
+    frame = pl.DataFrame(rows)
+    if arguments.format == "table":
+        frame = pl.DataFrame([_for_people(row) for row in rows])
+    tokens = f"{workload.n_sequences} x {workload.sequence_length} tokens"
+    show_frame(frame, _COLUMNS, output_format=arguments.format, title=f"Recording {tokens}, {here.device} here")
+    if arguments.format == "table":
+        _warn(plans, cluster.max_price_total)
+
+
+def _row(plan: ModelPlan) -> dict[str, Any]:
+    """All that a program may want of a plan; sizes in bytes."""
+    sizes, node = plan.sizes, plan.node
+    row: dict[str, Any] = {
+        "model": plan.entry.id,
+        "basis": plan.basis,
+        "dtype": sizes.dtype,
+        "n_parameters": sizes.n_parameters,
+        "n_layers": len(sizes.layers),
+        "stored_bytes": plan.stored_bytes,
+        "computed_bytes": sizes.computed_bytes,
+        "largest_layer_stored_bytes": max(layer.stored for layer in sizes.layers),
+        "largest_layer_computed_bytes": max(layer.computed for layer in sizes.layers),
+        "flops": plan.effort.flops,
+        "fits_here": ", ".join(plan.fits_here),
+    }
+    for mode in ("resident", "streamed"):
+        here, rented = plan.here.get(mode), plan.rented.get(mode)
+        row[f"{mode}_here_bytes"] = None if here is None else (here.device or here.process).total
+        row[f"{mode}_host_bytes"] = None if rented is None else rented.process.total
+        row[f"{mode}_gpu_bytes"] = None if rented is None or rented.device is None else rented.device.total
+    return row | {
+        "tier": None if node is None else node.tier.name,
+        "accelerators": None if node is None else node.tier.resource,
+        "cheapest": None if node is None else f"{node.accelerator.name}:{node.tier.count}",
+        "mode": None if node is None else node.mode,
+        "disk_gb": None if node is None else node.disk_gb,
+        "evict": None if node is None else node.evict,
+        "time_s": None if node is None else node.time_s,
+        "price_usd": None if node is None else node.price,
+    }
+
+
+def _for_people(row: dict[str, Any]) -> dict[str, Any]:
+    sizes = [row[f"{mode}_here_bytes"] for mode in ("resident", "streamed")]
+    node = "none"
+    if row["tier"]:
+        how = "whole" if row["mode"] == "resident" else "by layer"
+        node = f"{row['tier']}, {how}" + (", evict" if row["evict"] else "")
+    return {
+        "model": row["model"] + ("*" if row["basis"] == "registry" else ""),
+        "params": f"{row['n_parameters'] / 1e9:6.2f}",
+        "stored": f"{row['stored_bytes'] / GB:7.1f}",
+        "layer": f"{row['largest_layer_computed_bytes'] / GB:5.2f}",
+        "here": "/".join("-" if size is None else f"{size / GB:.1f}" for size in sizes).rjust(12),
+        "fits": {"": "no", "streamed": "by layer"}.get(row["fits_here"], "whole"),
+        "flop": f"{row['flops']:.0e}",
+        "node": node,
+        "time": "-" if row["time_s"] is None else f"{row['time_s'] / 60:3.0f}",
+        "price": "-" if row["price_usd"] is None else f"{row['price_usd']:.2f}",
+    }
+
+
+def _warn(plans: list[ModelPlan], max_price_total: float) -> None:
+    if any(plan.basis == "registry" for plan in plans):
+        sys.stdout.write("* from the registry's figures: layers and activations are guessed.\n")
+    total = sum(plan.node.price for plan in plans if plan.node is not None)
+    over = f", more than max_price_total ({max_price_total:g})" if total > max_price_total else ""
+    sys.stdout.write(f"All of it rented, one node after the other: ${total:.2f}{over}.\n")

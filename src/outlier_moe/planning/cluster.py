@@ -1,0 +1,110 @@
+"""The tiers of rented nodes: what config/cluster.yaml says, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from outlier_moe.configuration import load_validated
+from outlier_moe.errors import StudyError, nearest
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A card."""
+
+    name: str
+    """SkyPilot's name of it."""
+    memory_gib: float
+    """Its memory."""
+    bfloat16_tflops: float
+    """Dense bfloat16 operations a second, in 10**12."""
+    bandwidth_gb_s: float
+    """Bandwidth of its memory, in 10**9 bytes a second."""
+    price_per_hour: float
+    """Dollars on demand."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A kind of node."""
+
+    name: str
+    """Its name."""
+    accelerators: tuple[Accelerator, ...]
+    """Cards that will do."""
+    count: int
+    """Cards in the node."""
+    host_memory_gib: float
+    """Memory beside the cards."""
+    largest_disk_gb: float
+    """The largest disk to ask for."""
+    spot: bool
+    """Whether the node may be taken away."""
+    idle_minutes: int
+    """Minutes without a job after which it ends itself."""
+    max_price_per_hour: float
+    """Dollars an hour beyond which it is not rented."""
+
+    @property
+    def resource(self) -> str:
+        """The alternatives as SkyPilot writes them, such as `A100-80GB:1,H100-SXM:1`."""
+        return ",".join(f"{accelerator.name}:{self.count}" for accelerator in self.accelerators)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What can be rented, and what time is reckoned with."""
+
+    file: Path
+    """The file it was read from."""
+    tiers: tuple[Tier, ...]
+    """Kinds of node, from small to large."""
+    max_price_total: float
+    """Dollars beyond which nothing is rented."""
+    setup_minutes: float
+    """From asking for a node to the start of its job."""
+    network_gb_s: float
+    """What a node downloads, in 10**9 bytes a second."""
+    utilisation: float
+    """The share of a card's operations that a recording reaches."""
+    disk_margin_gb: float
+    """Disk beside the checkpoint."""
+
+
+def load_cluster(path: Path, schema_path: Path) -> Cluster:
+    """The tiers of a file.
+
+    Raises:
+        StudyError: If the file cannot be read, breaks its schema, or a tier names a card that is not described.
+    """
+    document = load_validated(path, schema_path)
+    known = {name: Accelerator(name, **figures) for name, figures in document.pop("accelerators").items()}
+    tiers = []
+    for name, keys in document.pop("tiers").items():
+        accelerators = _named(keys.pop("accelerators"), known, path, key=f"tiers.{name}.accelerators")
+        tier = Tier(name, accelerators, **keys)
+        _refuse_unaffordable(tier, path)
+        tiers.append(tier)
+    return Cluster(file=path, tiers=tuple(tiers), **document)
+
+
+def _named(names: list[str], known: Mapping[str, Accelerator], path: Path, *, key: str) -> tuple[Accelerator, ...]:
+    for name in names:
+        if name not in known:
+            remedy = f"Describe it under accelerators, or {nearest(name, known)}"
+            raise StudyError("A tier names a card that is not described.", file=path, key=key, got=name, remedy=remedy)
+    return tuple(known[name] for name in names)
+
+
+def _refuse_unaffordable(tier: Tier, path: Path) -> None:
+    cheapest = tier.count * min(accelerator.price_per_hour for accelerator in tier.accelerators)
+    if cheapest > tier.max_price_per_hour:
+        raise StudyError(
+            "A tier costs more than it may.",
+            file=path,
+            key=f"tiers.{tier.name}.max_price_per_hour",
+            expected=f"at least {cheapest:g}, the price of the cheapest of its nodes",
+            got=tier.max_price_per_hour,
+        )

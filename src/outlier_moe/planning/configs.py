@@ -1,0 +1,86 @@
+"""The configuration of a registered model, without its weights: all that a plan takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
+
+from outlier_moe.architectures.model_class import read_config
+from outlier_moe.errors import StudyError
+from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource, ModelEntry
+from outlier_moe.sources.checkpoint_files import weight_files
+from outlier_moe.sources.hub import download, resolve_model
+from outlier_moe.sources.origin import FILE, read_origin
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+
+
+class FoundConfig(NamedTuple):
+    """A model's configuration, and what is known of its files."""
+
+    config: PreTrainedConfig
+    """The configuration."""
+    stored_bytes: int | None
+    """What its weights take as they are stored, where it is known."""
+    place: str
+    """Where the configuration is from."""
+
+
+def find_config(entry: ModelEntry, models_directory: Path) -> FoundConfig:
+    """The configuration of a model: of its folder if it is fetched, else of its source.
+
+    Args:
+        entry: The model.
+        models_directory: The folder with a folder for each fetched model.
+
+    Raises:
+        StudyError: If the model cannot be had, its source refuses it or does not answer, or its family is unknown.
+    """
+    fetched = models_directory / entry.id
+    if (fetched / FILE).exists():
+        origin = read_origin(fetched)
+        config = read_config(fetched, trust_remote_code=entry.trust_remote_code)
+        return FoundConfig(config, origin.weight_bytes or None, "fetched")
+    match entry.source:
+        case HubSource():
+            return _from_hub(entry, entry.source)
+        case DirectorySource() | CheckpointSource():
+            folder = entry.source.path.expanduser()
+            n_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            return FoundConfig(
+                read_config(folder, trust_remote_code=entry.trust_remote_code), n_bytes or None, "folder"
+            )
+        case _:
+            raise StudyError(
+                "A model's configuration is not here yet.",
+                file=fetched,
+                key=f"models.{entry.id}",
+                got=entry.unavailable,
+                remedy=None if entry.unavailable else f"Run: snakemake {fetched}",
+            )
+
+
+def _from_hub(entry: ModelEntry, source: HubSource) -> FoundConfig:
+    key = f"models.{entry.id}.source"
+    snapshot = resolve_model(source.repo, source.revision, key=key)
+    names = {file.name for file in snapshot.files}
+    wanted = [name for name in (CONFIG, INDEX) if name in names]
+    if entry.trust_remote_code:
+        wanted += sorted(name for name in names if name.endswith(".py") and "/" not in name)
+    if CONFIG not in names:
+        raise StudyError(
+            "A model has no configuration.",
+            file=f"{source.repo} at {snapshot.commit}",
+            expected=CONFIG,
+            remedy="Name a revision that has one.",
+        )
+    folder = download(source.repo, snapshot.commit, wanted, key=key)
+    config = read_config(folder, trust_remote_code=entry.trust_remote_code)
+    weights = set(weight_files(names, folder, origin=source.repo))
+    sizes = [file.size for file in snapshot.files if file.name in weights]
+    # Offline the hub's cache has only what was downloaded once.
+    known = None if None in sizes else sum(size or 0 for size in sizes)
+    return FoundConfig(config, known, "hub")

@@ -1,0 +1,58 @@
+"""What a study asks of a model: how many tokens, and what is recorded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from outlier_moe.recording.options import Dtype
+from outlier_moe.taps import TAPS, VIEW_OF, Tap
+
+DeviceType = Literal["cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The tokens of a study and what is recorded of them."""
+
+    n_sequences: int = 16
+    """Sequences."""
+    sequence_length: int = 2048
+    """Tokens of each."""
+    taps: tuple[Tap, ...] = TAPS
+    """Where activations are read."""
+    chunk: int | Literal["auto"] = "auto"
+    """Sequences that go through the model together."""
+    dtype: Dtype = "checkpoint"
+    """Precision of the forward pass."""
+    shards: int = 1
+    """Parts of the sequences that are recorded one by one, each by a job of its own."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the study."""
+        return self.n_sequences * self.sequence_length
+
+    @property
+    def n_views(self) -> int:
+        """Views whose maximum over all sites is kept, a byte for each token and feature."""
+        return len({VIEW_OF[tap] for tap in self.taps})
+
+    def of_one_shard(self) -> Workload:
+        """What the largest shard has to do."""
+        n_sequences = -(-self.n_sequences // self.shards)
+        return Workload(n_sequences, self.sequence_length, self.taps, self.chunk, self.dtype)
+
+
+def study_workload(study: Mapping[str, Any]) -> Workload:
+    """The workload of a validated study."""
+    recorded = study["record_outliers"]
+    return Workload(
+        n_sequences=study["tokenize_corpus"]["n_sequences"],
+        sequence_length=study["tokenize_corpus"]["sequence_length"],
+        taps=tuple(recorded["taps"]),
+        chunk=recorded["chunk"],
+        dtype=recorded["dtype"],
+        shards=recorded.get("shards", 1),
+    )
