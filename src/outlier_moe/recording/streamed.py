@@ -23,11 +23,12 @@ from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.resident import initial_chunk
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
 from outlier_moe.recording.writer import RecordingWriter
+from outlier_moe.sources.safetensors_header import read_header
 from outlier_moe.streaming.forgotten import CannotResumeError
 from outlier_moe.streaming.layer_store import LayerStore
 from outlier_moe.streaming.loading import Placement, Skeleton, read_dequantized
 from outlier_moe.streaming.resume import ResumeFolder
-from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, read_header
+from outlier_moe.streaming.safetensors_files import TORCH_DTYPES
 from outlier_moe.streaming.shards import LocalShards, ShardSource
 
 __all__ = ["StreamOptions", "StreamedRun", "load_streamed", "record_streamed"]

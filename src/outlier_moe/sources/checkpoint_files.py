@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.safetensors_header import FETCH_AGAIN, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,7 +51,7 @@ def weight_files(names: Collection[str], directory: Path, *, origin: str) -> lis
     if WEIGHTS in names:
         return [WEIGHTS]
     if INDEX in names:
-        shards = sorted(set(_weight_map(directory / INDEX).values()))
+        shards = sorted(set(read_index(directory / INDEX).values()))
         absent = [shard for shard in shards if shard not in names]
         if absent:
             raise StudyError(
@@ -84,7 +83,7 @@ def verify_checkpoint(directory: Path) -> list[Path]:
     weights = weight_files(names, directory, origin=str(directory))
     tensors = {name: set(read_header(directory / name)) for name in weights}
     if weights != [WEIGHTS]:
-        for tensor, shard in _weight_map(directory / INDEX).items():
+        for tensor, shard in read_index(directory / INDEX).items():
             if tensor not in tensors[shard]:
                 raise StudyError(
                     "A file of a checkpoint lacks a tensor that the index places in it.",
@@ -95,52 +94,26 @@ def verify_checkpoint(directory: Path) -> list[Path]:
     return [directory / name for name in weights]
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of a safetensors file by name: dtype, shape and place. Reads nothing but the header.
+def read_index(path: Path) -> dict[str, str]:
+    """The file that holds each tensor, as the index of a sharded checkpoint says.
 
     Raises:
-        StudyError: If the file is shorter or longer than its header says, or has no proper header.
+        StudyError: If it cannot be read, or does not name files beside it.
     """
-    n_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        n_header = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= n_header <= n_bytes - 8:
-            raise _damaged(
-                path, expected=f"at least {8 + max(n_header, 2)} bytes, the header's", got=f"{n_bytes} bytes"
-            )
-        try:
-            header = json.loads(file.read(n_header))
-            header.pop("__metadata__", None)
-            n_tensors = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise _damaged(path, expected="a safetensors header", got=f"no such header ({error})") from error
-    if 8 + n_header + n_tensors != n_bytes:
-        raise _damaged(path, expected=f"{8 + n_header + n_tensors} bytes", got=f"{n_bytes} bytes")
-    return header
-
-
-def _damaged(path: Path, *, expected: str, got: str) -> StudyError:
-    return StudyError(
-        "A safetensors file is truncated or damaged.",
-        file=path,
-        expected=expected,
-        got=got,
-        remedy="Remove the file (and what it is a link to) and run again, or make it anew.",
-    )
-
-
-def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(weight_map, dict) or not weight_map:
             raise TypeError("weight_map is no mapping of names to files")
-    except (ValueError, KeyError, TypeError) as error:
+        for name, shard in weight_map.items():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise ValueError(f"{shard!r} for the file of {name}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudyError(
             "The index of a checkpoint cannot be read.",
-            file=index,
+            file=path,
             key="weight_map",
-            expected="a mapping of tensor names to files",
+            expected="the name of a file beside the index for each tensor",
             got=f"{type(error).__name__}: {error}",
+            remedy=FETCH_AGAIN,
         ) from error
     return weight_map

@@ -13,12 +13,13 @@ from typing import Any
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
 
+from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index
 from outlier_moe.sources.hub import explained, patiently, token
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
+from outlier_moe.sources.safetensors_header import read_header
 from outlier_moe.streaming.disk_space import check_room, disk_full_is_told
-from outlier_moe.streaming.safetensors_files import read_header
-from outlier_moe.streaming.shards import INDEX_FILE, SINGLE_FILE, LocalShards, ShardSource, read_index
+from outlier_moe.streaming.shards import LocalShards, ShardSource
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,10 @@ class HubShards:
                 path.unlink(missing_ok=True)
 
     def _read_weight_map(self) -> Mapping[str, str]:
-        if SINGLE_FILE not in self._sizes:
-            return read_index(self._directory / INDEX_FILE)
-        self._check_room({SINGLE_FILE})
-        return dict.fromkeys(read_header(self.path(SINGLE_FILE)), SINGLE_FILE)
+        if WEIGHTS not in self._sizes:
+            return read_index(self._directory / INDEX)
+        self._check_room({WEIGHTS})
+        return dict.fromkeys(read_header(self.path(WEIGHTS)), WEIGHTS)
 
     @property
     def directory(self) -> Path:

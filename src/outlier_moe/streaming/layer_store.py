@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ from transformers import PreTrainedModel
 
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.safetensors_header import FETCH_AGAIN, TensorEntry, read_header
 from outlier_moe.streaming.loading import CheckpointTensor, Skeleton
 from outlier_moe.streaming.memory import release_freed_memory
-from outlier_moe.streaming.safetensors_files import FETCH_AGAIN, TORCH_DTYPES, TensorEntry, read_header, read_tensors
+from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, read_tensors
 from outlier_moe.streaming.shards import ShardSource
 
 REST = -1
@@ -190,7 +192,11 @@ class LayerStore:
         Raises:
             StudyError: If a tensor does not fit, or a weight is left without one.
         """
-        self.skeleton.install(raw)
+        try:
+            self.skeleton.install(raw)
+        except StudyError as error:
+            error.file = self._file_of(error.key)
+            raise
         if portion == REST:
             self._has_rest = True
             self.skeleton.tie_weights(target for targets in self._targets.values() for target in targets)
@@ -202,6 +208,11 @@ class LayerStore:
                 expected=f"a tensor for every weight of {type(self.model).__name__}",
             )
         release_freed_memory()
+
+    def _file_of(self, weight: str | None) -> Path:
+        """The file with the tensor, or the first of those, that become a weight."""
+        names = [name for name, targets in self._targets.items() if weight in targets]
+        return self.source.directory / min((self.source.weight_map[name] for name in names), default="config.json")
 
     def _held(self, portion: int) -> Iterator[tuple[str, Tensor]]:
         """The weights and tables of a portion as they are now."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from outlier_moe.errors import StudyError
-from outlier_moe.streaming.safetensors_files import FETCH_AGAIN, read_header
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index, weight_files
+from outlier_moe.sources.safetensors_header import read_header
 
 
 @runtime_checkable
@@ -89,21 +85,10 @@ class LocalShards:
         return self._weight_map
 
     def _read_weight_map(self) -> Mapping[str, str]:
-        single = self._directory / SINGLE_FILE
-        if single.is_file():
-            return dict.fromkeys(read_header(single), SINGLE_FILE)
-        index = self._directory / INDEX_FILE
-        weight_map = read_index(index)
-        for shard in sorted(set(weight_map.values())):
-            if not (self._directory / shard).is_file():
-                raise StudyError(
-                    "The index of the checkpoint names a file that is not there.",
-                    file=index,
-                    key=next(name for name, file in weight_map.items() if file == shard),
-                    expected=self._directory / shard,
-                    remedy=FETCH_AGAIN,
-                )
-        return weight_map
+        names = {path.name for path in self._directory.iterdir()}
+        if weight_files(names, self._directory, origin=str(self._directory)) == [WEIGHTS]:
+            return dict.fromkeys(read_header(self._directory / WEIGHTS), WEIGHTS)
+        return read_index(self._directory / INDEX)
 
     def plan(self, portions: Sequence[Collection[str]]) -> None:
         """All files are here."""
@@ -121,40 +106,3 @@ class LocalShards:
 
     def close(self) -> None:
         """Nothing runs in the background."""
-
-
-def read_index(path: Path) -> Mapping[str, str]:
-    """The file that holds each tensor, as the index of a sharded checkpoint says.
-
-    Raises:
-        StudyError: If there is no index, or it does not say.
-    """
-    try:
-        content: Any = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise StudyError(
-            "The checkpoint has neither a safetensors file nor an index of several.",
-            file=path.parent,
-            expected=f"{SINGLE_FILE} or {INDEX_FILE}",
-            remedy="Take a checkpoint in safetensors format; pickled weights are never read.",
-        ) from None
-    except ValueError as error:
-        raise _no_index(path, str(error)) from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _no_index(path, "no weight_map")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise _no_index(path, f"{shard!r} for the file of {name}")
-    return weight_map
-
-
-def _no_index(path: Path, got: str) -> StudyError:
-    return StudyError(
-        "The index of the checkpoint cannot be read.",
-        file=path,
-        key="weight_map",
-        expected="the name of a file beside the index for each tensor",
-        got=got,
-        remedy=FETCH_AGAIN,
-    )

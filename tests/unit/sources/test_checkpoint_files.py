@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from outlier_moe.errors import StudyError
-from outlier_moe.sources.checkpoint_files import read_header, small_files, verify_checkpoint, weight_files
+from outlier_moe.sources.checkpoint_files import small_files, verify_checkpoint, weight_files
+from outlier_moe.sources.safetensors_header import read_header
 from tests.unit.sources.checkpoints import INDEX, repository, shards, write
 
 
@@ -61,7 +62,9 @@ def test_an_index_that_names_an_absent_file(tmp_path: Path) -> None:
     assert len(files) == 4
 
 
-@pytest.mark.parametrize("index", [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "index", [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": "../b"}}', b'{"weight_map": {"a": 1}}']
+)
 def test_an_index_that_cannot_be_read(tmp_path: Path, index: bytes) -> None:
     write(tmp_path, {**shards([["a"]]), INDEX: index})
     with pytest.raises(StudyError) as caught:

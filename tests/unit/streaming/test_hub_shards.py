@@ -15,11 +15,12 @@ import torch
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources import hub as hub_source
+from outlier_moe.sources.checkpoint_files import INDEX
 from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
 from outlier_moe.streaming import hub_shards
 from outlier_moe.streaming.hub_shards import HubShards, fetched_shards
 from outlier_moe.streaming.layer_store import REST
-from outlier_moe.streaming.shards import INDEX_FILE, LocalShards
+from outlier_moe.streaming.shards import LocalShards
 from tests import zoo
 from tests.hub_server import HubServer, reachable_hub
 from tests.streaming import all_equal, open_store, ready_lockstep, resident_hidden, streamed_hidden
@@ -76,7 +77,7 @@ def test_a_model_streams_from_the_hub(evict: bool, hub: HubServer, checkpoint: P
 def test_a_single_file_streams_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     checkpoint = zoo.save_checkpoint("llama", tmp_path / "whole", max_shard_size="1GB")
     # Some repositories hold the same weights in shards as well, whose index is of no account.
-    (checkpoint / INDEX_FILE).write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    (checkpoint / INDEX).write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
     with open_store(shards(hub, checkpoint, tmp_path / "small", evict=True)) as store:
         assert all_equal(streamed_hidden(store), resident_hidden(checkpoint))
     assert on_disk(tmp_path / "small") == set()

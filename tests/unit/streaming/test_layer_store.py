@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.checkpoint_files import INDEX
 from outlier_moe.streaming.layer_store import REST, LayerStore
-from outlier_moe.streaming.shards import INDEX_FILE, LocalShards
+from outlier_moe.streaming.shards import LocalShards
 from tests import zoo
 from tests.streaming import all_equal, open_store, resident_hidden, streamed_hidden
 
@@ -37,7 +38,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, Tensor]], object]) -> 
     for shard in sorted(checkpoint.glob("*.safetensors")):
         tensors |= {name: tensor.clone() for name, tensor in load_file(shard).items()}
         shard.unlink()
-    (checkpoint / INDEX_FILE).unlink(missing_ok=True)
+    (checkpoint / INDEX).unlink(missing_ok=True)
     change(tensors)
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return checkpoint
@@ -48,7 +49,7 @@ def edit(file: Path, **fields: object) -> None:
 
 
 def weight_map(checkpoint: Path) -> dict[str, str]:
-    return json.loads((checkpoint / INDEX_FILE).read_text())["weight_map"]
+    return json.loads((checkpoint / INDEX).read_text())["weight_map"]
 
 
 def run(checkpoint: Path) -> list[Tensor]:
@@ -124,13 +125,14 @@ def test_what_the_family_declares_ignorable_is_ignored(family: str, ignorable: s
 def test_a_wrong_shape(llama: Path) -> None:
     error = refusal(rewrite(llama, lambda tensors: tensors.update({FIRST_QUERY: torch.ones(8, 8)})))
     assert "does not fit" in error.problem and error.key == FIRST_QUERY
-    assert error.got == "shape [8, 8]"
+    assert (error.file, error.got) == (llama / "model.safetensors", "shape [8, 8]")
 
 
 def test_experts_of_different_shapes(mixtral: Path) -> None:
     name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
     error = refusal(rewrite(mixtral, lambda tensors: tensors.update({name: torch.ones(3, 3)})))
     assert "does not fit" in error.problem and "layers.1" in str(error.key)
+    assert error.file == mixtral / "model.safetensors"
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
@@ -149,7 +151,7 @@ def test_a_missing_shard(llama: Path) -> None:
     shard = weight_map(llama)[FIRST_QUERY]
     (llama / shard).unlink()
     error = refusal(llama)
-    assert "not there" in error.problem and error.file == llama / INDEX_FILE and shard in str(error.expected)
+    assert "not there" in error.problem and INDEX in str(error.file) and shard in str(error.expected)
 
 
 def test_a_truncated_shard_is_told_before_anything_runs(llama: Path) -> None:
@@ -163,23 +165,26 @@ def test_a_truncated_shard_is_told_before_anything_runs(llama: Path) -> None:
 def test_a_shard_that_lacks_a_tensor_of_the_index(llama: Path) -> None:
     mapped = weight_map(llama)
     other = next(shard for shard in mapped.values() if shard != mapped[FIRST_QUERY])
-    edit(llama / INDEX_FILE, weight_map={**mapped, FIRST_QUERY: other})
+    edit(llama / INDEX, weight_map={**mapped, FIRST_QUERY: other})
     error = refusal(llama)
     assert "disagree" in error.problem and error.key == FIRST_QUERY
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}']
+)
 def test_a_broken_index(content: str, llama: Path) -> None:
-    (llama / INDEX_FILE).write_text(content)
+    (llama / INDEX).write_text(content)
     error = refusal(llama)
-    assert error.file == llama / INDEX_FILE and error.key == "weight_map"
+    assert error.file == llama / INDEX and error.key == "weight_map"
 
 
 def test_no_weights_at_all(llama: Path) -> None:
-    for path in [*llama.glob("*.safetensors"), llama / INDEX_FILE]:
+    for path in [*llama.glob("*.safetensors"), llama / INDEX]:
         path.unlink()
     (llama / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "pickled weights are never read" in str(refusal(llama))
+    error = refusal(llama)
+    assert error.got == "pytorch_model.bin" and "never read" in str(error.remedy)
 
 
 def test_an_unknown_family(llama: Path) -> None:

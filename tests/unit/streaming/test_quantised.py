@@ -16,7 +16,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from outlier_moe.errors import StudyError
 from outlier_moe.streaming.layer_store import REST, LayerStore
-from outlier_moe.streaming.shards import INDEX_FILE
+from outlier_moe.streaming.shards import INDEX
 from tests import zoo
 from tests.streaming import all_equal, open_store, resident_hidden, streamed_hidden
 
@@ -229,7 +229,7 @@ def test_kimi_k2_is_read_as_deepseek_v3(tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     auto_map = {"AutoConfig": "configuration_deepseek.X", "AutoModelForCausalLM": "modeling_deepseek.X"}
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "kimi_k2", "auto_map": auto_map}))
-    assert any(".experts.3." in name for name in json.loads((checkpoint / INDEX_FILE).read_text())["weight_map"])
+    assert any(".experts.3." in name for name in json.loads((checkpoint / INDEX).read_text())["weight_map"])
     with open_store(checkpoint) as store:
         assert all_equal(streamed_hidden(store), expected)
 

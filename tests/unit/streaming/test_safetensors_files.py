@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outlier_moe.errors import StudyError
-from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, read_header, read_tensors
+from outlier_moe.sources.safetensors_header import ITEM_BYTES, read_header
+from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, read_tensors
 
 STORED = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -113,6 +114,7 @@ def test_every_dtype_of_the_package_is_known() -> None:
     from safetensors.torch import _TYPES
 
     assert {name for name in _TYPES if "FNUZ" not in name} <= TORCH_DTYPES.keys()
+    assert {name: dtype.itemsize for name, dtype in TORCH_DTYPES.items()} == dict(ITEM_BYTES)
 
 
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
