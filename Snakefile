@@ -1,6 +1,6 @@
 """outlier_moe: outlier features in dense and Mixture-of-Experts transformers.
 
-fetch -> tokenize -> record (the only stage that wants a GPU) -> filter -> compare
+fetch -> tokenize -> record (the only stage that wants a GPU) -> filter -> compare -> report
 """
 
 from snakemake.utils import min_version
@@ -20,15 +20,29 @@ include: "workflow/rules/fetch.smk"
 include: "workflow/rules/tokenize.smk"
 include: "workflow/rules/record.smk"
 include: "workflow/rules/filter.smk"
+include: "workflow/rules/count.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/statistics.smk"
+include: "workflow/rules/report.smk"
 
 
 localrules:
     all,
+    plots,
 
 
 rule all:
     input:
+        "results/report/index.html",
         "results/comparison/models.parquet",
         "results/comparison/outliers.png",
         "results/comparison/outliers.html",
+        "results/comparison/plots/thresholds.png",
+        expand("results/{model}/systematic.parquet", model=MODELS),
+
+
+# Not part of a usual run: the report has these pictures in it.
+rule plots:
+    input:
+        rules.all.input,
+        expand("results/{model}/plots", model=MODELS),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from outlier_moe import schemas
-from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, fraction
 from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.statistics.comparable import on_one_text
+from outlier_moe.statistics.judged import judged_features
+from outlier_moe.statistics.sequence_counts import SequenceCounts
+from outlier_moe.statistics.stored_tables import stored_tables
+from outlier_moe.taps import VIEWS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,42 +29,56 @@ class ComparedModel:
 
     facts: Mapping[str, Any]
     """What the registry knows of it: `model`, `kind`, `family`, parameters, experts."""
-    outliers: Path
+    recording: Recording
     """Its recording."""
-    systematic: Path
-    """Its systematic features."""
+    features: pl.DataFrame
+    """Its systematic features by every preset: `schemas.JudgedFeature`, or those rows of `schemas.Systematic`."""
 
 
-def compare_models(models: list[ComparedModel], presets: list[Preset]) -> pl.DataFrame:
-    """One row per (model, preset, first token in or out), in the order given.
+class Comparison(NamedTuple):
+    """The tables of `compare_models`."""
+
+    models: pl.DataFrame
+    """`schemas.ModelComparison`: one row per (model, preset, first token in or out)."""
+    features: pl.DataFrame
+    """`schemas.JudgedFeature` of its models, with the column `model`."""
+    left_out: pl.DataFrame
+    """`schemas.comparison.LeftOut`: models on another text than most, which no comparison may speak of."""
+
+
+def judged_model(facts: Mapping[str, Any], outliers: Path, counts: Path, presets: list[Preset]) -> ComparedModel:
+    """A model with its systematic features, from its counts by sequence.
+
+    Args:
+        facts: What the registry knows of it.
+        outliers: Its recording.
+        counts: Its counts by sequence.
+        presets: The presets to judge by.
+    """
+    recording = read_recording(outliers)
+    return ComparedModel(facts, recording, judged_features(stored_tables(recording, SequenceCounts(counts), presets)))
+
+
+def compare_models(models: list[ComparedModel], presets: list[Preset]) -> Comparison:
+    """Put models side by side, in the order given: those on the text that most were recorded on.
 
     Args:
         models: The models and their tables.
         presets: The presets they were judged by.
 
-    Returns:
-        The table `schemas.ModelComparison`.
-
     Raises:
-        StudyError: If a table cannot be read, or models were recorded on different texts.
+        StudyError: If a table cannot be read.
     """
-    recordings = [read_recording(model.outliers) for model in models]
-    _refuse_mixed_texts(recordings)
-    tables = [_rows(model, recording, presets) for model, recording in zip(models, recordings, strict=True)]
+    tables = [_rows(model, presets) for model in models]
     table = pl.concat([schemas.ModelComparison.create_empty(), *tables], how="diagonal_relaxed")
-    return schemas.ModelComparison.validate(table.select(schemas.ModelComparison.column_names()), cast=True)
-
-
-def _refuse_mixed_texts(recordings: list[Recording]) -> None:
-    texts = {rec.directory.parent.name: rec.run["tokens"]["corpus_sha256"] for rec in recordings}
-    if len(set(texts.values())) > 1:
-        raise StudyError(
-            "Models that were recorded on different texts cannot be compared.",
-            key="corpus",
-            expected="one text for all",
-            got=", ".join(f"{model}: sha256 {text[:12]}" for model, text in texts.items()),
-            remedy="Record all on one (--config corpus=ID), or compare fewer (--config 'models=[...]').",
-        )
+    table = schemas.ModelComparison.validate(table.select(schemas.ModelComparison.column_names()), cast=True)
+    kept, left_out = on_one_text(table)
+    for model, reason in left_out.select("model", "reason").iter_rows():
+        log.warning("%s is left out of the comparison: %s", model, reason)
+    columns = schemas.JudgedFeature.column_names()
+    features = [model.features.select(pl.lit(model.facts["model"]).alias("model"), *columns) for model in models]
+    joined = pl.concat(features) if features else schemas.JudgedFeature.create_empty().with_columns(model=pl.lit(""))
+    return Comparison(kept, joined.filter(~pl.col("model").is_in(left_out["model"].to_list())), left_out)
 
 
 def perplexity(recording: Recording) -> float | None:
@@ -68,46 +89,75 @@ def perplexity(recording: Recording) -> float | None:
     return math.exp(float(losses.mean()))  # type: ignore[arg-type]
 
 
-def _rows(model: ComparedModel, recording: Recording, presets: list[Preset]) -> pl.DataFrame:
-    run = recording.run
+def _kurtosis(recording: Recording, preset: Preset) -> dict[str, float | None]:
+    """Of the preset's view: the mean and the median over its sites of each site's mean over the sequences."""
+    names = ["kurtosis_of_feature_rms", "excess_kurtosis"]
+    # What is not finite belongs to an activation that is not, which the comparison counts.
+    by_site = (
+        recording.sites()
+        .filter(pl.col("tap").is_in(VIEWS[preset.view]))
+        .group_by("tap", "layer")
+        .agg(pl.col(name).filter(pl.col(name).is_finite()).mean() for name in names)
+    )
+    means = {f"{name}_mean": by_site[name].mean() for name in names}
+    return {**means, **{f"{name}_median": by_site[name].median() for name in names}}  # type: ignore[dict-item]
+
+
+def _facts(model: ComparedModel) -> dict[str, Any]:
+    """What is the same by every preset."""
+    run, facts = model.recording.run, dict(model.facts)
+    n_parameters, n_embedding = run.get("n_parameters"), run.get("n_embedding_parameters")
+    return {
+        **facts,
+        **{key: run[key] for key in ("d_model", "n_layers", "n_sequences", "floor")},
+        "active_ratio": facts["active_params_b"] / facts["total_params_b"],
+        "embedding_free_params_b": None
+        if n_parameters is None or n_embedding is None
+        else (n_parameters - n_embedding) / 1e9,
+        "perplexity": perplexity(model.recording),
+        "n_tokens": run["n_sequences"] * run["sequence_length"],
+        "corpus_sha256": run["tokens"]["corpus_sha256"],
+        "tokenizer_sha256": run["tokens"].get("tokenizer_sha256"),
+        "n_nonfinite": model.recording.sites()["n_nonfinite"].sum(),
+    }
+
+
+def _rows(model: ComparedModel, presets: list[Preset]) -> pl.DataFrame:
     fractions = ["layer_fraction", "position_fraction", "position_fraction_per_site"]
-    figures = (
-        pl.scan_parquet(model.systematic)
-        .filter("is_systematic")
-        .group_by("preset", "first_token")
-        .agg(
-            *[pl.col(name).mean().name.suffix("_mean") for name in fractions],
-            *[pl.col(name).median().name.suffix("_median") for name in fractions],
-            n_systematic=pl.col("feature").n_unique(),
-            n_pairs=pl.len(),
-            peak_median=pl.col("peak").median(),
-            peak_largest=pl.col("peak").max(),
-            n_values=pl.when(pl.col("n_values").is_not_null().any()).then(pl.col("n_values").sum()),
-        )
+    figures = model.features.group_by("preset", "first_token").agg(
+        *[pl.col(name).mean().name.suffix("_mean") for name in fractions],
+        *[pl.col(name).median().name.suffix("_median") for name in fractions],
+        n_systematic=pl.col("feature").n_unique(),
+        n_pairs=pl.len(),
+        peak_median=pl.col("peak").median(),
+        peak_largest=pl.col("peak").max(),
+        n_values=pl.when(pl.col("n_values").is_not_null().any()).then(pl.col("n_values").sum()),
     )
     # A preset that finds nothing has a row as well.
-    grid = pl.LazyFrame(
+    grid = pl.DataFrame(
         [
-            {"preset": preset.name, "first_token": first_token, "counts_pairs": preset.unit == "feature_sequence"}
+            {
+                "preset": preset.name,
+                "first_token": first_token,
+                "counts_pairs": preset.unit == "feature_sequence",
+                "counts_values": preset.rule == "systematic",
+                **kurtosis,
+            }
             for preset in presets
+            for kurtosis in [_kurtosis(model.recording, preset)]
             for first_token in schemas.first_token_enum.categories
         ],
         schema_overrides={"first_token": schemas.first_token_enum},
+        infer_schema_length=None,
     )
+    facts = pl.DataFrame([_facts(model)], infer_schema_length=None)
     rows = (
         grid.join(figures, on=["preset", "first_token"], how="left", maintain_order="left")
         .with_columns(
             pl.col("n_systematic").fill_null(0),
             n_pairs=pl.when("counts_pairs").then(pl.col("n_pairs").fill_null(0)),
+            n_values=pl.when("counts_values").then(pl.col("n_values").fill_null(0)),
         )
-        .with_columns(
-            **{key: pl.lit(value) for key, value in model.facts.items()},
-            **{key: pl.lit(run[key]) for key in ("d_model", "n_layers", "n_sequences", "floor")},
-            perplexity=pl.lit(perplexity(recording), pl.Float64),
-            n_tokens=pl.lit(run["n_sequences"] * run["sequence_length"]),
-            corpus_sha256=pl.lit(run["tokens"]["corpus_sha256"]),
-            n_nonfinite=pl.lit(recording.sites()["n_nonfinite"].sum()),
-        )
-        .collect()
+        .join(facts, how="cross")
     )
-    return rows.with_columns(fraction(rows["n_systematic"], run["d_model"]).alias("d_model_share"))
+    return rows.with_columns(fraction(rows["n_systematic"], model.recording.run["d_model"]).alias("d_model_share"))

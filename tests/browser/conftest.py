@@ -65,15 +65,14 @@ def compared_model(folder: Path, name: str, seed: int) -> ComparedModel:
     recording = write_recording(folder / name / "outliers", activations)
     _with_hostile_strings(recording.directory)
     chosen = presets(STUDY)
-    systematic = folder / name / "systematic.parquet"
-    systematic_features(recording, chosen).write_parquet(systematic)
+    features = systematic_features(recording, chosen).filter("is_systematic")
     peaks_by_layer(recording.layer_outliers()).write_parquet(folder / name / "layer_peaks.parquet")
     shapes = [shape for preset in chosen if (shape := shape_of(preset))]
     counts = folder / name / "edge_counts.json"
     write_edge_counts(recording, shapes, counts, least_layers=0.05, least_positions=0.01)
     facts = {"model": name, "kind": kind, "family": HOSTILE, "total_params_b": total, "active_params_b": active}
     nothing = dict.fromkeys(["n_experts", "top_k", "routing"])
-    return ComparedModel({**facts, **nothing}, recording.directory, systematic)
+    return ComparedModel({**facts, **nothing}, recording, features)
 
 
 def _with_hostile_strings(directory: Path) -> None:
@@ -90,12 +89,16 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     models = [compared_model(folder, name, seed) for seed, name in enumerate(MODELS)]
     comparison = compare_models(models, presets(STUDY))
-    files = {name: ModelFiles(*(folder / name / file for file in FILES)) for name in comparison["model"].unique()}
-    write_report(ReportInputs(comparison, files, STUDY), folder / "index.html", vega_bundle=bundled())
+    files = {name: ModelFiles(*(folder / name / file for file in FILES)) for name in MODELS}
+    write_report(
+        ReportInputs(comparison.models, files, STUDY, features=comparison.features),
+        folder / "index.html",
+        vega_bundle=bundled(),
+    )
     return folder
 
 
-FILES = ("outliers", "systematic.parquet", "edge_counts.json", "layer_peaks.parquet")
+FILES = ("outliers", "edge_counts.json", "layer_peaks.parquet")
 
 
 def recording_of(folder: Path, model: str) -> Recording:

@@ -92,13 +92,13 @@ def judged(folder: Path, setting: dict[str, Any]) -> pl.DataFrame:
     chosen = [preset for preset in presets(study) if preset.name == setting["preset"]]
     models = []
     for name, (kind, total, active, _) in MODELS.items():
-        path = folder / name / "judged.parquet"
-        systematic_features(recording_of(folder, name), chosen).write_parquet(path)
+        recording = recording_of(folder, name)
+        features = systematic_features(recording, chosen).filter("is_systematic")
         facts = {"model": name, "kind": kind, "family": "any", "total_params_b": total, "active_params_b": active}
         facts |= dict.fromkeys(["n_experts", "top_k", "routing"])
-        models.append(ComparedModel(facts, folder / name / "outliers", path))
+        models.append(ComparedModel(facts, recording, features))
     first_token = ("included", "excluded")[setting["side"]]
-    return compare_models(models, chosen).filter(first_token=first_token)
+    return compare_models(models, chosen).models.filter(first_token=first_token)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting["preset"])

@@ -23,11 +23,12 @@ def results(tmp_path: Path) -> Path:
     for seed, name in enumerate(["one", "smollm2"]):
         activations = made_up_activations(n_layers=3, shape=(3, 30, 40), seed=seed)
         recording = write_recording(tmp_path / name / "outliers", activations)
-        systematic_features(recording, PRESETS).write_parquet(tmp_path / name / "systematic.parquet")
+        systematic = systematic_features(recording, PRESETS)
+        systematic.write_parquet(tmp_path / name / "systematic.parquet")
         facts = {"model": name, **FACTS}
-        models.append(ComparedModel(facts, recording.directory, tmp_path / name / "systematic.parquet"))
+        models.append(ComparedModel(facts, recording, systematic.filter("is_systematic")))
     (tmp_path / "comparison").mkdir()
-    table = compare_models(models, PRESETS)
+    table = compare_models(models, PRESETS).models
     table.write_parquet(tmp_path / "comparison" / "models.parquet")
     return tmp_path
 

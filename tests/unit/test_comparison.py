@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import polars as pl
 import pytest
 
 from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, systematic_features
+from outlier_moe.recording_files import Recording
 from tests.recordings import made_up_activations, write_recording
 
 PRESETS = [
@@ -33,14 +34,14 @@ FACTS = {
 def compared(folder: Path, name: str, *, seed: int, corpus: str = "a" * 64) -> ComparedModel:
     activations = made_up_activations(n_layers=3, shape=(3, 30, 40), seed=seed)
     recording = write_recording(folder / name / "outliers", activations, corpus=corpus)
-    systematic = folder / name / "systematic.parquet"
-    systematic_features(recording, PRESETS).write_parquet(systematic)
-    return ComparedModel({"model": name, **FACTS}, recording.directory, systematic)
+    systematic = systematic_features(recording, PRESETS)
+    systematic.write_parquet(folder / name / "systematic.parquet")
+    return ComparedModel({"model": name, **FACTS}, recording, systematic.filter("is_systematic"))
 
 
 def test_each_row_equals_the_figures_of_its_systematic_features(tmp_path: Path) -> None:
     models = [compared(tmp_path, name, seed=seed) for seed, name in enumerate(["one", "two"])]
-    table = compare_models(models, PRESETS)
+    table = compare_models(models, PRESETS).models
     assert len(table) == len(models) * len(PRESETS) * 2
     for row in table.iter_rows(named=True):
         rows = [
@@ -63,17 +64,50 @@ def test_each_row_equals_the_figures_of_its_systematic_features(tmp_path: Path) 
 
 
 def test_a_preset_that_finds_nothing_has_a_row(tmp_path: Path) -> None:
-    table = compare_models([compared(tmp_path, "one", seed=0)], PRESETS)
+    table = compare_models([compared(tmp_path, "one", seed=0)], PRESETS).models
     row = table.filter(preset="impossible", first_token="included").row(0, named=True)
     assert row["n_systematic"] == 0
     assert row["layer_fraction_mean"] is None
 
 
-def test_models_on_different_texts_are_refused(tmp_path: Path) -> None:
-    models = [compared(tmp_path, "one", seed=0), compared(tmp_path, "two", seed=0, corpus="b" * 64)]
-    with pytest.raises(StudyError, match="different texts") as error:
-        compare_models(models, PRESETS[:1])
-    assert "two: sha256 bbbbbbbbbbbb" in str(error.value)
+def test_models_on_another_text_than_most_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpora = {"one": "a" * 64, "two": "b" * 64, "three": "b" * 64}
+    models = [compared(tmp_path, name, seed=0, corpus=corpus) for name, corpus in corpora.items()]
+    found = compare_models(models, PRESETS[:1])
+    assert found.models["model"].unique(maintain_order=True).to_list() == ["two", "three"]
+    assert found.features["model"].unique(maintain_order=True).to_list() == ["two", "three"]
+    (model, reason), *more = found.left_out.rows()
+    assert (model, more) == ("one", [])
+    assert "text aaaaaaaaaaaa; most models on" in reason
+    assert "one is left out of the comparison" in caplog.text
+
+
+def test_no_model_gives_empty_tables() -> None:
+    found = compare_models([], PRESETS)
+    assert [len(table) for table in found] == [0, 0, 0]
+
+
+def test_every_row_has_the_facts_of_its_model(tmp_path: Path) -> None:
+    model = compared(tmp_path, "one", seed=0)
+    run = {**model.recording.run, "n_parameters": 3_000_000_000, "n_embedding_parameters": 500_000_000}
+    run["tokens"] = {**run["tokens"], "tokenizer_sha256": "c" * 64}
+    recording = Recording(model.recording.directory, run)
+    facts = {**model.facts, "total_params_b": 4.0, "active_params_b": 1.0, "release_date": date(2025, 8, 5)}
+    rows = compare_models([ComparedModel(facts, recording, model.features)], PRESETS).models
+    for row in rows.iter_rows(named=True):
+        assert row["active_ratio"] == 0.25
+        assert row["embedding_free_params_b"] == 2.5
+        assert row["tokenizer_sha256"] == "c" * 64
+        assert row["release_date"] == date(2025, 8, 5)
+    of_view = (
+        recording.sites().filter(pl.col("tap").is_in(["attn_in", "mlp_in"])).rows_by_key(["tap", "layer"], named=True)
+    )
+    by_site = [np.mean([site["excess_kurtosis"] for site in sites]) for sites in of_view.values()]
+    row = rows.row(
+        by_predicate=(pl.col("preset") == "dettmers2022") & (pl.col("first_token") == "included"), named=True
+    )
+    assert row["excess_kurtosis_mean"] == pytest.approx(np.mean(by_site))
+    assert row["excess_kurtosis_median"] == pytest.approx(np.median(by_site))
 
 
 def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
@@ -81,10 +115,10 @@ def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
     activations["residual", 1][0, 3, 2] = np.nan
     activations["attn_in", 0][0, 0, 0] = np.inf
     recording = write_recording(tmp_path / "one" / "outliers", activations)
-    systematic_features(recording, PRESETS).write_parquet(tmp_path / "one" / "systematic.parquet")
-    model = ComparedModel({"model": "one", **FACTS}, recording.directory, tmp_path / "one" / "systematic.parquet")
+    features = systematic_features(recording, PRESETS).filter("is_systematic")
+    model = ComparedModel({"model": "one", **FACTS}, recording, features)
     # Once at attn_in, once at residual and once more at residual_rms.
-    assert compare_models([model], PRESETS[:1])["n_nonfinite"].to_list() == [3, 3]
+    assert compare_models([model], PRESETS[:1]).models["n_nonfinite"].to_list() == [3, 3]
     by_site = {(r["tap"], r["layer"]): r["n_nonfinite"] for r in recording.sites().iter_rows(named=True)}
     assert by_site["residual", 1] == by_site["residual_rms", 1] == by_site["attn_in", 0] == 1
     assert by_site["residual", 0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +16,17 @@ from outlier_moe.study import validated_study
 from tests.workflow.study_folder import StudyFolder, make_study
 
 MODELS = {"tiny.llama": "llama", "tiny-gpt2": "gpt2", "tiny-mixtral": "mixtral"}
-THRESHOLD_STAGES = {"filter_systematic", "compare_models", "plot_models", "all"}
+THRESHOLD_STAGES = {
+    "filter_systematic",
+    "compare_models",
+    "plot_models",
+    "bootstrap_comparison",
+    "test_models",
+    "verify_models",
+    "plot_comparison",
+    "write_report",
+    "all",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +47,15 @@ def test_every_model_has_its_tables(study: StudyFolder) -> None:
         assert recording.run["peak_memory_bytes"]["process"] > 0
 
 
-def test_streamed_tables_equal_the_resident_ones(study: StudyFolder, tmp_path: Path) -> None:
+def test_tables_of_streamed_shards_equal_those_of_one_resident_run(study: StudyFolder, tmp_path: Path) -> None:
     streamed = study.copied(tmp_path / "streamed")
     folder = "results/tiny-mixtral/outliers"
-    streamed.snakemake(folder, "--forcerun", "record_outliers", "--config", "record_outliers={mode: streamed}")
+    shutil.rmtree(streamed.path / folder)
+    streamed.snakemake(folder, "--config", "record_outliers={mode: streamed, shards: 2}")
     ours, theirs = study.path / folder, streamed.path / folder
-    assert read_recording(theirs).run["mode"] == "streamed"
+    assert [shard["mode"] for shard in read_recording(theirs).run["shards"]] == ["streamed"] * 2
+    assert not any((theirs.parent / "shards").glob("*")), "merged shards are not kept"
+    assert streamed.planned(folder) == {}, "tables that are there keep their number of shards"
     tables = {path.name for path in ours.iterdir() if path.suffix in (".arrow", ".parquet")}
     assert {"experts.parquet", "routers.parquet"} < tables
     assert tables == {path.name for path in theirs.iterdir() if path.suffix in (".arrow", ".parquet")}
@@ -84,7 +98,7 @@ def test_a_changed_threshold_reruns_no_recording(study: StudyFolder, change: str
 def test_what_is_recorded_reruns_the_recording_alone(study: StudyFolder, change: str) -> None:
     jobs = study.planned("--config", change)
     assert jobs["record_outliers"] == len(MODELS)
-    assert set(jobs) <= THRESHOLD_STAGES | {"record_outliers"}
+    assert set(jobs) <= THRESHOLD_STAGES | {"record_outliers", "count_at_edges"}
 
 
 def test_another_number_of_sequences_tokenises_and_records_again(study: StudyFolder) -> None:
@@ -94,7 +108,7 @@ def test_another_number_of_sequences_tokenises_and_records_again(study: StudyFol
 
 
 def test_where_and_how_a_model_runs_reruns_nothing(study: StudyFolder) -> None:
-    assert study.planned("--config", "record_outliers={chunk: 2, device: cpu}") == {}
+    assert study.planned("--config", "record_outliers={chunk: 2, device: cpu, shards: 3}") == {}
 
 
 def test_a_rerun_at_another_threshold_gives_its_figures(study: StudyFolder, tmp_path: Path) -> None:

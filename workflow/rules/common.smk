@@ -4,9 +4,16 @@
 # OUTPUTS  none
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
+from outlier_moe.edge_counts.counting import (
+    LEAST_LAYER_FRACTION,
+    LEAST_POSITION_FRACTION,
+    shape_of,
+)
 from outlier_moe.errors import StudyError
+from outlier_moe.filtering import presets
 from outlier_moe.registry import load_registry
 from outlier_moe.study import validated_study
 from snakemake.exceptions import WorkflowError
@@ -20,10 +27,18 @@ REVISIONS = {
     "tokenize_corpus": 1,
     "record_outliers": 1,
     "filter_systematic": 1,
-    "compare_models": 1,
+    "count_at_edges": 1,
+    "compare_models": 2,
     "plot_models": 1,
 }
 
+    "bootstrap_comparison": 1,
+    "test_models": 1,
+    "verify_models": 1,
+    "bundle_vega": 1,
+    "plot_comparison": 1,
+    "plot_model": 1,
+    "write_report": 1,
 
 def load_study(overridden):
     """The study with its defaults, and the registry, or the mistake in either as Snakemake shows it."""
@@ -48,6 +63,16 @@ ENTRIES = [entry for entry in CHOSEN if entry.unavailable is None]
 MODELS = [entry.id for entry in ENTRIES]
 for entry in CHOSEN:
     if entry.unavailable is not None:
+PRESETS = presets(STUDY)
+DEFAULT_PRESET = STUDY["compare_models"]["default_preset"]
+# Every definition with the study's thresholds filled in: what judging features depends on.
+JUDGED_BY = [asdict(preset) for preset in PRESETS]
+# Those whose figures are tested; each more of them makes all q-values larger.
+TESTED_PRESETS = (
+    [DEFAULT_PRESET]
+    if STUDY["test_models"]["presets"] == "default"
+    else [preset.name for preset in PRESETS]
+)
         logger.warning(f"{entry.id} is left out: {entry.unavailable}")
 
 
@@ -90,3 +115,10 @@ def model_facts(entry):
         "top_k": entry.top_k,
         "routing": entry.routing,
     }
+        "n_shared_experts": entry.n_shared_experts,
+        "release_date": entry.release_date,
+
+
+def model_revision(entry):
+    """The revision of a model's repository that the registry asks for; published figures are of main."""
+    return getattr(entry.source, "revision", "main")

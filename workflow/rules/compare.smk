@@ -1,23 +1,33 @@
 # Put the models of the study side by side: one row per model and preset, and a picture.
 #
-# INPUTS   results/{model}/outliers/, results/{model}/systematic.parquet of every model
-# OUTPUTS  results/comparison/models.parquet, outliers.png, outliers.html
+# Features are judged here for all models at once, from their counts by sequence; each model's own table of them
+# (filter_systematic) has more columns and the same features.
+#
+# INPUTS   results/{model}/outliers/, results/{model}/sequence_counts/ of every model
+# OUTPUTS  results/comparison/models.parquet    one row per (model, preset, first token in or out)
+#          results/comparison/features.parquet  every systematic feature of every model
+#          results/comparison/left_out.parquet  models that no comparison may speak of, and why
+#          results/comparison/outliers.png, outliers.html
 
 
 rule compare_models:
     input:
         outliers=expand("results/{model}/outliers", model=MODELS),
-        systematic=expand("results/{model}/systematic.parquet", model=MODELS),
+        counts=expand("results/{model}/sequence_counts", model=MODELS),
     output:
         models="results/comparison/models.parquet",
+        features="results/comparison/features.parquet",
+        left_out="results/comparison/left_out.parquet",
     log:
         "logs/compare_models.log",
     benchmark:
         "logs/benchmarks/compare_models.tsv"
+    # What the report waits for goes before pictures and tables of single models.
+    priority: 10
     params:
         models=MODELS,
         facts=[model_facts(entry) for entry in ENTRIES],
-        presets=STUDY["filter_systematic"]["presets"],
+        presets=JUDGED_BY,
         revision=REVISIONS["compare_models"],
     message:
         "Comparing {params.models}"
@@ -36,7 +46,7 @@ rule plot_models:
     benchmark:
         "logs/benchmarks/plot_models.tsv"
     params:
-        preset=STUDY["compare_models"]["default_preset"],
+        preset=DEFAULT_PRESET,
         revision=REVISIONS["plot_models"],
     message:
         "Plotting the comparison"

@@ -1,52 +1,14 @@
 # Make the results visible: pictures as files, and one page that opens offline. What does not depend on a threshold
 # (each model's counts at every edge, the script that draws) is made once, so that a changed threshold takes seconds.
 #
-# INPUTS   results/{model}/outliers/, results/{model}/systematic.parquet, results/comparison/*.parquet
+# INPUTS   results/{model}/outliers/, edge_counts.json, layer_peaks.parquet, results/comparison/*.parquet
 # OUTPUTS  results/report/index.html        everything in one file: findings, sliders, pictures, tables, provenance
 #          results/comparison/plots/        each picture of all models as png, svg, and a page with tooltips
 #          results/{model}/plots/           each picture of one model (on request)
-#          results/{model}/edge_counts.json, layer_peaks.parquet  what the sliders and the heat map work on
 
-from outlier_moe.edge_counts.counting import (
-    LEAST_LAYER_FRACTION,
-    LEAST_POSITION_FRACTION,
-    shape_of,
-)
-from outlier_moe.filtering import presets
-
-PRESETS = presets(STUDY)
-DEFAULT_PRESET = STUDY["compare_models"]["default_preset"]
 FRACTIONS = [
     f"{of}-{kind}" for of in ("layers", "positions") for kind in ("mean", "median")
 ]
-
-
-rule count_at_edges:
-    input:
-        outliers="results/{model}/outliers",
-    output:
-        edge_counts="results/{model}/edge_counts.json",
-        layer_peaks="results/{model}/layer_peaks.parquet",
-    log:
-        "logs/count_at_edges/{model}.log",
-    benchmark:
-        "logs/benchmarks/count_at_edges/{model}.tsv"
-    params:
-        shapes=sorted({shape.name for shape in map(shape_of, PRESETS) if shape}),
-        least_layers=min(
-            [LEAST_LAYER_FRACTION, *(preset.layer_fraction for preset in PRESETS)]
-        ),
-        least_positions=min(
-            [
-                LEAST_POSITION_FRACTION,
-                *(preset.position_fraction for preset in PRESETS),
-            ]
-        ),
-        revision=REVISIONS["count_at_edges"],
-    message:
-        "Counting at every edge of the ladder for {wildcards.model}"
-    script:
-        "../scripts/count_at_edges.py"
 
 
 rule bundle_vega:
@@ -68,7 +30,7 @@ rule plot_comparison:
     input:
         models="results/comparison/models.parquet",
         edge_counts=expand("results/{model}/edge_counts.json", model=MODELS),
-        statistics=STATISTICS,
+        intervals="results/comparison/intervals.parquet",
         vega="resources/vega.js",
     output:
         size=report(
@@ -113,6 +75,7 @@ rule plot_comparison:
     params:
         models=MODELS,
         preset=DEFAULT_PRESET,
+        presets=JUDGED_BY,
         revision=REVISIONS["plot_comparison"],
     message:
         "Plotting the comparison"
@@ -153,7 +116,8 @@ rule write_report:
     input:
         models="results/comparison/models.parquet",
         outliers=expand("results/{model}/outliers", model=MODELS),
-        systematic=expand("results/{model}/systematic.parquet", model=MODELS),
+        features="results/comparison/features.parquet",
+        left_out="results/comparison/left_out.parquet",
         edge_counts=expand("results/{model}/edge_counts.json", model=MODELS),
         layer_peaks=expand("results/{model}/layer_peaks.parquet", model=MODELS),
         statistics=STATISTICS,
@@ -168,9 +132,11 @@ rule write_report:
         "logs/write_report.log",
     benchmark:
         "logs/benchmarks/write_report.tsv"
+    priority: 10
     params:
         models=MODELS,
         skipped={entry.id: entry.unavailable for entry in CHOSEN if entry.unavailable},
+        presets=JUDGED_BY,
         revision=REVISIONS["write_report"],
     message:
         "Writing the report"

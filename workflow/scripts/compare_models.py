@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.filtering import presets
+from outlier_moe.comparison import compare_models, judged_model
+from outlier_moe.filtering import Preset
 from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):
-    rows = zip(snakemake.params.facts, snakemake.input.outliers, snakemake.input.systematic, strict=True)
-    models = [ComparedModel(facts, Path(outliers), Path(systematic)) for facts, outliers, systematic in rows]
-    compare_models(models, presets(snakemake.config)).write_parquet(snakemake.output.models)
+    presets = [Preset(**preset) for preset in snakemake.params.presets]
+    rows = zip(snakemake.params.facts, snakemake.input.outliers, snakemake.input.counts, strict=True)
+    models = [judged_model(facts, Path(outliers), Path(counts), presets) for facts, outliers, counts in rows]
+    for name, table in compare_models(models, presets)._asdict().items():
+        table.write_parquet(snakemake.output[name])

@@ -9,11 +9,10 @@ from outlier_moe.plots.gallery import comparison_charts, save_charts
 from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):
-    statistics = {Path(path).stem: path for path in snakemake.input.statistics}
     charts = comparison_charts(
         pl.read_parquet(snakemake.input.models),
         preset=next(preset for preset in presets(snakemake.config) if preset.name == snakemake.params.preset),
-        intervals=pl.read_parquet(statistics["intervals"]) if "intervals" in statistics else None,
+        intervals=pl.read_parquet(snakemake.input.intervals),
         edge_counts=dict(zip(snakemake.params.models, map(Path, snakemake.input.edge_counts), strict=True)),
     )
     save_charts(charts, snakemake.output, vega_bundle=Path(snakemake.input.vega).read_text())

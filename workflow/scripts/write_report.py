@@ -9,10 +9,12 @@ from outlier_moe.report.page import write_report
 from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):
-    paths = [snakemake.input[name] for name in ("outliers", "systematic", "edge_counts", "layer_peaks")]
+    paths = [snakemake.input[name] for name in ("outliers", "edge_counts", "layer_peaks")]
     files = [ModelFiles(*map(Path, of_model)) for of_model in zip(*paths, strict=True)]
     inputs = ReportInputs(
         models=pl.read_parquet(snakemake.input.models),
+        features=pl.read_parquet(snakemake.input.features),
+        left_out=pl.read_parquet(snakemake.input.left_out),
         files=dict(zip(snakemake.params.models, files, strict=True)),
         study=snakemake.config,
         statistics={Path(path).stem: pl.read_parquet(path) for path in snakemake.input.statistics},

@@ -96,21 +96,24 @@ def model_charts(
         "first-tokens": place_share_chart(peaks, place="first token"),
         "delimiters": place_share_chart(peaks, place="delimiter"),
         "features": feature_heatmap_chart(
-            layer_peaks, ranked_features(systematic, default), view=default.view, most=MOST_FEATURES
+            layer_peaks,
+            ranked_features(systematic.filter("is_systematic"), default),
+            view=default.view,
+            most=MOST_FEATURES,
         ),
     }
     return charts | expert_charts(recording, magnitude=default.magnitude)
 
 
-def ranked_features(systematic: pl.DataFrame, preset: Preset) -> list[int]:
+def ranked_features(features: pl.DataFrame, preset: Preset) -> list[int]:
     """The systematic features of a preset, those that affect most layers first, then the largest.
 
     Args:
-        systematic: The table `schemas.Systematic`.
+        features: Rows of `schemas.JudgedFeature`.
         preset: The preset.
     """
     return (
-        systematic.filter("is_systematic", preset=preset.name, first_token="included")
+        features.filter(preset=preset.name, first_token="included")
         .group_by("feature")
         .agg(pl.col("peak", "layer_fraction").max())
         .sort(["layer_fraction", "peak", "feature"], descending=[True, True, False])["feature"]

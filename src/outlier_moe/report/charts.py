@@ -218,7 +218,7 @@ def _curves(inputs: ReportInputs, model: ReportedModel) -> dict[tuple[str, str],
 
 
 def _heatmap(model: ReportedModel, preset: Preset) -> Picture | None:
-    ranked = ranked_features(model.systematic, preset)
+    ranked = ranked_features(model.features, preset)
     if not ranked:
         return None
     features = ranked[:MOST_FEATURES]

@@ -18,6 +18,8 @@ from outlier_moe.edge_counts.coding import StoredCounts
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, presets
 from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.schemas import JudgedFeature
+from outlier_moe.schemas.comparison import LeftOut as LeftOutTable
 from outlier_moe.statistics.comparable import on_one_text
 
 log = logging.getLogger(__name__)
@@ -29,12 +31,14 @@ class ModelFiles:
 
     outliers: Path
     """Its recording."""
-    systematic: Path
-    """`schemas.Systematic`."""
     edge_counts: Path
     """Its counts at every edge."""
     layer_peaks: Path
     """The largest |x| of each feature at each tap and layer: `peaks_by_layer`."""
+
+
+def _no_features() -> pl.DataFrame:
+    return JudgedFeature.create_empty().with_columns(model=pl.lit(""))
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class ReportInputs:
     """The files of each of its models."""
     study: Mapping[str, Any]
     """`magnitude`, `layer_fraction`, `position_fraction`, `filter_systematic` and `compare_models` of the study."""
+    features: pl.DataFrame = field(default_factory=_no_features)
+    """`schemas.JudgedFeature`, with the column `model`."""
+    left_out: pl.DataFrame = field(default_factory=LeftOutTable.create_empty)
+    """`schemas.comparison.LeftOut`: models that the comparison did not take in."""
     statistics: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """The tables of `schemas.comparison` that there are, by the names of their files."""
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +91,8 @@ class ReportedModel:
     """Its recording."""
     counts: Mapping[CountShape, StoredCounts]
     """Its counts at every edge."""
+    features: pl.DataFrame
+    """Its systematic features, by every preset."""
     files: ModelFiles
     """Where its tables are."""
 
@@ -90,11 +100,6 @@ class ReportedModel:
     def name(self) -> str:
         """Its id."""
         return self.facts["model"]
-
-    @cached_property
-    def systematic(self) -> pl.DataFrame:
-        """Its features, by every preset."""
-        return pl.read_parquet(self.files.systematic)
 
     @property
     def counts_documents(self) -> dict[str, Any]:
@@ -116,13 +121,14 @@ class ReportContents(NamedTuple):
 def read_contents(inputs: ReportInputs) -> ReportContents:
     """Read the tables of all models; each thing left out is also a line in the log."""
     left_out = [LeftOut(*skipped) for skipped in inputs.skipped.items()]
+    left_out += [LeftOut(*row) for row in inputs.left_out.select("model", "reason").iter_rows()]
     comparable = on_one_text(inputs.models)
     left_out += [LeftOut(*row) for row in comparable.left_out.select("model", "reason").iter_rows()]
     facts = comparable.comparison.unique("model", keep="first", maintain_order=True)
     models = []
     for row in facts.iter_rows(named=True):
         try:
-            models.append(_reported(row, inputs.files[row["model"]]))
+            models.append(_reported(row, inputs))
         except StudyError as error:
             left_out.append(LeftOut(row["model"], " ".join(str(error).split())))
     comparison = comparable.comparison.filter(pl.col("model").is_in([model.name for model in models]))
@@ -132,8 +138,10 @@ def read_contents(inputs: ReportInputs) -> ReportContents:
     return ReportContents(models, comparison, left_out)
 
 
-def _reported(facts: Mapping[str, Any], files: ModelFiles) -> ReportedModel:
-    return ReportedModel(facts, read_recording(files.outliers), read_edge_counts(files.edge_counts), files)
+def _reported(facts: Mapping[str, Any], inputs: ReportInputs) -> ReportedModel:
+    files = inputs.files[facts["model"]]
+    features = inputs.features.filter(model=facts["model"])
+    return ReportedModel(facts, read_recording(files.outliers), read_edge_counts(files.edge_counts), features, files)
 
 
 def _what_is_missing(models: list[ReportedModel]) -> list[LeftOut]:

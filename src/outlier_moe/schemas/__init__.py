@@ -127,6 +127,23 @@ class Systematic(dy.Schema):
     peak_position = dy.UInt16()
 
 
+class JudgedFeature(dy.Schema):
+    """`comparison/features.parquet`: every systematic feature of every model, or of one before they are put together.
+
+    The columns are those of `Systematic`; where its peak lies is in each model's own table.
+    """
+
+    preset = dy.String()
+    first_token = dy.Enum(first_token_enum.categories)
+    feature = dy.UInt32()
+    sequence = dy.UInt16(nullable=True)
+    layer_fraction = dy.Float64(min=0, max=1)
+    position_fraction = dy.Float64(nullable=True, min=0, max=1)
+    position_fraction_per_site = dy.Float64(nullable=True, min=0, max=1)
+    n_values = dy.UInt64(nullable=True)
+    peak = dy.Float32(min=0)
+
+
 class ModelComparison(dy.Schema):
     """`comparison/models.parquet`: one row per (model, preset, first_token). Fractions are over systematic features."""
 
@@ -151,17 +168,30 @@ class ModelComparison(dy.Schema):
     peak_largest = dy.Float32(nullable=True)
     n_values = dy.UInt64(nullable=True)
     """Outlier values of the systematic features, over all positions and sites."""
+    kurtosis_of_feature_rms_mean = dy.Float64(nullable=True)
+    """Of the preset's view: the mean over its sites of each site's mean over the sequences."""
+    kurtosis_of_feature_rms_median = dy.Float64(nullable=True)
+    excess_kurtosis_mean = dy.Float64(nullable=True)
+    excess_kurtosis_median = dy.Float64(nullable=True)
     perplexity = dy.Float64(nullable=True)
     total_params_b = dy.Float64()
     active_params_b = dy.Float64()
+    active_ratio = dy.Float64(min=0, max=1)
+    """Active of all parameters: 1 for a dense model."""
+    embedding_free_params_b = dy.Float64(nullable=True, min=0)
+    """As counted in the loaded model, token embeddings (and an output layer of its own) aside."""
     n_experts = dy.UInt32(nullable=True)
     top_k = dy.UInt32(nullable=True)
+    n_shared_experts = dy.UInt32(nullable=True)
     routing = dy.String(nullable=True)
+    release_date = dy.Date(nullable=True)
     d_model = dy.UInt32()
     n_layers = dy.UInt32()
     n_sequences = dy.UInt32()
     n_tokens = dy.UInt64()
     corpus_sha256 = dy.String()
+    tokenizer_sha256 = dy.String(nullable=True)
+    """Perplexities are per token: only models with one tokenizer compare exactly."""
     floor = dy.Float64()
     n_nonfinite = dy.UInt64()
     """Activations that were NaN or infinite, over all sites; they are in no other figure."""

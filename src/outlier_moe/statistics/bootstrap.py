@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -59,7 +60,12 @@ def text_sha256(run: dict[str, Any]) -> str:
 
 
 def resample_model(
-    recording: Recording, presets: list[Preset], *, model: str, options: BootstrapOptions | None = None
+    recording: Recording,
+    presets: list[Preset],
+    *,
+    model: str,
+    options: BootstrapOptions | None = None,
+    tables: Iterable[SequenceTables] | None = None,
 ) -> pl.DataFrame:
     """Every figure of every preset for each draw of a model's sequences.
 
@@ -68,6 +74,7 @@ def resample_model(
         presets: The definitions to judge by.
         model: Its name.
         options: How it is resampled.
+        tables: The tables of these presets, where they are at hand (`stored_tables`); else the recording is read.
 
     Returns:
         The table `ModelResample`. Memory: some 40 bytes for each row of the tables that reaches a threshold, 80 for
@@ -89,7 +96,7 @@ def resample_model(
     }
     rows = [
         _rows(tables, {**preset_figures(tables, weights), **by_view[tables.preset.view]})
-        for tables in sequence_tables(recording, presets)
+        for tables in (sequence_tables(recording, presets) if tables is None else tables)
     ]
     table = pl.concat([ModelResample.create_empty().drop("model"), *rows], how="diagonal_relaxed").with_columns(
         model=pl.lit(model),
@@ -119,8 +126,8 @@ def _rows(tables: SequenceTables, figures: Figures) -> pl.DataFrame:
             "first_token": tables.first_token,
             "figure": names,
             "estimate": [figures[name][0] for name in names],
-            "resamples": [pl.Series(figures[name][n_first:]).fill_nan(None) for name in names],
-            "leave_one_out": [pl.Series(figures[name][1:n_first]).fill_nan(None) for name in names],
+            "resamples": [pl.Series(figures[name][n_first:], nan_to_null=True) for name in names],
+            "leave_one_out": [pl.Series(figures[name][1:n_first], nan_to_null=True) for name in names],
         },
         schema_overrides={"resamples": pl.List(pl.Float64), "leave_one_out": pl.List(pl.Float64)},
     ).with_columns(pl.col("estimate").fill_nan(None))

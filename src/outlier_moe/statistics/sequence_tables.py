@@ -15,7 +15,8 @@ from outlier_moe.filtering import FirstToken, Preset
 from outlier_moe.recording_files import Recording
 from outlier_moe.taps import VIEWS, View
 
-_WORD = 64
+WORD = 64
+"""Layers whose bits are in one number."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class SequenceTables:
     """What the layer fraction is taken over: decoder layers or sites, as the preset says."""
     positions: int
     """Positions of one sequence that count."""
+
+    @classmethod
+    def of(
+        cls, preset: Preset, first_token: FirstToken, shape: ViewShape, arrays: dict[str, np.ndarray]
+    ) -> SequenceTables:
+        """The tables of a preset from arrays that it may share with others."""
+        return cls(
+            preset=preset,
+            first_token=first_token,
+            **arrays,
+            d_model=shape.d_model,
+            layers=shape.n_sites if preset.layers == "sites" else len(shape.layers),
+            positions=shape.n_positions - (first_token == "excluded"),
+        )
 
     @property
     def n_sequences(self) -> int:
@@ -90,7 +105,7 @@ class _Hits(NamedTuple):
     """Per (sequence, feature): `n` and `first` at any site."""
 
 
-class _Shape(NamedTuple):
+class ViewShape(NamedTuple):
     """The axes of the tables of one view."""
 
     taps: list[str]
@@ -103,6 +118,8 @@ class _Shape(NamedTuple):
     """Positions of one sequence."""
     d_model: int
     """Width of the hidden state."""
+    n_sites: int
+    """Sites: a tap may not be in every layer."""
 
 
 def sequence_tables(recording: Recording, presets: list[Preset]) -> Iterator[SequenceTables]:
@@ -118,22 +135,20 @@ def sequence_tables(recording: Recording, presets: list[Preset]) -> Iterator[Seq
         ratio = preset.median_ratio if preset.rule == "massive" else 0.0
         groups.setdefault((preset.rule, preset.view, preset.magnitude, ratio), []).append(preset)
     for alike in groups.values():
-        shape = _shape(recording, alike[0])
+        shape = view_shape(recording, alike[0])
         hits = _massive_hits(recording, alike[0]) if alike[0].rule == "massive" else _hits(recording, alike[0])
         for first_token in get_args(FirstToken):
             arrays = _arrays(hits, shape, first_token, by_value=alike[0].rule == "massive")
             for preset in alike:
-                yield SequenceTables(
-                    preset=preset,
-                    first_token=first_token,
-                    **arrays,
-                    d_model=shape.d_model,
-                    layers=len(shape.layers) * (len(shape.taps) if preset.layers == "sites" else 1),
-                    positions=shape.n_positions - (first_token == "excluded"),
-                )
+                yield SequenceTables.of(preset, first_token, shape, arrays)
 
 
-def _shape(recording: Recording, preset: Preset) -> _Shape:
+def view_shape(recording: Recording, preset: Preset) -> ViewShape:
+    """The axes of a preset's view of a recording.
+
+    Raises:
+        StudyError: If the view was not recorded.
+    """
     sites = recording.sites().filter(pl.col("tap").is_in(VIEWS[preset.view]))
     if sites.is_empty():
         raise StudyError(
@@ -144,12 +159,13 @@ def _shape(recording: Recording, preset: Preset) -> _Shape:
             got=", ".join(recording.run["taps"]),
             remedy="Add the taps to record_outliers.taps (this records again), or take the preset out.",
         )
-    return _Shape(
+    return ViewShape(
         taps=[tap for tap in VIEWS[preset.view] if tap in sites["tap"]],
         layers=sites["layer"].unique().sort().to_list(),
         sequences=sites["sequence"].unique().sort().to_list(),
         n_positions=int(sites["n_positions"][0]),
         d_model=int(recording.run["d_model"]),
+        n_sites=sites.select("tap", "layer").n_unique(),
     )
 
 
@@ -193,28 +209,37 @@ def _massive_hits(recording: Recording, preset: Preset) -> _Hits:
     return _Hits(sites, sites.select("sequence", "feature", "n", "first").clear())
 
 
-def _arrays(hits: _Hits, shape: _Shape, first_token: FirstToken, *, by_value: bool) -> dict[str, np.ndarray]:
+def table_arrays(shape: ViewShape) -> dict[str, np.ndarray]:
+    """The arrays of `SequenceTables` before anything is counted."""
+    n_sequences, n_words = len(shape.sequences), -(-len(shape.layers) // WORD)
+    of_features = n_sequences, shape.d_model
+    return {
+        "sites": np.zeros((n_sequences, len(shape.taps), n_words, shape.d_model), np.uint64),
+        "n_values": np.zeros(of_features, np.int64),
+        "n_positions": np.zeros(of_features, np.int64),
+        "peak": np.zeros(of_features, np.float32),
+    }
+
+
+def _arrays(hits: _Hits, shape: ViewShape, first_token: FirstToken, *, by_value: bool) -> dict[str, np.ndarray]:
     """The arrays of `SequenceTables`; `by_value` says that `n` marks a row and counts nothing."""
-    n_sequences, n_taps = len(shape.sequences), len(shape.taps)
-    n_words = -(-len(shape.layers) // _WORD)
-    bits = np.zeros((n_sequences, n_taps, n_words, shape.d_model), np.uint64)
-    n_values = np.zeros((n_sequences, shape.d_model), np.int64)
-    n_positions = np.zeros((n_sequences, shape.d_model), np.int64)
-    peak = np.zeros((n_sequences, shape.d_model), np.float32)
+    n_taps = len(shape.taps)
+    arrays = table_arrays(shape)
     rows = _counted(hits.sites, first_token)
     sequence = np.searchsorted(shape.sequences, rows["sequence"])
     feature = rows["feature"].to_numpy()
     layer = np.searchsorted(shape.layers, rows["layer"])
     tap = rows["tap"].cast(pl.String).replace_strict(shape.taps, range(n_taps), return_dtype=pl.Int64).to_numpy()
-    bit = np.uint64(1) << (layer % _WORD).astype(np.uint64)
-    np.bitwise_or.at(bits, (sequence, tap, layer // _WORD, feature), bit)
+    bit = np.uint64(1) << (layer % WORD).astype(np.uint64)
+    np.bitwise_or.at(arrays["sites"], (sequence, tap, layer // WORD, feature), bit)
     largest = rows["peak" if first_token == "included" else "later_peak"].to_numpy()
-    np.maximum.at(peak, (sequence, feature), largest)
+    np.maximum.at(arrays["peak"], (sequence, feature), largest)
     if not by_value:
-        np.add.at(n_values, (sequence, feature), rows["n"].to_numpy())
+        np.add.at(arrays["n_values"], (sequence, feature), rows["n"].to_numpy())
         union = _counted(hits.any_site, first_token)
-        n_positions[np.searchsorted(shape.sequences, union["sequence"]), union["feature"].to_numpy()] = union["n"]
-    return {"sites": bits, "n_values": n_values, "n_positions": n_positions, "peak": peak}
+        at = np.searchsorted(shape.sequences, union["sequence"]), union["feature"].to_numpy()
+        arrays["n_positions"][at] = union["n"]
+    return arrays
 
 
 def _counted(rows: pl.DataFrame, first_token: FirstToken) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +14,7 @@ from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import Recording
 from outlier_moe.schemas.comparison import FIGURES, Stability
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
-from outlier_moe.statistics.sequence_tables import sequence_tables
+from outlier_moe.statistics.sequence_tables import SequenceTables, sequence_tables
 from outlier_moe.taps import VIEWS
 
 SIZES = (1, 2, 4, 8, 16)
@@ -40,6 +41,7 @@ def stability(
     sizes: tuple[int, ...] = SIZES,
     most_choices: int = 2000,
     seed: int = 0,
+    tables: Iterable[SequenceTables] | None = None,
 ) -> pl.DataFrame:
     """Each figure of 1, 2, 4, 8, 16 of a model's sequences: its mean and spread over the choices of them.
 
@@ -50,6 +52,7 @@ def stability(
         sizes: How many sequences to take; those above what was recorded are left out, and all that were are added.
         most_choices: Where there are more choices, so many random ones (one may come twice) stand for all.
         seed: Decides them.
+        tables: The tables of these presets, where they are at hand (`stored_tables`); else the recording is read.
 
     Returns:
         The table `Stability`.
@@ -65,16 +68,16 @@ def stability(
         for preset in presets
     }
     rows = []
-    for tables in sequence_tables(recording, presets):
-        figures = {**preset_figures(tables, weights), **by_view[tables.preset.view]}
+    for table in sequence_tables(recording, presets) if tables is None else tables:
+        figures = {**preset_figures(table, weights), **by_view[table.preset.view]}
         for name in (name for name in FIGURES if name in figures):
             for size, first, stop in zip(taken, bounds[:-1], bounds[1:], strict=True):
                 spread = _spread(figures[name][first:stop])
-                key = {"preset": tables.preset.name, "first_token": tables.first_token, "figure": name}
+                key = {"preset": table.preset.name, "first_token": table.first_token, "figure": name}
                 exhaustive = math.comb(n_sequences, size) <= most_choices
                 rows.append({**key, "n_sequences": size, "is_exhaustive": exhaustive, **spread})
-    table = pl.DataFrame(rows, infer_schema_length=None).with_columns(model=pl.lit(model))
-    return Stability.validate(table.select(Stability.column_names()), cast=True)
+    found = pl.DataFrame(rows, infer_schema_length=None).with_columns(model=pl.lit(model))
+    return Stability.validate(found.select(Stability.column_names()), cast=True)
 
 
 def _spread(values: Float64[np.ndarray, " choice"]) -> dict[str, float | int | str | None]:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import polars as pl
 from outlier_moe.comparison import perplexity
 from outlier_moe.recording_files import Recording
 from outlier_moe.reference import reference_table
+from outlier_moe.schemas import first_token_enum
 from outlier_moe.schemas.comparison import Verification
 from outlier_moe.statistics.published import Recorded, is_sibling, other_checkpoint, other_text, recorded
 from outlier_moe.statistics.super_experts import SuperExperts, forming_layers, super_experts
@@ -59,16 +60,18 @@ def verify(
     model: str,
     experts: pl.DataFrame | None = None,
     revision: str = "main",
+    presets: Collection[str] | None = None,
     options: VerifyOptions | None = None,
 ) -> pl.DataFrame:
     """Hold a recording against everything published of its model.
 
     Args:
         recording: The recording.
-        systematic: Its table `Systematic`.
+        systematic: Its table `Systematic`, or the rows of it that are systematic.
         model: The model's id in the registry, by which the survey's rows go.
         experts: Its rows of `schemas_moe.Expert`; None if there are none.
         revision: The revision that the registry asks of the hub.
+        presets: Names of those that it was judged by; by default those in the table.
         options: The tolerances.
 
     Returns:
@@ -76,12 +79,15 @@ def verify(
     """
     options = options or VerifyOptions()
     facts = recorded(recording.run, revision=revision)
+    names = systematic["preset"].unique().to_list() if presets is None else presets
+    if "is_systematic" not in systematic.columns:
+        systematic = systematic.with_columns(is_systematic=pl.lit(True))
     found = None if experts is None else super_experts(experts, forming_layers(recording))
     rows = [
         *_known_outliers(recording, systematic, facts, options),
         *_maxima(recording, facts, options),
         *_known_super_experts(found, facts, options),
-        *_survey(recording, systematic, model, facts, options),
+        *_survey(recording, systematic if "survey2025" in names else None, model, facts, options),
     ]
     usual = {"tap": None, "layer": None, "expert": None, "feature": None, "published": None, "measured": None}
     if not rows:
@@ -268,15 +274,24 @@ def _expert_verdict(row: dict[str, Any], found: SuperExperts, options: VerifyOpt
     return {**_judged(is_super and near, compared + reason), "measured": measured}
 
 
+_PAIR = {
+    "preset": pl.String,
+    "first_token": first_token_enum,
+    "is_systematic": pl.Boolean,
+    "layer_fraction": pl.Float64,
+    "position_fraction": pl.Float64,
+}
+
+
 def _survey(
-    recording: Recording, systematic: pl.DataFrame, model: str, facts: Recorded, options: VerifyOptions
+    recording: Recording, systematic: pl.DataFrame | None, model: str, facts: Recorded, options: VerifyOptions
 ) -> Iterator[dict[str, Any]]:
     published = reference_table("published_survey2025").filter(pl.col("model") == model)
     if published.is_empty():
         return
     row = published.row(0, named=True)
-    judged = systematic.filter(preset="survey2025", first_token="included")
-    pairs = judged.filter("is_systematic")
+    rows = pl.DataFrame(schema=_PAIR) if systematic is None else systematic
+    pairs = rows.filter("is_systematic", preset="survey2025", first_token="included")
     mean = {name: pairs[name].mean() for name in ("layer_fraction", "position_fraction")}
     per_cent = {name: None if value is None else 100 * float(value) for name, value in mean.items()}  # type: ignore[arg-type]
     count, perplexity_tolerance = options.count_tolerance, options.perplexity_tolerance
@@ -303,7 +318,7 @@ def _survey(
             "source": "the 2025 survey",
         }
         reason = other_text(facts)
-        if reason is None and judged.is_empty() and column != "perplexity_approx":
+        if reason is None and systematic is None and column != "perplexity_approx":
             reason = "no feature was judged by the preset survey2025"
         if reason is not None:
             yield {**key, **_incomparable(reason)}

@@ -21,6 +21,7 @@ def made_up_comparison(n_models: int, *, seed: int = 0, presets: tuple[str, ...]
             "family": f"family-{k % 5}",
             "total_params_b": total,
             "active_params_b": total / 8 if is_moe else total,
+            "active_ratio": 1 / 8 if is_moe else 1.0,
             "perplexity": float(random.uniform(5, 30)),
             "d_model": 2048,
             "n_layers": 28,

@@ -174,9 +174,8 @@ def test_a_missing_loss_leaves_the_perplexity_out(tmp_path: Path) -> None:
 def test_the_estimates_are_the_comparison(tmp_path: Path) -> None:
     activations = made_up_activations(n_layers=3, shape=(3, 30, 40), seed=0)
     recording = write_recording(tmp_path / "outliers", activations)
-    systematic_features(recording, PRESETS).write_parquet(tmp_path / "systematic.parquet")
-    model = ComparedModel(FACTS, recording.directory, tmp_path / "systematic.parquet")
-    compared = compare_models([model], PRESETS)
+    model = ComparedModel(FACTS, recording, systematic_features(recording, PRESETS).filter("is_systematic"))
+    compared = compare_models([model], PRESETS).models
     resamples = resample_model(recording, PRESETS, model="one", options=FEW)
     checked = 0
     for row in resamples.iter_rows(named=True):

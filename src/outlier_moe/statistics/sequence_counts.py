@@ -1,0 +1,220 @@
+"""What each sequence of a recording counts at every edge, so that no threshold has to read the recording's tables.
+
+A recording has a row for each tap, layer, sequence and feature, with a list of counts. All that judging features at a
+threshold takes of them is whether a layer is affected (one ladder step a row), how many positions and values are at
+each edge (summed over the sites of a view), and the peaks: a tenth of the bytes, and of those only one edge is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Int64, UInt8
+
+from outlier_moe.errors import StudyError
+from outlier_moe.filtering import Preset
+from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
+from outlier_moe.recording_files import Recording
+from outlier_moe.schemas import tap_enum, view_enum
+from outlier_moe.taps import VIEW_OF, VIEWS, View
+
+FILES = ("counts", "steps", "peaks", "massive")
+_ROWS_OF_A_GROUP = 1 << 16
+_SIDE = ("", "later_")
+
+
+@dataclass(frozen=True)
+class SequenceCounts:
+    """The tables of one model."""
+
+    directory: Path
+    """Their folder."""
+
+    def counts(self, view: View, edge: int) -> pl.DataFrame:
+        """Per (sequence, feature) that reaches an edge: `n_positions`, `n_values`, and the same without first tokens.
+
+        Args:
+            view: The taps counted together.
+            edge: Its index on the ladder, from the floor.
+        """
+        later = {f"later_{name}": pl.col(name) - pl.col(f"first_{name}") for name in ("n_positions", "n_values")}
+        return (
+            self._scan("counts")
+            .filter(pl.col("view").cast(pl.String) == view, pl.col("edge") == edge)
+            .select("sequence", "feature", "n_positions", "n_values", **later)
+            .collect()
+        )
+
+    def steps(self) -> pl.DataFrame:
+        """Per (tap, layer, sequence): the ladder step of every feature's peak, `step`, and of its `later_step`."""
+        return self._scan("steps").collect()
+
+    def peaks(self, view: View) -> pl.DataFrame:
+        """Per (sequence, feature): the `peak` over a view's sites, and the `later_peak`."""
+        return self._scan("peaks").filter(pl.col("view").cast(pl.String) == view).drop("view").collect()
+
+    def massive(self) -> pl.DataFrame:
+        """The rows that could be massive by one of the study's presets, with their hidden state's median magnitude."""
+        return self._scan("massive").collect()
+
+    def _scan(self, name: str) -> pl.LazyFrame:
+        path = self.directory / f"{name}.parquet"
+        if not path.exists():
+            remedy = f"Run: snakemake {self.directory}"
+            raise StudyError("A model's counts by sequence cannot be read.", file=path, got="no file", remedy=remedy)
+        return pl.scan_parquet(path)
+
+
+def write_sequence_counts(recording: Recording, massive: list[Preset], directory: Path) -> None:
+    """Count a recording by sequence.
+
+    Args:
+        recording: Its tables.
+        massive: The presets that judge by peaks alone: what could be massive by one of them is kept.
+        directory: The folder to make.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    pooled = {view: _Pooled.of(recording, view) for view in VIEWS if set(VIEWS[view]) & set(recording.run["taps"])}
+    steps, candidates = [], []
+    for rows in _layers(recording):
+        for (tap, layer), of_site in rows.group_by("tap", "layer", maintain_order=True):
+            pooled[VIEW_OF[tap]].add(of_site)  # type: ignore[index]
+            steps.append(_steps_of(of_site, recording, tap=str(tap), layer=int(layer)))  # type: ignore[arg-type]
+        candidates.append(_candidates(rows, recording, massive))
+    pl.concat([table.counts(recording) for table in pooled.values()]).write_parquet(
+        directory / "counts.parquet", row_group_size=_ROWS_OF_A_GROUP
+    )
+    pl.concat(steps).write_parquet(directory / "steps.parquet")
+    places = ["view", "sequence", "feature", "peak", "later_peak"]
+    recording.any_layer_outliers().select(places).collect().write_parquet(directory / "peaks.parquet")
+    pl.concat(candidates).write_parquet(directory / "massive.parquet")
+
+
+def _layers(recording: Recording) -> Iterator[pl.DataFrame]:
+    """The rows of one layer after the other."""
+    # Says what is wrong with a table that is missing or broken before any of them is read.
+    columns = recording.layer_outliers().collect_schema().names()
+    for path in sorted(recording.directory.glob("layer_*.arrow")):
+        yield pl.scan_ipc(path).select(columns).collect()
+
+
+def _ladder_steps(magnitude: pl.Series, ladder: Ladder) -> UInt8[np.ndarray, " row"]:
+    """How many edges a magnitude reaches: its top bits, counted from the floor's."""
+    bits = magnitude.cast(pl.Float32).to_numpy().view(np.uint32) >> np.uint32(FLOAT32_SHIFT)
+    return np.clip(bits.astype(np.int64) - ladder.floor_rung + 1, 0, N_EDGES).astype(np.uint8)
+
+
+def _steps_of(rows: pl.DataFrame, recording: Recording, *, tap: str, layer: int) -> pl.DataFrame:
+    shape = recording.run["n_sequences"], recording.run["d_model"]
+    at = rows["sequence"].to_numpy(), rows["feature"].to_numpy()
+    columns = {}
+    for side in _SIDE:
+        dense = np.zeros(shape, np.uint8)
+        dense[at] = _ladder_steps(rows[f"{side}peak"], recording.ladder)
+        columns[f"{side}step"] = pl.Series(dense, dtype=pl.Array(pl.UInt8, shape[1]))
+    return pl.DataFrame(columns).select(
+        pl.lit(tap, tap_enum).alias("tap"),
+        pl.lit(layer, pl.UInt16).alias("layer"),
+        pl.int_range(pl.len(), dtype=pl.UInt16).alias("sequence"),
+        *columns,
+    )
+
+
+def _candidates(rows: pl.DataFrame, recording: Recording, massive: list[Preset]) -> pl.DataFrame:
+    """Rows that are massive by any of the presets, first tokens included."""
+    medians = recording.sites().select("tap", "layer", "sequence", "median_magnitude")
+    could_be = [
+        pl.col("tap").is_in(VIEWS[preset.view])
+        & (pl.col("peak") > preset.magnitude)
+        & (pl.col("peak") >= preset.median_ratio * pl.col("median_magnitude"))
+        for preset in massive
+    ]
+    least = min((preset.magnitude for preset in massive), default=np.inf)
+    return (
+        rows.filter(pl.col("peak") > least)
+        .drop("n_positions")
+        .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
+        .filter(pl.any_horizontal(could_be) if could_be else pl.lit(False))
+    )
+
+
+class _Lists(NamedTuple):
+    """The counts of rows, one after the other."""
+
+    row: Int64[np.ndarray, " count"]
+    """Whose they are."""
+    edge: Int64[np.ndarray, " count"]
+    value: Int64[np.ndarray, " count"]
+
+
+def _lists(counts: pl.Series) -> _Lists:
+    lengths = counts.list.len().to_numpy().astype(np.int64)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    values = counts.explode(empty_as_null=False).to_numpy().astype(np.int64)
+    return _Lists(row, np.arange(len(values)) - starts[row], values)
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """The counts of one view, summed over its sites."""
+
+    view: View
+    union: pl.DataFrame
+    """Its rows of `any_layer`."""
+    starts: Int64[np.ndarray, " unit"]
+    """Where the counts of each (sequence, feature) begin; as many as its union has."""
+    n_values: Int64[np.ndarray, " count"]
+    n_first: Int64[np.ndarray, " count"]
+    """Sites at which the first token reaches the edge."""
+    recording: Recording
+
+    @classmethod
+    def of(cls, recording: Recording, view: View) -> _Pooled:
+        columns = ["sequence", "feature", "first_token_magnitude", "n_positions"]
+        union = recording.any_layer_outliers().filter(pl.col("view") == view).select(columns).collect()
+        lengths = union["n_positions"].list.len().to_numpy().astype(np.int64)
+        starts = np.zeros(recording.run["n_sequences"] * recording.run["d_model"], np.int64)
+        starts[_units(union, recording)] = np.cumsum(lengths) - lengths
+        total = int(lengths.sum())
+        return cls(view, union, starts, np.zeros(total, np.int64), np.zeros(total, np.int64), recording)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add one site's rows; each feature is in it at most once a sequence, so that no place is written twice."""
+        start = self.starts[_units(rows, self.recording)]
+        counts = _lists(rows["n_positions"])
+        self.n_values[start[counts.row] + counts.edge] += counts.value
+        reached = _first_reaches(rows, counts, self.recording.ladder)
+        self.n_first[(start[counts.row] + counts.edge)[reached]] += 1
+
+    def counts(self, recording: Recording) -> pl.DataFrame:
+        """Ordered by edge, so that a reader skips all others."""
+        union = _lists(self.union["n_positions"])
+        first = _first_reaches(self.union, union, recording.ladder)
+        at = pl.Series(union.row)
+        return (
+            self.union.select("sequence", "feature")[at]
+            .with_columns(
+                view=pl.lit(self.view, view_enum),
+                edge=pl.Series(union.edge, dtype=pl.UInt8),
+                n_positions=pl.Series(union.value, dtype=pl.UInt32),
+                first_n_positions=pl.Series(first, dtype=pl.Boolean).cast(pl.UInt32),
+                n_values=pl.Series(self.n_values, dtype=pl.UInt32),
+                first_n_values=pl.Series(self.n_first, dtype=pl.UInt32),
+            )
+            .sort("edge", "sequence", "feature")
+        )
+
+
+def _units(rows: pl.DataFrame, recording: Recording) -> Int64[np.ndarray, " row"]:
+    return rows["sequence"].to_numpy().astype(np.int64) * recording.run["d_model"] + rows["feature"].to_numpy()
+
+
+def _first_reaches(rows: pl.DataFrame, counts: _Lists, ladder: Ladder) -> Bool[np.ndarray, " count"]:
+    """Whether position 0 is one of the positions counted."""
+    return counts.edge < _ladder_steps(rows["first_token_magnitude"], ladder)[counts.row].astype(np.int64)

@@ -1,0 +1,37 @@
+# Count what a recording has at every edge of the ladder, once a recording: all that later stages need of it, whatever
+# the thresholds. A changed threshold then reads one edge of these tables, and not the recording.
+#
+# INPUTS   results/{model}/outliers/
+# OUTPUTS  results/{model}/sequence_counts/   what each sequence counts, from which features are judged and resampled
+#          results/{model}/edge_counts.json   what the report's sliders work on
+#          results/{model}/layer_peaks.parquet  each feature's peak by tap and layer
+
+
+rule count_at_edges:
+    input:
+        outliers="results/{model}/outliers",
+    output:
+        edge_counts="results/{model}/edge_counts.json",
+        sequence_counts=directory("results/{model}/sequence_counts"),
+        layer_peaks="results/{model}/layer_peaks.parquet",
+    log:
+        "logs/count_at_edges/{model}.log",
+    benchmark:
+        "logs/benchmarks/count_at_edges/{model}.tsv"
+    params:
+        shapes=sorted({shape.name for shape in map(shape_of, PRESETS) if shape}),
+        massive=[preset for preset in JUDGED_BY if preset["rule"] == "massive"],
+        least_layers=min(
+            [LEAST_LAYER_FRACTION, *(preset.layer_fraction for preset in PRESETS)]
+        ),
+        least_positions=min(
+            [
+                LEAST_POSITION_FRACTION,
+                *(preset.position_fraction for preset in PRESETS),
+            ]
+        ),
+        revision=REVISIONS["count_at_edges"],
+    message:
+        "Counting at every edge of the ladder for {wildcards.model}"
+    script:
+        "../scripts/count_at_edges.py"

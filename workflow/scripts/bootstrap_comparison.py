@@ -1,0 +1,22 @@
+"""Take the intervals of every figure, and of the differences of models, from resampled sequences."""
+
+from pathlib import Path
+
+from outlier_moe.filtering import Preset
+from outlier_moe.reporting import reporting_to
+from outlier_moe.statistics.bootstrap import BootstrapOptions
+from outlier_moe.statistics.study_bootstrap import StudyFiles, bootstrap_study
+
+with reporting_to(snakemake.log[0]):
+    options = dict(snakemake.params.options)
+    paths = zip(map(Path, snakemake.input.outliers), map(Path, snakemake.input.counts), strict=True)
+    tables = bootstrap_study(
+        dict(zip(snakemake.params.models, (StudyFiles(*files) for files in paths), strict=True)),
+        [Preset(**preset) for preset in snakemake.params.presets],
+        closely=snakemake.params.closely,
+        confidence_level=options.pop("confidence_level"),
+        options=BootstrapOptions(**options),
+        kept=Path("resources/resamples"),
+    )
+    for name, table in tables._asdict().items():
+        table.write_parquet(snakemake.output[name])

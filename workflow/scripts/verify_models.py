@@ -1,0 +1,21 @@
+"""Hold every model against what others published of it, and look at its experts."""
+
+from pathlib import Path
+
+import polars as pl
+
+from outlier_moe.reporting import reporting_to
+from outlier_moe.statistics.study_tests import CheckedModel, checks_of_study
+
+with reporting_to(snakemake.log[0]):
+    params = snakemake.params
+    rows = zip(params.models, map(Path, snakemake.input.outliers), params.revisions, strict=True)
+    tables = checks_of_study(
+        [CheckedModel(*row) for row in rows],
+        pl.read_parquet(snakemake.input.features),
+        presets=params.presets,
+        magnitude=params.magnitude,
+        seed=params.seed,
+    )
+    for name, table in tables._asdict().items():
+        table.write_parquet(snakemake.output[name])
