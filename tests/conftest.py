@@ -8,6 +8,7 @@ import dataframely as dy
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 # Before anything imports huggingface_hub: what a test wants of a hub, it has to put there itself.
@@ -29,6 +30,6 @@ class _WholeStudiesFirst(LoadScopeScheduling):
         return nodeid.rsplit("::", 1)[0] if nodeid.startswith(("tests/workflow", "tests/browser")) else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Scopes with the most tests are started first."""
-    return _WholeStudiesFirst(config)
+    return _WholeStudiesFirst(config, log)

@@ -4,7 +4,9 @@ A tile of activations (a few positions of a block of features) is brought in as 
 stay in the processor's cache, and one loop after the other runs over it there. A loop that does one thing, on rows that
 were sliced off before and in numbers that are kept to 32 bits, is one that the compiler turns into vector instructions.
 Every sum goes over positions in one fixed order, each feature for itself, so that no result depends on how the features
-are divided among threads. All of it is in one file because the cache of compiled functions looks at no other.
+are divided among threads. The threads are numba's, by OpenMP as torch's are: threads of our own would wait for a
+processor while those of torch, between two of its operations, keep it busy waiting. All of it is in one file because
+the cache of compiled functions looks at no other.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8, UInt16, UInt32
-from numba import njit
+from numba import njit, prange
 
 from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES
 
@@ -48,6 +50,11 @@ def compiled(function: Callable) -> Callable:
     """Compile a function for loops that hold no lock of the interpreter."""
     # What a checker of types has wrapped around the function cannot be compiled.
     return njit(nogil=True, cache=True, error_model="numpy")(inspect.unwrap(function))
+
+
+def compiled_for_threads(function: Callable) -> Callable:
+    """The same, its `prange` loops shared out among numba's threads."""
+    return njit(nogil=True, cache=True, error_model="numpy", parallel=True)(inspect.unwrap(function))
 
 
 @compiled
@@ -143,9 +150,14 @@ def _count(steps: Flags, histogram: Histogram, groups: Groups, lanes: Groups) ->
 
 
 @compiled
+def whole_lanes(n_features: int) -> int:
+    """The length of a tile's rows for a number of features."""
+    return (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
+
+
+@compiled
 def _histogram(n_features: int) -> Histogram:
-    n_lanes = (n_features + LANE_MULTIPLE - 1) // LANE_MULTIPLE * LANE_MULTIPLE
-    return np.zeros((N_EDGES + 1, n_lanes), np.uint16)
+    return np.zeros((N_EDGES + 1, whole_lanes(n_features)), np.uint16)
 
 
 @compiled
@@ -222,9 +234,15 @@ def _add_powers(
 
 
 @compiled
-def _lists(histogram: Histogram, top_step: UInt8[np.ndarray, " feature"]) -> UInt16[np.ndarray, " count"]:
-    """Fill in each feature's top step; returns its counts at the edges up to that, feature after feature."""
-    n_positions, n = np.empty(len(top_step) * N_EDGES, np.uint16), 0
+def _lists(
+    histogram: Histogram, top_step: UInt8[np.ndarray, " feature"], n_positions: UInt16[np.ndarray, " room"]
+) -> int:
+    """Fill in each feature's top step and its counts at the edges up to that, feature after feature.
+
+    Returns:
+        How many counts there are in all.
+    """
+    n = 0
     for f in range(len(top_step)):
         top = N_EDGES
         while top > 0 and histogram[top, f] == 0:
@@ -235,11 +253,70 @@ def _lists(histogram: Histogram, top_step: UInt8[np.ndarray, " feature"]) -> UIn
             n_positions[n + step - 1] = total
         top_step[f] = top
         n += top
-    return n_positions[:n].copy()
+    return n
+
+
+@compiled_for_threads
+def tally_sequence(
+    bits: Bits,
+    kind: int,
+    divisors: Divisors,
+    union: Union,
+    floor_rung: int,
+    bracket: UInt32[np.ndarray, " low_and_width=2"],
+    n_ranges: int,
+    peaks: UInt32[np.ndarray, "what=4 feature"],
+    top_step: UInt8[np.ndarray, " feature"],
+    sums: Float64[np.ndarray, "power=4 feature"],
+    n_nonfinite: Int64[np.ndarray, " feature"],
+    n_positions: UInt16[np.ndarray, "feature step"],
+    inside: UInt32[np.ndarray, "range room"],
+    n_found: Int64[np.ndarray, "range what=3"],
+) -> None:
+    """Tally one sequence, its features in ranges of equal length that the threads share out.
+
+    Args:
+        bits: The activations.
+        kind: Their format.
+        divisors: What each token's activations are divided by.
+        union: Raised in place to these activations' steps; without positions if none is kept.
+        floor_rung: The ladder's.
+        bracket: The bit patterns to collect for the median: the lowest, above 0, and how many from there on.
+        n_ranges: Into how many ranges the features are divided.
+        peaks: Zeros; filled with the bits of |x| at position 0, of the largest later |x|, its position, and the bits of
+            x where |x| peaks.
+        top_step: Zeros; filled with the largest step, which is how many counts a feature has.
+        sums: Zeros; filled with the sums of x, x**2, x**3, x**4.
+        n_nonfinite: Zeros; filled with the number of values left out.
+        n_positions: Room; each range's counts at the edges, feature after feature, come from its first row on.
+        inside: Room; filled with each range's magnitudes inside the bracket.
+        n_found: Filled with each range's number of counts, of magnitudes inside the bracket, and of those below it, or
+            -1 if those inside were too many to be kept.
+    """
+    n_features = bits.shape[1]
+    counts = n_positions.reshape(n_positions.size)
+    for i in prange(n_ranges):
+        f0, f1 = n_features * i // n_ranges, n_features * (i + 1) // n_ranges
+        n_found[i, 0], n_found[i, 1], n_found[i, 2] = _tally_features(
+            bits,
+            kind,
+            divisors,
+            union,
+            floor_rung,
+            bracket,
+            f0,
+            f1,
+            peaks,
+            top_step,
+            sums,
+            n_nonfinite,
+            counts[f0 * N_EDGES : f1 * N_EDGES],
+            inside[i],
+        )
 
 
 @compiled
-def tally_features(
+def _tally_features(
     bits: Bits,
     kind: int,
     divisors: Divisors,
@@ -252,36 +329,17 @@ def tally_features(
     top_step: UInt8[np.ndarray, " feature"],
     sums: Float64[np.ndarray, "power=4 feature"],
     n_nonfinite: Int64[np.ndarray, " feature"],
-) -> tuple[UInt16[np.ndarray, " count"], UInt32[np.ndarray, " inside"], int]:
-    """Tally features f0 to f1 of one sequence, one tile of positions after the other.
-
-    Args:
-        bits: The activations.
-        kind: Their format.
-        divisors: What each token's activations are divided by.
-        union: Raised in place to these activations' steps; without positions if none is kept.
-        floor_rung: The ladder's.
-        bracket: The bit patterns to collect for the median: the lowest, above 0, and how many from there on.
-        f0: The first feature.
-        f1: The one after the last.
-        peaks: Zeros; filled with the bits of |x| at position 0, of the largest later |x|, its position, and the bits of
-            x where |x| peaks.
-        top_step: Zeros; filled with the largest step, which is how many counts a feature has.
-        sums: Zeros; filled with the sums of x, x**2, x**3, x**4.
-        n_nonfinite: Zeros; filled with the number of values left out.
-
-    Returns:
-        The counts at the edges, feature after feature; the magnitudes inside the bracket; how many lie below it, or -1
-        if those inside were too many to be kept.
-    """
+    n_positions: UInt16[np.ndarray, " count"],
+    inside: UInt32[np.ndarray, " room"],
+) -> tuple[int, int, int]:
+    """Tally features f0 to f1 of one sequence, one tile of positions after the other."""
     histogram = _histogram(f1 - f0)
     tile = np.zeros((ROWS, histogram.shape[1]), np.uint32)
     steps, flags = np.empty(tile.shape, np.uint8), np.empty(tile.size, np.uint8)
     elements, element_steps = tile.reshape(tile.size), steps.reshape(steps.size)
     lanes = _group_lanes(tile.shape[1])
     groups = np.empty(len(lanes), np.uint32)
-    # The bracket is meant for some per cent of the values. More, as where one value is very common, are not kept.
-    inside, n_inside, n_below = np.empty(len(bits) * tile.shape[1] // 8 + 2 * tile.size, np.uint32), np.uint64(0), 0
+    n_inside, n_below = np.uint64(0), 0
     room = np.uint64(len(inside) - tile.size)
     for p0 in range(0, len(bits), ROWS):
         _read(bits, kind, divisors, p0, f0, f1, tile)
@@ -303,7 +361,8 @@ def tally_features(
     # The zeros that fill the tiles up, or stand for what is not finite, were taken for elements below the bracket.
     n_read = (len(bits) + ROWS - 1) // ROWS * tile.size
     n_below -= n_read - len(bits) * (f1 - f0) + n_nonfinite[f0:f1].sum()
-    return _lists(histogram, top_step[f0:f1]), inside[:n_inside].copy(), n_below if n_inside <= room else -1
+    n_counts = _lists(histogram, top_step[f0:f1], n_positions)
+    return n_counts, int(n_inside), int(n_below) if n_inside <= room else -1
 
 
 @compiled
@@ -314,9 +373,17 @@ def _look_up_values(bits: Bits, kind: int, f0: int, f1: int, peaks: UInt32[np.nd
         peaks[3, f] = max(peaks[0, f], peaks[1, f]) | sign << np.uint32(31)
 
 
+@compiled_for_threads
+def token_rms(bits: Bits, kind: int, n_ranges: int, rms: Divisors) -> None:
+    """Write each token's RMS, or infinity where it is zero, so that what it divides stays zero; in ranges of tokens."""
+    n_positions = len(bits)
+    for i in prange(n_ranges):
+        _token_rms(bits, kind, n_positions * i // n_ranges, n_positions * (i + 1) // n_ranges, rms)
+
+
 @compiled
-def token_rms(bits: Bits, kind: int, begin: int, end: int, rms: Divisors) -> None:
-    """Write the RMS of the tokens from `begin` to `end`, or infinity where it is zero: what it divides stays zero.
+def _token_rms(bits: Bits, kind: int, begin: int, end: int, rms: Divisors) -> None:
+    """Write the RMS of the tokens from `begin` to `end`.
 
     The squares are added as a balanced tree over the features padded to a power of two: every implementation can do
     the same additions in the same order, and its sums are the same to the last bit.
@@ -439,4 +506,5 @@ def tally_union(
             for f in range(n_features):
                 later_top_step[f] = max(later_top_step[f], row[f])
         _count(steps.reshape(steps.size), histogram, groups, lanes)
-    return _lists(histogram, top_step)
+    n_positions = np.empty(n_features * N_EDGES, np.uint16)
+    return n_positions[: _lists(histogram, top_step, n_positions)].copy()

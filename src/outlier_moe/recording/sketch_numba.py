@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, Shaped, UInt8, UInt16, UInt32
+from numba import get_num_threads, set_num_threads
 from torch import Tensor
 
-from outlier_moe.ladder import Ladder
+from outlier_moe.ladder import N_EDGES, Ladder
 from outlier_moe.recording import kernels
 from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
 
-T = TypeVar("T")
-
 FORMATS = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}
 
+MOST_THREADS = get_num_threads()
 # A range with fewer features (or positions) costs more to start than it saves; what belongs to one with more does not
 # fit the cache.
 SHORTEST_RANGE = 64
 LONGEST_RANGE = 512
 # Runs, and magnitudes in each, that the bracket of the median is judged from. It reaches three standard errors of the
 # sample's median rank to both sides; where it misses all the same, the median costs 31 more passes.
-SAMPLE = (512, 32)
+SAMPLE = (256, 32)
 STANDARD_ERRORS = 3
 
 
@@ -43,62 +39,25 @@ class _Sequence(NamedTuple):
     """What each token's activations are divided by."""
 
 
-class _Part(NamedTuple):
-    """What one range of a sequence's features came to."""
+def _share_out(length: int) -> int:
+    """Into how many ranges of equal length to divide features or positions, so that all threads have one.
 
-    n_positions: UInt16[np.ndarray, " count"]
-    """The counts at the edges, feature after feature."""
-    inside: UInt32[np.ndarray, " value"]
-    """The magnitudes inside the bracket."""
-    n_below: int
-    """How many lie below it; -1 if not all that are inside were kept."""
-
-
-@cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="sketch")
+    The threads are as many as torch uses.
+    """
+    n_threads = min(torch.get_num_threads(), MOST_THREADS)
+    if n_threads != get_num_threads():
+        set_num_threads(n_threads)
+    n_ranges = max(1, min(n_threads, length // SHORTEST_RANGE))
+    return n_ranges * -(-length // (n_ranges * LONGEST_RANGE))
 
 
-def _at_once(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """The tasks' results, in order; they run on torch's number of threads, this one among them."""
-    n_threads = min(torch.get_num_threads(), len(tasks))
-
-    def share(first: int) -> list[T]:
-        return [task() for task in tasks[first::n_threads]]
-
-    others = [_pool(n_threads - 1).submit(share, i) for i in range(1, n_threads)]
-    shares = [share(0), *(other.result() for other in others)]
-    return [shares[i % n_threads][i // n_threads] for i in range(len(tasks))]
-
-
-def _ranges(length: int, n_sequences: int) -> list[tuple[int, int]]:
-    """Ranges of equal length: as few to a sequence as keep all threads busy."""
-    n_threads = torch.get_num_threads()
-    n_ranges = min(n_threads // math.gcd(n_threads, n_sequences), length // SHORTEST_RANGE)
-    n_ranges = max(1, n_ranges, -(-length // LONGEST_RANGE))
-    return list(pairwise(length * i // n_ranges for i in range(n_ranges + 1)))
-
-
-def _sequences(x: Float[Tensor, "sequence position feature"], scale: Scale) -> list[_Sequence]:
+def _sequence(x: Float[Tensor, "position feature"], scale: Scale) -> _Sequence:
     integer, unsigned = (torch.int32, np.uint32) if x.dtype == torch.float32 else (torch.int16, np.uint16)
-    sequences = [
-        _Sequence(
-            each.contiguous().view(integer).numpy().view(unsigned),
-            FORMATS[x.dtype],
-            np.ones(len(each), np.float32),
-        )
-        for each in x
-    ]
+    bits = x.contiguous().view(integer).numpy().view(unsigned)
+    sequence = _Sequence(bits, FORMATS[x.dtype], np.ones(len(x), np.float32))
     if scale == "token_rms":
-        ranges = _ranges(x.shape[1], len(sequences))
-        _at_once(
-            [
-                partial(kernels.token_rms, *each[:2], *each_range, each.divisors)
-                for each in sequences
-                for each_range in ranges
-            ]
-        )
-    return sequences
+        kernels.token_rms(sequence.bits, sequence.kind, _share_out(len(x)), sequence.divisors)
+    return sequence
 
 
 def _bracket(sequence: _Sequence) -> UInt32[np.ndarray, " low_and_width=2"]:
@@ -117,14 +76,15 @@ def _bracket(sequence: _Sequence) -> UInt32[np.ndarray, " low_and_width=2"]:
     return np.array([low, max(0, high - low + 1)], np.uint32)
 
 
-def _median(sequence: _Sequence, parts: Sequence[_Part], n_finite: int) -> np.float32:
+def _median(
+    sequence: _Sequence, inside: UInt32[np.ndarray, " value"], n_below: Int64[np.ndarray, " range"], n_finite: int
+) -> np.float32:
     """The lower median of the magnitudes: from inside the bracket or, where that missed, from all."""
     if n_finite == 0:
         return np.float32(0)
     rank = (n_finite - 1) // 2
-    inside = np.concatenate([part.inside for part in parts])
-    rank_inside = rank - sum(part.n_below for part in parts)
-    if 0 <= rank_inside < len(inside) and all(part.n_below >= 0 for part in parts):
+    rank_inside = rank - int(n_below.sum())
+    if 0 <= rank_inside < len(inside) and np.all(n_below >= 0):
         return np.partition(inside, rank_inside)[rank_inside].view(np.float32)
     return _median_by_bisection(sequence, rank)
 
@@ -167,6 +127,28 @@ def _outputs(n_sequences: int, n_features: int) -> _Outputs:
     )
 
 
+def _tally(
+    sequence: _Sequence, union: UInt8[np.ndarray, "position feature"], ladder: Ladder, out: _Outputs
+) -> tuple[UInt16[np.ndarray, " count"], np.float32]:
+    """Fill in one sequence's outputs; returns its counts at the edges, feature after feature, and its median."""
+    n_positions, n_features = sequence.bits.shape
+    n_ranges = _share_out(n_features)
+    counts = np.empty((n_features, N_EDGES), np.uint16)
+    # The bracket is meant for some per cent of the values. More than an eighth, as where one value is very common, are
+    # not kept; from one tile of positions to the next there must be room for a whole one.
+    lanes = kernels.whole_lanes(-(-n_features // n_ranges))
+    inside = np.empty((n_ranges, (n_positions // 8 + 2 * kernels.ROWS) * lanes), np.uint32)
+    n_found = np.empty((n_ranges, 3), np.int64)
+    kernels.tally_sequence(
+        *sequence, union, ladder.floor_rung, _bracket(sequence), n_ranges, *out, counts, inside, n_found
+    )
+    starts = [n_features * i // n_ranges for i in range(n_ranges)]
+    kept = [counts[start:].reshape(-1)[:n] for start, n in zip(starts, n_found[:, 0], strict=True)]
+    collected = np.concatenate([part[:n] for part, n in zip(inside, n_found[:, 1], strict=True)])
+    n_finite = n_positions * n_features - int(out.n_nonfinite.sum())
+    return np.concatenate(kept), _median(sequence, collected, n_found[:, 2], n_finite)
+
+
 def sketch_site(
     x: Float[Tensor, "sequence position feature"],
     *,
@@ -176,36 +158,20 @@ def sketch_site(
 ) -> SiteSketch:
     """The sketch of one site."""
     n_sequences, n_positions, n_features = x.shape
-    sequences = _sequences(x, scale)
-    brackets = _at_once([partial(_bracket, sequence) for sequence in sequences])
+    sequences = [_sequence(each, scale) for each in x]
     unions = np.empty((n_sequences, 0, n_features), np.uint8) if union is None else union.numpy()
     out = _outputs(n_sequences, n_features)
-    ranges = _ranges(n_features, n_sequences)
-    results = _at_once(
-        [
-            partial(
-                kernels.tally_features, *sequence, unions[s], ladder.floor_rung, brackets[s], *each_range, *out.of(s)
-            )
-            for s, sequence in enumerate(sequences)
-            for each_range in ranges
-        ]
-    )
-    parts = [_Part(*result) for result in results]
-    n_finite = n_positions * n_features - out.n_nonfinite.sum(axis=1)
-    medians = [
-        _median(sequence, parts[s * len(ranges) : (s + 1) * len(ranges)], int(n_finite[s]))
-        for s, sequence in enumerate(sequences)
-    ]
+    tallied = [_tally(sequence, unions[s], ladder, out.of(s)) for s, sequence in enumerate(sequences)]
     tally = Tally(
         first=out.peaks[:, 0].view(np.float32),
         later=out.peaks[:, 1].view(np.float32),
         later_position=out.peaks[:, 2].astype(np.uint16),
         peak_value=out.peaks[:, 3].view(np.float32),
         top_step=out.top_step,
-        n_positions=np.concatenate([part.n_positions for part in parts]),
+        n_positions=np.concatenate([counts for counts, _ in tallied]),
         sums=out.sums,
         n_nonfinite=out.n_nonfinite,
-        median=np.array(medians),
+        median=np.array([median for _, median in tallied]),
     )
     return site_sketch(
         tally,
@@ -218,5 +184,5 @@ def sketch_union(union: UInt8[Tensor, "sequence position feature"]) -> UnionSket
     """The counts over a union."""
     steps = np.ascontiguousarray(union.numpy())
     top, later = (np.zeros((len(steps), steps.shape[2]), np.uint8) for _ in range(2))
-    counts = _at_once([partial(kernels.tally_union, sequence, top[s], later[s]) for s, sequence in enumerate(steps)])
+    counts = [kernels.tally_union(sequence, top[s], later[s]) for s, sequence in enumerate(steps)]
     return union_sketch(top, steps[:, 0], later, np.concatenate(counts))

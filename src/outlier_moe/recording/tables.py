@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float64, UInt32
 from outlier_moe import schemas
 from outlier_moe.recording.observer import OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
-from outlier_moe.taps import TAPS, VIEWS, Tap, View
+from outlier_moe.taps import TAPS, VIEWS, View
 
 LAYER_SCHEMA: pa.Schema = schemas.LayerOutlier.create_empty().to_arrow().schema
 ANY_LAYER_SCHEMA: pa.Schema = schemas.AnyLayerOutlier.create_empty().to_arrow().schema
@@ -21,13 +21,17 @@ ANY_LAYER_SCHEMA: pa.Schema = schemas.AnyLayerOutlier.create_empty().to_arrow().
 _COLUMNS = ("feature", "peak", "peak_position", "first_token_magnitude", "later_peak", "later_peak_position")
 
 
+Columns = dict[str, np.ndarray]
+"""A part of a table. Frames are made of the whole: making one takes longer than the sketch it is to hold."""
+
+
 class SiteFigures(NamedTuple):
     """What the small tables need of one (tap, layer) of a chunk; the sketch's rows are not held on to."""
 
-    sites: pl.DataFrame
-    """Rows of `schemas.Site`."""
-    peaks: pl.DataFrame
-    """Rows of `schemas.Peak`, their `text` still empty."""
+    sites: Columns
+    """Columns of `schemas.Site`, the tap as its number in `TAPS`."""
+    peaks: Columns
+    """Columns of `schemas.Peak` but for the text, the tap likewise."""
 
 
 def _rows_of_sequence(rows: SiteSketch | OutlierRows, sequence: int) -> slice:
@@ -89,25 +93,32 @@ def site_figures(
         n_peaks: Features kept for each sequence.
     """
     tap, sketch = tap_sketch
-    sites = pl.DataFrame(
-        {
-            "sequence": first_sequence + np.arange(len(sketch.rms)),
-            "rms": sketch.rms,
-            "median_magnitude": sketch.median_magnitude,
-            "top_magnitude": sketch.top_magnitude,
-            "max_median_ratio": _max_median_ratio(sketch),
-            "kurtosis_of_feature_rms": sketch.kurtosis_of_feature_rms,
-            "excess_kurtosis": sketch.excess_kurtosis,
-            "n_nonfinite": sketch.n_nonfinite,
-        },
-        nan_to_null=True,
-    ).with_columns(
-        tap=pl.lit(tap, schemas.tap_enum),
-        layer=pl.lit(layer, pl.UInt16),
-        n_positions=pl.lit(tokens.shape[1], pl.UInt16),
-        d_model=pl.lit(sketch.n_features, pl.UInt32),
-    )
-    return SiteFigures(sites, _top_features(layer, tap, sketch, tokens, first_sequence=first_sequence, n_peaks=n_peaks))
+    sites = {
+        "sequence": first_sequence + np.arange(len(sketch.rms)),
+        "rms": sketch.rms,
+        "median_magnitude": sketch.median_magnitude,
+        "top_magnitude": sketch.top_magnitude,
+        "max_median_ratio": _max_median_ratio(sketch),
+        "kurtosis_of_feature_rms": sketch.kurtosis_of_feature_rms,
+        "excess_kurtosis": sketch.excess_kurtosis,
+        "n_nonfinite": sketch.n_nonfinite,
+    }
+    peaks = _top_features(sketch, tokens, first_sequence=first_sequence, n_peaks=n_peaks)
+    place = {"tap": TAPS.index(tap), "layer": layer}
+    shape = {"n_positions": tokens.shape[1], "d_model": sketch.n_features}
+    return SiteFigures(_filled_up(sites, place | shape), _filled_up(peaks, place))
+
+
+def _filled_up(columns: Columns, constants: Mapping[str, int]) -> Columns:
+    length = len(columns["sequence"])
+    return columns | {name: np.full(length, value, np.uint32) for name, value in constants.items()}
+
+
+def small_table(parts: Iterable[Columns]) -> pl.DataFrame:
+    """The whole of a small table: its parts one after the other, the taps by their names, no number as null."""
+    parts = list(parts)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return pl.DataFrame(columns, nan_to_null=True).with_columns(pl.col("tap").cast(pl.UInt8).cat.to(schemas.tap_enum))
 
 
 def _max_median_ratio(sketch: SiteSketch) -> Float64[np.ndarray, " sequence"]:
@@ -117,14 +128,8 @@ def _max_median_ratio(sketch: SiteSketch) -> Float64[np.ndarray, " sequence"]:
 
 
 def _top_features(
-    layer: int,
-    tap: Tap,
-    sketch: SiteSketch,
-    tokens: UInt32[np.ndarray, "sequence position"],
-    *,
-    first_sequence: int,
-    n_peaks: int,
-) -> pl.DataFrame:
+    sketch: SiteSketch, tokens: UInt32[np.ndarray, "sequence position"], *, first_sequence: int, n_peaks: int
+) -> Columns:
     # Primary key first: by sequence, then the largest; of two equal peaks the lower feature, whatever the chunk.
     order = np.lexsort((sketch.feature, -sketch.peak, sketch.sequence))
     starts = np.searchsorted(sketch.sequence, np.arange(len(sketch.rms)))
@@ -132,13 +137,11 @@ def _top_features(
     order, rank = order[rank < n_peaks], rank[rank < n_peaks]
     sequence = first_sequence + sketch.sequence[order].astype(np.int64)
     position = sketch.peak_position[order]
-    return pl.DataFrame(
-        {
-            "sequence": sequence.astype(np.uint16),
-            "rank": rank.astype(np.uint16),
-            "position": position,
-            "feature": sketch.feature[order],
-            "value": sketch.peak_value[order],
-            "token": tokens[sequence, position],
-        }
-    ).with_columns(tap=pl.lit(tap, schemas.tap_enum), layer=pl.lit(layer, pl.UInt16), text=pl.lit(""))
+    return {
+        "sequence": sequence,
+        "rank": rank,
+        "position": position,
+        "feature": sketch.feature[order],
+        "value": sketch.peak_value[order],
+        "token": tokens[sequence, position],
+    }

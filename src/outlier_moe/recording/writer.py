@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from outlier_moe.recording.tables import (
     any_layer_batch,
     layer_batch,
     site_figures,
+    small_table,
 )
 from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.taps import View
@@ -77,7 +79,9 @@ class RecordingWriter:
     ) -> None:
         """Move the folder to its place, or remove it if an exception came."""
         for writer in (*self._layers, self._any_layer):
-            writer.close()
+            # On a full disk closing fails as well, and would hide why.
+            with suppress(OSError) if kind is not None else nullcontext():
+                writer.close()
         if kind is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
@@ -132,11 +136,11 @@ class RecordingWriter:
 
     def _write_sites_and_peaks(self, decode: Decode) -> None:
         key = ["tap", "layer", "sequence"]
-        sites = pl.concat(figures.sites for figures in self._figures).sort(key)
+        sites = small_table(figures.sites for figures in self._figures).sort(key)
         schemas.Site.validate(sites, cast=True).write_parquet(self.partial / "sites.parquet")
         if n_nonfinite := sites["n_nonfinite"].sum():
             log.warning("%d activations are NaN or infinite; sites.parquet says where", n_nonfinite)
-        peaks = pl.concat(figures.peaks for figures in self._figures).sort([*key, "rank"])
+        peaks = small_table(figures.peaks for figures in self._figures).sort([*key, "rank"])
         text = {token: decode([token]) for token in peaks["token"].unique().to_list()}
         peaks = peaks.with_columns(text=pl.col("token").replace_strict(text, return_dtype=pl.String))
         schemas.Peak.validate(peaks, cast=True).write_parquet(self.partial / "peaks.parquet")
