@@ -12,6 +12,7 @@ from outlier_moe.configuration import read_yaml, validate
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.filtering import presets
 from outlier_moe.ladder import Ladder
+from outlier_moe.sharding import Shard
 from outlier_moe.taps import VIEWS
 
 FILE = "config/config.yaml or --config"
@@ -30,6 +31,7 @@ def validated_study(document: object, schema_path: Path) -> dict[str, Any]:
     study = validate(_with_numbers(document), read_yaml(schema_path), file=FILE)
     _check_thresholds(study)
     _check_views(study)
+    _check_shards(study)
     names = study["filter_systematic"]["presets"]
     default = study["compare_models"]["default_preset"]
     if default not in names:
@@ -76,6 +78,14 @@ def _check_thresholds(study: Mapping[str, Any]) -> None:
                 expected=f"at least {ladder.floor:g}",
                 got=preset.magnitude,
             )
+
+
+def _check_shards(study: Mapping[str, Any]) -> None:
+    try:
+        Shard(0, study["record_outliers"]["shards"]).sequences(study["tokenize_corpus"]["n_sequences"])
+    except StudyError as error:
+        error.file = FILE
+        raise
 
 
 def _check_views(study: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from outlier_moe.edge_counts.counting import (
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import presets
 from outlier_moe.registry import load_registry
+from outlier_moe.sharding import shards_to_record
 from outlier_moe.study import validated_study
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -26,6 +27,7 @@ REVISIONS = {
     "fetch_corpus": 1,
     "tokenize_corpus": 1,
     "record_outliers": 1,
+    "merge_shards": 1,
     "filter_systematic": 1,
     "count_at_edges": 1,
     "compare_models": 2,
@@ -74,6 +76,29 @@ TESTED_PRESETS = (
     else [preset.name for preset in PRESETS]
 )
         logger.warning(f"{entry.id} is left out: {entry.unavailable}")
+
+
+# Models whose sequences are recorded in several parts, and in how many.
+SHARDED = {
+    model: n_shards
+    for model in REGISTRY.models
+    if (n_shards := shards_to_record(Path(f"results/{model}/outliers"), STUDY)) > 1
+}
+
+
+def one_of(names):
+    """The pattern of some names; of none, one that nothing matches."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def shards_of(wildcards):
+    """The recordings of the parts of a model's sequences."""
+    return expand(
+        "results/{model}/shards/{shard}-of-{n_shards}",
+        model=wildcards.model,
+        shard=range(1, SHARDED[wildcards.model] + 1),
+        n_shards=SHARDED[wildcards.model],
+    )
 
 
 wildcard_constraints:

@@ -3,6 +3,14 @@
 #
 # INPUTS   resources/models/{model}/, results/{model}/tokens.arrow
 # OUTPUTS  results/{model}/outliers/  layer_*.arrow, any_layer.arrow, sites, peaks, sequences, run.json
+#
+# With record_outliers.shards above 1 the sequences are recorded in that many parts, each by a job of its own, and the
+# parts' tables are merged: the same tables. Tables that are there keep the number of shards that they were made with.
+
+
+wildcard_constraints:
+    shard=r"\d+",
+    n_shards=r"\d+",
 
 
 rule record_outliers:
@@ -15,6 +23,8 @@ rule record_outliers:
         "logs/record_outliers/{model}.log",
     benchmark:
         "logs/benchmarks/record_outliers/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(model for model in REGISTRY.models if model not in SHARDED),
     threads: workflow.cores
     params:
         taps=STUDY["record_outliers"]["taps"],
@@ -26,3 +36,45 @@ rule record_outliers:
         "Recording the outliers of {wildcards.model}"
     script:
         "../scripts/record_outliers.py"
+
+
+rule record_shard:
+    input:
+        model="resources/models/{model}",
+        tokens="results/{model}/tokens.arrow",
+    output:
+        outliers=temp(directory("results/{model}/shards/{shard}-of-{n_shards}")),
+    log:
+        "logs/record_shard/{model}-{shard}-of-{n_shards}.log",
+    benchmark:
+        "logs/benchmarks/record_shard/{model}-{shard}-of-{n_shards}.tsv"
+    threads: workflow.cores
+    params:
+        taps=STUDY["record_outliers"]["taps"],
+        floor=STUDY["record_outliers"]["floor"],
+        n_peaks=STUDY["record_outliers"]["n_peaks"],
+        dtype=STUDY["record_outliers"]["dtype"],
+        revision=REVISIONS["record_outliers"],
+    message:
+        "Recording the outliers of {wildcards.model}, part {wildcards.shard} of {wildcards.n_shards}"
+    script:
+        "../scripts/record_outliers.py"
+
+
+rule merge_shards:
+    input:
+        shards=shards_of,
+    output:
+        outliers=directory("results/{model}/outliers"),
+    log:
+        "logs/merge_shards/{model}.log",
+    benchmark:
+        "logs/benchmarks/merge_shards/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(SHARDED),
+    params:
+        revision=REVISIONS["merge_shards"],
+    message:
+        "Merging the shards of {wildcards.model}"
+    script:
+        "../scripts/merge_shards.py"

@@ -5,6 +5,7 @@ from pathlib import Path
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.record import record_outliers
 from outlier_moe.reporting import reporting_to
+from outlier_moe.sharding import Shard
 
 with reporting_to(snakemake.log[0]):
     options = RecordOptions(
@@ -16,5 +17,6 @@ with reporting_to(snakemake.log[0]):
         mode=snakemake.config["record_outliers"]["mode"],
         chunk=snakemake.config["record_outliers"]["chunk"],
         evict=snakemake.config["record_outliers"]["evict"],
+        shard=Shard(int(snakemake.wildcards.get("shard", 1)) - 1, int(snakemake.wildcards.get("n_shards", 1))),
     )
     record_outliers(Path(snakemake.input.model), Path(snakemake.input.tokens), Path(snakemake.output.outliers), options)

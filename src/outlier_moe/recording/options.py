@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from outlier_moe.ladder import Ladder
+from outlier_moe.sharding import WHOLE, Shard
 from outlier_moe.taps import TAPS, Tap
 
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
@@ -32,6 +33,8 @@ class RecordOptions:
     """Sequences that go through the model together."""
     evict: bool = False
     """Whether a streamed model's shards from the hub are deleted after their use."""
+    shard: Shard = WHOLE
+    """The part of the sequences that is recorded."""
 
     @property
     def ladder(self) -> Ladder:

@@ -30,6 +30,7 @@ from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.streamed import StreamOptions, load_streamed, record_streamed
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT
+from outlier_moe.sharding import WHOLE, Shard
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.streaming.hub_shards import fetched_shards
@@ -64,7 +65,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
         StudyError: If the device is not there, the checkpoint does not fit, or one sequence does not fit into memory.
     """
     started = time.monotonic()
-    tokens = read_tokens(tokens_path)
+    tokens = _of_shard(read_tokens(tokens_path), options.shard)
     device = choose_device(options.device)
     origin = read_origin(model_directory)
     # What a streamed run has finished, for the run after it if it is interrupted, and shards that it will delete.
@@ -80,6 +81,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
         driven = loaded.run(writer, advance)
         run = {
             **_provenance(loaded.model, n_layers, options, tokens),
+            **_part(tokens, options.shard),
             **driven,
             "model": origin.model,
             "source": asdict(origin),
@@ -94,6 +96,21 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
         writer.finish(run, decode)
     for folder in (resume, shards):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_shard(tokens: TokenTable, shard: Shard) -> TokenTable:
+    """The tokens of a part of the sequences, with what is said of them all."""
+    chosen = shard.sequences(len(tokens.tokens))
+    return TokenTable(tokens.tokens[chosen.start : chosen.stop], tokens.metadata)
+
+
+def _part(tokens: TokenTable, shard: Shard) -> dict[str, Any]:
+    """What run.json says of a recording that is a part of another."""
+    if shard == WHOLE:
+        return {}
+    n_sequences = tokens.metadata["n_sequences"]
+    first = shard.sequences(n_sequences).start
+    return {"shard": {**shard._asdict(), "first_sequence": first, "n_sequences": n_sequences}}
 
 
 def _load(
