@@ -33,6 +33,7 @@ from outlier_moe.recording_files import FORMAT
 from outlier_moe.sharding import WHOLE, Shard
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
+from outlier_moe.streaming.disk_space import disk_full_is_told
 from outlier_moe.streaming.hub_shards import fetched_shards
 from outlier_moe.tokenization import TokenTable, read_tokens
 
@@ -77,7 +78,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
     log.info("%s: %d layers on %s, %s, %s", origin.model, n_layers, device, loaded.model.dtype, loaded.mode)
     decode = AutoTokenizer.from_pretrained(model_directory, local_files_only=True).decode
     writer = RecordingWriter(output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers)
-    with writer, token_progress(origin.model, tokens.tokens.size) as advance:
+    with disk_full_is_told(writer.partial), writer, token_progress(origin.model, tokens.tokens.size) as advance:
         driven = loaded.run(writer, advance)
         run = {
             **_provenance(loaded.model, n_layers, options, tokens),

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from outlier_moe.errors import StudyError
 
 
 @contextmanager
 def disk_full_is_told(path: Path) -> Iterator[None]:
-    """Say so if the disk is full, and what becomes of the run.
+    """Say so if the disk is full, and what becomes of the run; each library has an error of its own for it.
 
     Args:
         path: What is being written.
@@ -25,13 +23,15 @@ def disk_full_is_told(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+    except Exception as error:
+        if not isinstance(error, StudyError) and (
+            getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        ):
             raise StudyError(
                 "The disk is full.",
                 file=path,
                 got=str(error),
-                remedy="Make room and run again: the layers that are finished are kept.",
+                remedy="Make room and run again: layers that a streamed run has finished are kept.",
             ) from error
         raise
 

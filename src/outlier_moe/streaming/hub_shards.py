@@ -90,6 +90,11 @@ class HubShards:
         return dict.fromkeys(read_header(self.path(WEIGHTS)), WEIGHTS)
 
     @property
+    def _place(self) -> Path:
+        """The folder that shards are downloaded into."""
+        return self._evict_from or Path(constants.HF_HUB_CACHE)
+
+    @property
     def directory(self) -> Path:
         """The folder with the configuration."""
         return self._directory
@@ -132,21 +137,17 @@ class HubShards:
         return sum(self._sizes.get(shard, 0) for shard in shards)
 
     def _check_room(self, shards: Collection[str]) -> None:
-        absent = [shard for shard in shards if self._cached(shard) is None and not self._evictable(shard).exists()]
-        place = self._evict_from or Path(constants.HF_HUB_CACHE)
-        remedy = "Make room, or move the hub's cache (HF_HOME)."
+        absent = [shard for shard in shards if self._cached(shard) is None and not (self._place / shard).exists()]
+        remedy = "Make room where the results go."
         if self._evict_from is None:
-            remedy += " record_outliers.evict: true keeps the shards of a few layers on the disk and no more."
-        check_room(place, self._n_bytes(absent), remedy=remedy)
+            remedy = "Make room in the hub's cache (HF_HOME), or move it. record_outliers.evict: true keeps the shards"
+            remedy += " of a few layers on the disk and no more."
+        check_room(self._place, self._n_bytes(absent), remedy=remedy)
 
     def _cached(self, shard: str) -> Path | None:
         """A file in the hub's cache, if it is there."""
         path = try_to_load_from_cache(self._repo, shard, revision=self._commit)
         return Path(path) if isinstance(path, str) else None
-
-    def _evictable(self, shard: str) -> Path:
-        """A file in the folder that is this class's, if there is one."""
-        return (self._evict_from or self._directory) / shard
 
     def _download_ahead(self) -> None:
         first = 1 + self._n_finished
@@ -176,8 +177,7 @@ class HubShards:
                 tqdm_class=_silent_bar(self._stop),
             )
 
-        place = self._evict_from or Path(constants.HF_HUB_CACHE)
-        with explained(self._repo, self._commit, key=self._key), disk_full_is_told(place):
+        with explained(self._repo, self._commit, key=self._key), disk_full_is_told(self._place):
             path = Path(patiently(download))
         log.info("%s is here", shard)
         return path

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -287,6 +288,18 @@ def test_a_full_disk_beside_the_tables_is_told(llama: Path, tmp_path: Path, monk
     monkeypatch.setattr(RecordingWriter, "add_layers", fill)
     with open_store(llama) as store, pytest.raises(StudyError, match="disk is full"):
         streamed(store, tmp_path / "recording")
+
+
+def test_tables_that_cannot_be_closed_do_not_hide_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = RecordingWriter(tmp_path / "recording", tokens=TOKENS, n_peaks=3, n_layers=1)
+    with pytest.raises(ArithmeticError), writer:
+        writer._any_layer.close()
+        monkeypatch.setattr(writer, "_any_layer", SimpleNamespace(close=fill))
+        raise ArithmeticError
+    assert not writer.partial.exists()
 
 
 def test_a_shard_that_goes_away_is_told_and_what_is_finished_stays(llama: Path, tmp_path: Path) -> None:
