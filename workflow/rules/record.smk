@@ -4,6 +4,11 @@
 # INPUTS   resources/models/{model}/, results/{model}/tokens.arrow
 # OUTPUTS  results/{model}/outliers/  layer_*.arrow, any_layer.arrow, sites, peaks, sequences, run.json
 #
+# Of a model on the hub, fetch_model has brought the configuration, the tokenizer, the index and each file's size and
+# hash; the weights come here. Resident, all of them are downloaded into the hub's cache before the run; streamed, each
+# file ahead of its layers: into the cache too, or, with record_outliers.evict, into results/{model}/.outliers.weights,
+# where those of three layers are at a time. An interrupted run downloads what its unfinished layers need.
+#
 # With record_outliers.shards above 1 the sequences are recorded in that many parts, each by a job of its own, and the
 # parts' tables are merged: the same tables. Tables that are there keep the number of shards that they were made with.
 

@@ -69,9 +69,9 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
     tokens = _of_shard(read_tokens(tokens_path), options.shard)
     device = choose_device(options.device)
     origin = read_origin(model_directory)
-    # What a streamed run has finished, for the run after it if it is interrupted, and shards that it will delete.
-    resume, shards = (output.with_name(f".{output.name}.{kept}") for kept in ("resume", "shards"))
-    loaded = _load(model_directory, tokens, options, origin, device=device, resume=resume, shards=shards)
+    # What a streamed run has finished, for the run after it if it is interrupted, and files that it will delete.
+    resume, weights = (output.with_name(f".{output.name}.{kept}") for kept in ("resume", "weights"))
+    loaded = _load(model_directory, tokens, options, origin, device=device, resume=resume, weights=weights)
     experts = pin_experts(loaded.structure)
     ready = time.monotonic()
     n_layers = len(loaded.structure.layers)
@@ -95,7 +95,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
             "peak_memory_bytes": peak_memory_bytes(device),
         }
         writer.finish(run, decode)
-    for folder in (resume, shards):
+    for folder in (resume, weights):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,7 +122,7 @@ def _load(
     *,
     device: torch.device,
     resume: Path,
-    shards: Path,
+    weights: Path,
 ) -> _Loaded:
     how = {"dtype": options.dtype, "device": device, "trust_remote_code": origin.trust_remote_code}
     mode = options.mode
@@ -132,7 +132,7 @@ def _load(
         workload = Workload(*tokens.tokens.shape, taps=options.taps, chunk=options.chunk, dtype=options.dtype)
         mode = fitting_mode(sizes, workload, device=device)
     if mode == "streamed":
-        source = fetched_shards(model_directory, evict_from=shards if options.evict else None)
+        source = fetched_shards(model_directory, evict_from=weights if options.evict else None)
         store = load_streamed(source, **how)
 
         def stream(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Fetching a model, and opening its checkpoint.
 
 To fetch is to bring in what is small: configuration and tokenizer, and the exact version of the rest. A checkpoint that
-lies on the hub is downloaded when it is opened, by the stage and on the machine that runs the model.
+lies on the hub is downloaded when it is opened, by the stage and on the machine that runs the model; a streamed run
+does not open it, but takes its files one after the other (`streaming.hub_shards`).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Study(NamedTuple):
 
     @property
     def kept(self) -> Path:
-        return self.folder / ".outliers.shards"
+        return self.folder / ".outliers.weights"
 
     def record(self, options: RecordOptions = STREAMED) -> dict[str, Any]:
         """Record from the hub; what run.json says."""
