@@ -17,7 +17,8 @@ from outlier_moe.planning.effort import Effort, Node, cheapest_node, effort
 from outlier_moe.planning.memory import Memory, resident_memory, streamed_memory
 from outlier_moe.planning.sizes import ModelSizes, Portion, model_sizes
 from outlier_moe.planning.workload import DeviceType, Workload
-from outlier_moe.recording.modes import Mode, free_by_card
+from outlier_moe.recording.devices import free_by_card
+from outlier_moe.recording.modes import Mode
 from outlier_moe.registry import ModelEntry
 
 # For a model of which only the registry's figures are known: the fewest layers that published models of more than so

@@ -31,6 +31,11 @@ def choose_device(wanted: Device) -> torch.device:
     return torch.device(wanted)
 
 
+def free_by_card() -> list[int]:
+    """The free memory of each CUDA device."""
+    return [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device or the process ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -44,5 +49,5 @@ def peak_memory_bytes(device: torch.device) -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
-        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+        peak["cuda"] = sum(torch.cuda.max_memory_allocated(card) for card in range(torch.cuda.device_count()))
     return peak

@@ -64,7 +64,8 @@ def sequence_losses(
             sliced = type(outputs)(**{**outputs, "last_hidden_state": hidden[row : row + 1, start:stop]})
             with _answering(backbone, sliced):
                 logits = model(input_ids=tokens[row : row + 1, start:stop], use_cache=False).logits
-            targets = tokens[row, start + 1 : stop + 1]
+            # The head may lie on another card than the embedding.
+            targets = tokens[row, start + 1 : stop + 1].to(logits.device)
             losses = cross_entropy(logits[0].float(), targets, reduction="none")
             total[row] += losses.double().sum().cpu()
     return total / (n_positions - 1)

@@ -11,6 +11,7 @@ import torch
 from outlier_moe.planning.memory import DEVICE_CONTEXT_BYTES, resident_memory
 from outlier_moe.planning.sizes import ModelSizes
 from outlier_moe.planning.workload import DeviceType, Workload
+from outlier_moe.recording.devices import free_by_card
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device)
     Args:
         sizes: The model.
         workload: What is recorded.
-        device: Where it runs; of several cards, the first.
+        device: Where it runs.
     """
     if sizes.is_quantized:
         return "streamed"
@@ -39,7 +40,7 @@ def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device)
     free = psutil.virtual_memory().available
     fits = _with_margin(needed) <= free
     if memory.device is not None:
-        # A large matrix lies on one card: the plan for several is left to `placement`.
+        # Over several cards it is spread layer by layer.
         needed, free = memory.device.total - DEVICE_CONTEXT_BYTES, sum(free_by_card())
         fits = fits and _with_margin(needed) <= free
     log.info("resident it would take %.1f GiB, of %.1f GiB that are free", needed / 2**30, free / 2**30)
@@ -48,8 +49,3 @@ def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device)
 
 def _with_margin(n_bytes: int) -> float:
     return n_bytes + max(LEAST_MARGIN_BYTES, MARGIN * n_bytes)
-
-
-def free_by_card() -> list[int]:
-    """The free memory of each CUDA device."""
-    return [torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count())]

@@ -168,4 +168,7 @@ class ChunkObserver:
                 got=list(x.shape),
                 remedy=f"Leave one of {', '.join(VIEWS[view])} out of record_outliers.taps for this model.",
             )
+        if self.maxima[view].union.device != x.device:
+            # The layers of a model may lie on several cards: the union goes with the chunk.
+            self.maxima[view].union = self.maxima[view].union.to(x.device)
         return self.maxima[view]

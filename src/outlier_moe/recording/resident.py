@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt32
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from outlier_moe.architectures.model_class import model_class_for, read_config
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import is_out_of_memory
+from outlier_moe.recording.devices import free_by_card, is_out_of_memory
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import chunk_observer, observation
 from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.options import Dtype, RecordOptions
+from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,14 @@ log = logging.getLogger(__name__)
 # About as many tokens as keep the matrix products of one forward busy; more only costs memory.
 TOKENS_PER_CHUNK = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 
+# Of a card's free memory; activations and counts take the rest.
+SHARE_FOR_WEIGHTS = 0.8
+
 
 def load_resident(
     checkpoint: Path, *, dtype: Dtype, device: torch.device, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The whole model on one device, from safetensors alone.
+    """The whole model, from safetensors alone: on one device, or spread over all cards if one is too small.
 
     Raises:
         StudyError: If the checkpoint leaves a weight to chance, or has one that the model does not know.
@@ -42,7 +46,7 @@ def load_resident(
         checkpoint,
         config=config,
         dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),
-        device_map={"": device},
+        device_map=_device_map(config, dtype, device, trust_remote_code=trust_remote_code),
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=trust_remote_code,
@@ -60,6 +64,20 @@ def load_resident(
                 remedy="Check that config.json and the safetensors files belong together; fetch the model again.",
             )
     return model.eval()
+
+
+def _device_map(config: PreTrainedConfig, dtype: Dtype, device: torch.device, *, trust_remote_code: bool) -> DeviceMap:
+    """The one device, unless its memory is too small for the weights and there are others."""
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        return {"": device}
+    room = {card: int(SHARE_FOR_WEIGHTS * n_bytes) for card, n_bytes in enumerate(free_by_card())}
+    chosen = config.get_text_config(decoder=True).dtype if dtype == "checkpoint" else getattr(torch, dtype)
+    auto_class: Any = model_class_for(config, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = auto_class.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
+    if sum(parameter.nbytes for parameter in model.parameters()) <= room[device.index or 0]:
+        return {"": device}
+    return balanced_placement(model, room)
 
 
 def initial_chunk(options: RecordOptions, *, device: torch.device, n_sequences: int, sequence_length: int) -> int:
