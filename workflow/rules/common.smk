@@ -32,8 +32,6 @@ REVISIONS = {
     "count_at_edges": 1,
     "compare_models": 2,
     "plot_models": 1,
-}
-
     "bootstrap_comparison": 1,
     "test_models": 1,
     "verify_models": 1,
@@ -41,6 +39,8 @@ REVISIONS = {
     "plot_comparison": 1,
     "plot_model": 1,
     "write_report": 1,
+}
+
 
 def load_study(overridden):
     """The study with its defaults, and the registry, or the mistake in either as Snakemake shows it."""
@@ -63,18 +63,24 @@ STUDY, REGISTRY, CHOSEN = load_study(config)
 config.update(STUDY)
 ENTRIES = [entry for entry in CHOSEN if entry.unavailable is None]
 MODELS = [entry.id for entry in ENTRIES]
-for entry in CHOSEN:
-    if entry.unavailable is not None:
 PRESETS = presets(STUDY)
 DEFAULT_PRESET = STUDY["compare_models"]["default_preset"]
 # Every definition with the study's thresholds filled in: what judging features depends on.
 JUDGED_BY = [asdict(preset) for preset in PRESETS]
+# What of them decides which peaks are kept for massive activations; the fractions of layers and positions do not.
+MASSIVE = [
+    {key: preset[key] for key in ("name", "rule", "view", "magnitude", "median_ratio")}
+    for preset in JUDGED_BY
+    if preset["rule"] == "massive"
+]
 # Those whose figures are tested; each more of them makes all q-values larger.
 TESTED_PRESETS = (
     [DEFAULT_PRESET]
     if STUDY["test_models"]["presets"] == "default"
     else [preset.name for preset in PRESETS]
 )
+for entry in CHOSEN:
+    if entry.unavailable is not None:
         logger.warning(f"{entry.id} is left out: {entry.unavailable}")
 
 
@@ -138,10 +144,10 @@ def model_facts(entry):
         "active_params_b": entry.active_params_b,
         "n_experts": entry.n_experts,
         "top_k": entry.top_k,
-        "routing": entry.routing,
-    }
         "n_shared_experts": entry.n_shared_experts,
+        "routing": entry.routing,
         "release_date": entry.release_date,
+    }
 
 
 def model_revision(entry):

@@ -20,7 +20,7 @@ rule count_at_edges:
         "logs/benchmarks/count_at_edges/{model}.tsv"
     params:
         shapes=sorted({shape.name for shape in map(shape_of, PRESETS) if shape}),
-        massive=[preset for preset in JUDGED_BY if preset["rule"] == "massive"],
+        massive=MASSIVE,
         least_layers=min(
             [LEAST_LAYER_FRACTION, *(preset.layer_fraction for preset in PRESETS)]
         ),
