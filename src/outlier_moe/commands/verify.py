@@ -1,0 +1,99 @@
+"""`outlier-moe verify`: what others published of a model, held against its recording, row by row."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from outlier_moe.errors import StudyError
+from outlier_moe.recording_files import read_recording
+from outlier_moe.registry import HubSource, load_registry
+from outlier_moe.terminal.presentation import Column, show_frame
+
+COLUMNS = {
+    "verdict": Column("verdict"),
+    "claim": Column("published"),
+    "measured": Column("measured", "magnitude"),
+    "reason": Column("why"),
+    "source": Column("source"),
+}
+
+
+def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
+    """Add the command.
+
+    Args:
+        commands: Where to.
+        shared: The options that all commands have.
+    """
+    parser = commands.add_parser(
+        "verify",
+        parents=[shared],
+        help="what others published of a model: reproduced, not reproduced, not comparable",
+        description="Hold a model's recording against known outlier features, super experts and published counts.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
+    parser.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
+    parser.add_argument(
+        "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a row for each published figure; how many were reproduced goes to the other stream.
+
+    Args:
+        arguments: The command line.
+
+    Raises:
+        StudyError: If the model is unknown, or not recorded and filtered yet.
+    """
+    # The statistics take a second to load, which the other commands need not wait for.
+    from outlier_moe.statistics.verification import verify
+
+    entry = load_registry(arguments.registry, arguments.registry_schema).model(arguments.model)
+    folder = arguments.results / entry.id
+    recording = read_recording(folder / "outliers")
+    table = verify(
+        recording,
+        _systematic(folder / "systematic.parquet"),
+        model=entry.id,
+        experts=recording.experts(),
+        revision=entry.source.revision if isinstance(entry.source, HubSource) else "main",
+    )
+    shown = table.with_columns(pl.col("verdict", "reference", "tap").cast(pl.String))
+    if table.is_empty() and arguments.format == "table":
+        sys.stderr.write(f"Nothing is published of {entry.id} that this project knows of.\n")
+        return
+    if arguments.format == "table":
+        sys.stdout.write("\n".join(map(_told, shown.iter_rows(named=True))) + "\n")
+    else:
+        show_frame(shown, COLUMNS, output_format=arguments.format, title=entry.id)
+    counts = dict(shown["verdict"].value_counts().iter_rows())
+    told = [f"{counts.get(verdict, 0)} {verdict}" for verdict in ("reproduced", "not reproduced", "not comparable")]
+    sys.stderr.write(f"{', '.join(told)}.\n")
+
+
+def _told(row: dict[str, Any]) -> str:
+    """A row as a paragraph: its reason is too long for a column."""
+    width = shutil.get_terminal_size((120, 24)).columns
+    text = f"{row['claim']} ({row['source']}): {row['reason']}"
+    lines = textwrap.wrap(text, max(width, 60), initial_indent=f"{row['verdict']:<16}", subsequent_indent=" " * 16)
+    return "\n".join(lines)
+
+
+def _systematic(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise StudyError("The model is not filtered yet.", file=path, remedy=f"Run: snakemake {path}") from error
+    except pl.exceptions.PolarsError as error:
+        remedy = f"Remove it and run: snakemake {path}"
+        raise StudyError("A table cannot be read.", file=path, got=str(error), remedy=remedy) from error
