@@ -79,6 +79,8 @@ def feature_heatmap_chart(
         width: Pixels between the axis' ends.
     """
     shown = features[:most]
+    # All layers that were recorded, those in which none of the features reaches the floor as well.
+    layers = sorted({int(layer) for layer in peaks["layer"].unique()})
     rows = (
         peaks.filter(pl.col("feature").is_in(shown), pl.col("tap").is_in(VIEWS[view]))
         .group_by("layer", "feature")
@@ -90,7 +92,12 @@ def feature_heatmap_chart(
         alt.Chart(named(rows, "cells"))
         .mark_rect()
         .encode(
-            x=alt.X("layer:O", title=LAYER, axis=alt.Axis(grid=False, labelAngle=0, labelOverlap="greedy")),
+            x=alt.X(
+                "layer:O",
+                title=LAYER,
+                scale=alt.Scale(domain=layers),
+                axis=alt.Axis(grid=False, labelAngle=0, labelOverlap="greedy"),
+            ),
             y=alt.Y("feature:O", title="feature", sort=shown, axis=alt.Axis(grid=False)),
             color=alt.Color(
                 "peak:Q",

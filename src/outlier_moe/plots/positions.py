@@ -106,8 +106,9 @@ def position_profile_chart(
         alt.Chart(named(rows, "peaks"))
         .mark_point(size=34, filled=True, opacity=0.65)
         .encode(
+            # Wide enough to tell the first position from the rest, where all peaks lie there.
             x=logarithmic(
-                alt.X, "number", "position in the sequence (the first is 1)", [row["number"] for row in rows]
+                alt.X, "number", "position in the sequence (the first is 1)", [1, 100, *(row["number"] for row in rows)]
             ),
             y=logarithmic(alt.Y, "size", "peak |x|", [row["size"] for row in rows]),
             color=alt.Color("place:N", title=None, scale=alt.Scale(domain=PLACE_KINDS)),

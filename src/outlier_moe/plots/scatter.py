@@ -109,8 +109,8 @@ def _rows(models: pl.DataFrame, x: Quantity, y: Quantity, intervals: pl.DataFram
 def _ends(values: Float64[np.ndarray, " _n"], quantity: Quantity) -> tuple[float, float]:
     if not quantity.is_fraction:
         return domain_of(values, quantity.scale)
-    low, high = domain_of(values, quantity.scale, from_zero=False)
-    return max(low, 0.0), min(high, 105.0)
+    low, high = domain_of(values, quantity.scale)
+    return low, min(high, 105.0)
 
 
 def _values(rows: list[dict[str, Any]], *columns: str) -> Float64[np.ndarray, " _n"]:

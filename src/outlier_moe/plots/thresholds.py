@@ -94,7 +94,7 @@ def all_curves_chart(
     hovered = alt.selection_point(fields=["model"], on="pointerover", empty=True, name="hovered")
     lines = (
         alt.Chart(named(rows, "curves"))
-        .mark_line(strokeWidth=1.75, interpolate="monotone")
+        .mark_line(strokeWidth=1.75, interpolate="linear")
         .encode(
             x=x,
             y=y,
@@ -161,7 +161,7 @@ def model_curves_chart(
     presets = list(dict.fromkeys(preset for preset, _ in curves))
     lines = (
         alt.Chart(named(rows, "curves"))
-        .mark_line(strokeWidth=1.75, interpolate="monotone", point=alt.OverlayMarkDef(size=18))
+        .mark_line(strokeWidth=1.75, interpolate="linear", point=alt.OverlayMarkDef(size=18))
         .encode(
             x=x,
             y=y,

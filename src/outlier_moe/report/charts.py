@@ -66,6 +66,10 @@ def comparison_pictures(inputs: ReportInputs, contents: ReportContents) -> list[
         )
         for size in SIZES
     }
+    thresholds = _thresholds(inputs, contents)
+    if len(contents.models) == 1:
+        # One mark in each of the others says nothing that a table does not.
+        return [group for group in [thresholds] if group.pictures]
     groups = [
         PictureGroup(
             "How many, by size",
@@ -91,7 +95,7 @@ def comparison_pictures(inputs: ReportInputs, contents: ReportContents) -> list[
             ],
         ),
         _perplexity(models, intervals),
-        _thresholds(inputs, contents),
+        thresholds,
     ]
     return [group for group in groups if group.pictures]
 
@@ -122,9 +126,8 @@ def _thresholds(inputs: ReportInputs, contents: ReportContents) -> PictureGroup:
     if not curves:
         return PictureGroup("At every threshold", text, [])
     chart = all_curves_chart(curves, kinds, magnitude=preset.magnitude)
-    return PictureGroup(
-        "At every threshold", text, [Picture("thresholds", "All models", "", _spec(chart), is_wide=True)]
-    )
+    title = "All models" if len(curves) > 1 else next(iter(curves))
+    return PictureGroup("At every threshold", text, [Picture("thresholds", title, "", _spec(chart), is_wide=True)])
 
 
 _WORDS = {
@@ -222,7 +225,7 @@ def _heatmap(model: ReportedModel, preset: Preset) -> Picture | None:
     if not ranked:
         return None
     features = ranked[:MOST_FEATURES]
-    peaks = pl.scan_parquet(model.files.layer_peaks).filter(pl.col("feature").is_in(features)).collect()
+    peaks = pl.read_parquet(model.files.layer_peaks)
     more = f"; {len(ranked) - len(features):,} more are not shown" if len(ranked) > len(features) else ""
     return Picture(
         "features",

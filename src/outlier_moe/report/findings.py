@@ -19,6 +19,9 @@ from outlier_moe.report.tested import (
     verification_findings,
 )
 
+SIMULATED, COVERAGE = 16, "78 to 92 %"
+"""What tests/unit/statistics/test_intervals.py finds of BCa intervals."""
+
 DEGENERATE_SHARE = 0.5
 """A preset by which at least so many of a model's features are systematic tells them apart no more."""
 
@@ -33,10 +36,7 @@ def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
     found = [
         _how_many(rows, preset, intervals),
         _how_far(rows, preset, intervals),
-        *_dense_and_moe(rows, preset),
-        *dense_moe_findings(inputs.statistics.get("dense_moe"), preset),
-        *pair_findings(inputs.statistics.get("pairs"), preset),
-        *transition_findings(inputs.statistics.get("phase_transitions"), preset),
+        *(_over_models(rows, inputs) if len(rows) > 1 else []),
         *_first_tokens(contents.comparison, preset),
         *_massive(inputs, contents.comparison),
         *super_expert_findings(inputs.statistics.get("super_experts")),
@@ -47,6 +47,20 @@ def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
         *_few_sequences(rows, inputs),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def _over_models(rows: pl.DataFrame, inputs: ReportInputs) -> list[Finding]:
+    """What takes several models; with one alone, what is left out says so once."""
+    preset, kinds = inputs.default_preset, set(rows["kind"].cast(pl.String))
+    of_kinds = [
+        *_dense_and_moe(rows, preset),
+        *dense_moe_findings(inputs.statistics.get("dense_moe"), preset),
+        *pair_findings(inputs.statistics.get("pairs"), preset),
+    ]
+    return [
+        *(of_kinds if len(kinds) > 1 else []),
+        *transition_findings(inputs.statistics.get("phase_transitions"), preset),
+    ]
 
 
 def _intervals(inputs: ReportInputs, preset: Preset) -> Mapping[tuple[str, str], tuple[float, float]]:
@@ -114,17 +128,32 @@ def _how_far(
     known = rows.filter(pl.col("layer_fraction_mean").is_not_null(), pl.col("position_fraction_mean").is_not_null())
     if known.is_empty():
         return None
+    if len(known) == 1:
+        return _how_far_alone(known, preset, intervals)
     parts = []
     for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions")):
         ends = known.sort([figure, "model"]).rows(named=True)
         told = [
             f"{_with_interval(format(row[figure], '.0%'), intervals.get((row['model'], figure)), '.0%')} in"
             f" {row['model']}"
-            for row in ([ends[0], ends[-1]] if len(ends) > 1 else ends)
+            for row in (ends[0], ends[-1])
         ]
         parts.append(f"{' to '.join(told)} of the {noun}")
     text = f"On average over a model's systematic features, one affects {', and '.join(parts)}."
     return Finding("How far they reach", text, basis(known, preset, intervals=bool(intervals)))
+
+
+def _how_far_alone(
+    rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, str], tuple[float, float]]
+) -> Finding:
+    row = rows.row(0, named=True)
+    told = [
+        f"{_with_interval(format(row[figure], '.0%'), intervals.get((row['model'], figure)), '.0%')} of the {noun}"
+        for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions"))
+    ]
+    subject = "This feature" if row["n_systematic"] == 1 else "On average such a feature"
+    text = f"{subject} affects {' and '.join(told)} of {row['model']}."
+    return Finding("How far they reach", text, basis(rows, preset, intervals=bool(intervals)))
 
 
 def _dense_and_moe(rows: pl.DataFrame, preset: Preset) -> list[Finding]:
@@ -225,5 +254,9 @@ def _few_sequences(rows: pl.DataFrame, inputs: ReportInputs) -> list[Finding]:
     if "intervals" not in inputs.statistics:
         text += " No intervals were computed for this report."
     elif most < 30:
-        text += f" With {n} of them an interval's ends are rough, and what is pooled by union can only grow with more."
+        text += (
+            f" From so few, an interval is too narrow: in simulated texts, intervals of 95 % from {SIMULATED} sequences"
+            f" held the true value in {COVERAGE} of the cases, least for counts. What is pooled by union (features,"
+            " layers) can only grow with more text."
+        )
     return [Finding("How much text", text, f"n = {counted(len(rows), 'model')}", True)]

@@ -1,0 +1,107 @@
+"""How long a changed threshold takes, from `snakemake` to the new report: `python benchmarks/rerun.py`.
+
+A copy of the workflow gets made-up recordings, each as large as that of Qwen3-1.7B (28 layers, d_model 2048, 16
+sequences, dense outliers), under the names of the registry's models. All stages run once; then a threshold changes, and
+what follows is timed, in all and by stage. With --folder the tables are kept and used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import polars as pl
+import yaml
+from made_up_tables import MadeUpModel, write_made_up
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = "results/report/index.html"
+_LONG_AGO = 1.6e9
+
+
+def make_study(folder: Path, n_models: int, *, n_layers: int, d_model: int) -> None:
+    """A copy of the workflow whose models look recorded."""
+    for name in ("workflow", "profiles", "config"):
+        shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
+    shutil.copy(ROOT / "Snakefile", folder)
+    known = yaml.safe_load((ROOT / "config/models.yaml").read_text())["models"]
+    chosen = [(name, entry) for name, entry in known.items() if "unavailable" not in entry and name != "smollm2"]
+    entries = {}
+    for seed, (name, entry) in enumerate(chosen[:n_models]):
+        source = {"kind": "directory", "path": f"checkpoints/{name}"}
+        entries[name] = {**entry, "source": source, "corpus": "small", "sweeps": ["demo"]}
+        spread = 0.5 + 0.05 * (seed % 8) + (0.0 if entry["kind"] == "moe" else 0.15)
+        outliers = folder / "results" / name / "outliers"
+        if not (outliers / "run.json").exists():
+            size = {"n_layers": n_layers, "d_model": d_model}
+            write_made_up(outliers, MadeUpModel(name, seed, spread=spread, loss_nats=2.0 + 0.05 * (seed % 9), **size))
+        _look_done(folder, name)
+    corpora = {"small": {"source": {"kind": "files", "paths": ["text.txt"]}, "max_characters": 1000}}
+    (folder / "config/models.yaml").write_text(yaml.safe_dump({"models": entries, "corpora": corpora}, sort_keys=False))
+
+
+def _look_done(folder: Path, model: str) -> None:
+    """Leave what comes before a model's counts: of it the outputs only have to be there, each older than the next."""
+    earlier = ["resources/corpora/small.parquet", f"results/{model}/tokens.arrow"]
+    for name in earlier:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "resources/models" / model).mkdir(parents=True, exist_ok=True)
+    for age, name in enumerate([f"results/{model}/outliers", *reversed(earlier), f"resources/models/{model}"], 1):
+        os.utime(folder / name, (_LONG_AGO - age, _LONG_AGO - age))
+
+
+def snakemake(folder: Path, *arguments: str, cores: int) -> float:
+    """The seconds that a run takes."""
+    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments]
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise SystemExit(done.stdout)
+    return time.perf_counter() - started
+
+
+def stages(folder: Path, since: float) -> list[dict[str, object]]:
+    """What each stage that ran took, by Snakemake's own benchmarks."""
+    rows = []
+    for path in sorted((folder / "logs/benchmarks").glob("*.tsv")):
+        if path.stat().st_mtime >= since:
+            row = pl.read_csv(path, separator="\t", null_values=["NA", "-"]).row(0, named=True)
+            rows.append({"stage": path.stem, "time_s": row["s"], "cpu_time_s": row["cpu_time"], "mib": row["max_rss"]})
+    return rows
+
+
+def main() -> None:
+    """Print the times."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=int, default=23)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--d-model", type=int, default=2048)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        make_study(folder, arguments.models, n_layers=arguments.layers, d_model=arguments.d_model)
+        print(f"all stages after the recording, once: {snakemake(folder, REPORT, cores=arguments.cores):.1f} s")
+        # Half of a magnitude's octave lower and back: neither is the first setting's kept result.
+        for magnitude in ("5.0", "5.5"):
+            started = time.time()
+            took = snakemake(folder, REPORT, "--config", f"magnitude={magnitude}", cores=arguments.cores)
+            print(f"magnitude {magnitude}: a new report in {took:.1f} s")
+            for row in stages(folder, started):
+                print("  " + json.dumps(row))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"the largest process: {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
