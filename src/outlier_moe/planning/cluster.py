@@ -16,13 +16,13 @@ class Accelerator:
 
     name: str
     """SkyPilot's name of it."""
-    memory_gib: float
+    memory_gib: float | int
     """Its memory."""
     bfloat16_tflops: float
     """Dense bfloat16 operations a second, in 10**12."""
-    bandwidth_gb_s: float
+    bandwidth_gb_s: float | int
     """Bandwidth of its memory, in 10**9 bytes a second."""
-    price_per_hour: float
+    price_per_hour: float | int
     """Dollars on demand."""
 
 
@@ -36,15 +36,15 @@ class Tier:
     """Cards that will do."""
     count: int
     """Cards in the node."""
-    host_memory_gib: float
+    host_memory_gib: float | int
     """Memory beside the cards."""
-    largest_disk_gb: float
+    largest_disk_gb: float | int
     """The largest disk to ask for."""
     spot: bool
     """Whether the node may be taken away."""
     idle_minutes: int
     """Minutes without a job after which it ends itself."""
-    max_price_per_hour: float
+    max_price_per_hour: float | int
     """Dollars an hour beyond which it is not rented."""
 
     @property
@@ -61,15 +61,15 @@ class Cluster:
     """The file it was read from."""
     tiers: tuple[Tier, ...]
     """Kinds of node, from small to large."""
-    max_price_total: float
+    max_price_total: float | int
     """Dollars beyond which nothing is rented."""
-    setup_minutes: float
+    setup_minutes: float | int
     """From asking for a node to the start of its job."""
-    network_gb_s: float
+    network_gb_s: float | int
     """What a node downloads, in 10**9 bytes a second."""
-    utilisation: float
+    utilisation: float | int
     """The share of a card's operations that a recording reaches."""
-    disk_margin_gb: float
+    disk_margin_gb: float | int
     """Disk beside the checkpoint."""
 
 
