@@ -18,7 +18,7 @@ class Accelerator:
     """SkyPilot's name of it."""
     memory_gib: float | int
     """Its memory."""
-    bfloat16_tflops: float
+    bfloat16_tflops: float | int
     """Dense bfloat16 operations a second, in 10**12."""
     bandwidth_gb_s: float | int
     """Bandwidth of its memory, in 10**9 bytes a second."""
