@@ -24,7 +24,7 @@ SHORTEST_RANGE = 64
 LONGEST_RANGE = 512
 # Runs, and magnitudes in each, that the bracket of the median is judged from. It reaches three standard errors of the
 # sample's median rank to both sides; where it misses all the same, the median costs 31 more passes.
-SAMPLE = (256, 32)
+SAMPLE = (512, 16)
 STANDARD_ERRORS = 3
 
 
