@@ -41,8 +41,9 @@ def make_study(folder: Path, n_models: int, *, n_layers: int, d_model: int) -> N
         spread = 0.5 + 0.05 * (seed % 8) + (0.0 if entry["kind"] == "moe" else 0.15)
         outliers = folder / "results" / name / "outliers"
         if not (outliers / "run.json").exists():
-            size = {"n_layers": n_layers, "d_model": d_model}
-            write_made_up(outliers, MadeUpModel(name, seed, spread=spread, loss_nats=2.0 + 0.05 * (seed % 9), **size))
+            loss_nats = 2.0 + 0.05 * (seed % 9)
+            model = MadeUpModel(name, seed, n_layers, d_model, spread=spread, loss_nats=loss_nats)
+            write_made_up(outliers, model)
         _look_done(folder, name)
     corpora = {"small": {"source": {"kind": "files", "paths": ["text.txt"]}, "max_characters": 1000}}
     (folder / "config/models.yaml").write_text(yaml.safe_dump({"models": entries, "corpora": corpora}, sort_keys=False))

@@ -13,6 +13,7 @@ import pytest
 from outlier_moe.cli import main
 from outlier_moe.filtering import Preset, systematic_features
 from outlier_moe.recording_files import read_recording
+from outlier_moe.taps import Tap
 from tests.recordings import write_recording
 
 ROOT = Path(__file__).parents[3]
@@ -26,10 +27,9 @@ PRESETS = [
 def command(tmp_path: Path) -> list[str]:
     """The command with the recording of a model of which a feature at attn_in and two elsewhere are published."""
     random = np.random.default_rng(0)
+    taps: tuple[Tap, ...] = ("attn_in", "mlp_in", "residual")
     activations = {
-        (tap, layer): random.standard_normal((2, 20, 576)).astype(np.float32)
-        for layer in range(2)
-        for tap in ("attn_in", "mlp_in", "residual")
+        (tap, layer): random.standard_normal((2, 20, 576)).astype(np.float32) for layer in range(2) for tap in taps
     }
     for layer in range(2):
         activations["attn_in", layer][..., 247] = 12.0
