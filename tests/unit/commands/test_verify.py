@@ -28,7 +28,7 @@ def command(tmp_path: Path) -> list[str]:
     """The command with the recording of a model of which a feature at attn_in and two elsewhere are published."""
     random = np.random.default_rng(0)
     taps: tuple[Tap, ...] = ("attn_in", "mlp_in", "residual")
-    activations = {
+    activations: dict[tuple[Tap, int], np.ndarray] = {
         (tap, layer): random.standard_normal((2, 20, 576)).astype(np.float32) for layer in range(2) for tap in taps
     }
     for layer in range(2):
