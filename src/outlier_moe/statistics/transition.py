@@ -165,7 +165,8 @@ def _orders(n: int, most: int, seed: int) -> Orders:
 
 def _why_not(y: Float64[np.ndarray, " model"], splits: Int64[np.ndarray, " split"]) -> str | None:
     if len(y) < 2 * LEAST_SEGMENT:
-        return f"{len(y)} model{'' if len(y) == 1 else 's'}: a change point takes at least {2 * LEAST_SEGMENT}, {LEAST_SEGMENT} on either side"
+        models = "1 model" if len(y) == 1 else f"{len(y)} models"
+        return f"{models}: a change point takes at least {2 * LEAST_SEGMENT}, {LEAST_SEGMENT} on either side"
     if not len(splits):
         return f"no split leaves {LEAST_SEGMENT} models with another x on either side"
     if np.ptp(y) == 0:
