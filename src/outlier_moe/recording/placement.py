@@ -29,7 +29,7 @@ def balanced_placement(model: PreTrainedModel, room: Mapping[int, int]) -> Devic
     owners = (model, find_structure(model).backbone)
     undivided = sorted({name for owner in owners for name in undivided_class_names(owner)})
     model.tie_weights()
-    balanced = get_balanced_memory(model, max_memory=dict(room), no_split_module_classes=undivided)
+    balanced = get_balanced_memory(model, max_memory={**room}, no_split_module_classes=undivided)
     # The last card takes what the others leave; nothing may go to the host or the disk, which would read it anew for
     # every chunk.
     device_map = infer_auto_device_map(model, max_memory=balanced, no_split_module_classes=undivided)

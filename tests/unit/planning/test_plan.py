@@ -6,9 +6,10 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from outlier_moe.cli import main
 from outlier_moe.errors import StudyError
@@ -21,6 +22,11 @@ from outlier_moe.planning.workload import Workload
 
 ROOT = Path(__file__).parent.parent.parent.parent
 STUDY = Workload()
+
+
+def configuration(family: str, **changed: Any) -> PreTrainedConfig:
+    """A family's default configuration with some keys changed."""
+    return CONFIG_MAPPING[family](**changed)
 
 
 # The defaults of these families' configurations are published models.
@@ -37,7 +43,7 @@ def test_sizes_are_those_of_the_published_models(family: str, total_b: float, wo
 
 
 def test_an_fp8_checkpoint_is_half_as_large_as_what_is_computed() -> None:
-    config = CONFIG_MAPPING["deepseek_v3"](dtype="bfloat16", quantization_config={"quant_method": "fp8"})
+    config = configuration("deepseek_v3", dtype="bfloat16", quantization_config={"quant_method": "fp8"})
     sizes = model_sizes(config)
     assert sizes.is_quantized
     assert sizes.stored_bytes / sizes.computed_bytes == pytest.approx(0.5, abs=0.01)
@@ -74,7 +80,7 @@ def test_the_command_plans_a_folder_and_says_what_it_guesses(
 ) -> None:
     monkeypatch.chdir(ROOT)
     (tmp_path / "tiny").mkdir()
-    config = CONFIG_MAPPING["llama"](hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=256)
+    config = configuration("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=256)
     (tmp_path / "tiny/config.json").write_text(json.dumps(config.to_dict()))
     registry = (
         (ROOT / "config/models.yaml")
