@@ -17,7 +17,17 @@ from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, s
 
 FORMATS = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16, torch.float16: kernels.FLOAT16}
 
-MOST_THREADS = get_num_threads()
+
+def _most_threads() -> int:
+    """The threads that numba has."""
+    n_torch = torch.get_num_threads()
+    n_threads = get_num_threads()
+    # Numba, starting its threads, tells OpenMP how many there are; where both share one runtime, torch too is told.
+    torch.set_num_threads(n_torch)
+    return n_threads
+
+
+MOST_THREADS = _most_threads()
 # A range with fewer features (or positions) costs more to start than it saves; what belongs to one with more does not
 # fit the cache.
 SHORTEST_RANGE = 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -286,3 +288,12 @@ def test_more_positions_than_16_bits_number_are_refused() -> None:
         sketch_site(torch.zeros(1, 65536, 1), ladder=LADDER)
     with pytest.raises(StudyError, match=r"tokenize_corpus\.sequence_length"):
         sketch_union(torch.zeros((1, 65536, 1), dtype=torch.uint8), LADDER)
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    program = (
+        "import torch; torch.set_num_threads(1); import outlier_moe.recording.sketch_numba; "
+        "print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "1"

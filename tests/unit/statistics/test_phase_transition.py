@@ -158,7 +158,7 @@ def test_no_models_and_one_model() -> None:
     nothing = phase_transitions(model_rows(sizes(1)).clear(), options=QUICK)
     assert nothing.transitions.is_empty()
     one = phase_transitions(model_rows(sizes(1)), options=QUICK).transitions
-    assert one["reason"].str.contains("1 models").all()
+    assert one["reason"].str.starts_with("1 model: ").all()
 
 
 def test_resamples_enter_the_interval() -> None:
