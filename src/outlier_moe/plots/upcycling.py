@@ -87,7 +87,11 @@ def load_chart(experts: pl.DataFrame, *, width: int = 200) -> alt.FacetChart:
         alt.Chart()
         .mark_rect()
         .encode(
-            x=alt.X("expert:O", title="expert", axis=alt.Axis(grid=False, labelAngle=0)),
+            x=alt.X(
+                "expert:O",
+                title="expert",
+                axis=alt.Axis(grid=False, labelAngle=0, labelOverlap=True, labelSeparation=4),
+            ),
             y=alt.Y("layer:O", title="layer", axis=alt.Axis(grid=False)),
             color=alt.Color("load_share:Q", title="share of the load", legend=alt.Legend(format="%")),
             tooltip=["arm:N", "layer:O", "expert:O", alt.Tooltip("load_share:Q", format=".1%")],

@@ -59,4 +59,5 @@ def test_shipped_configurations_are_right_and_the_schemas_defaults_are_the_demos
 
 
 def test_an_arm_that_is_left_out_is_not_checked() -> None:
-    validated_study(study(arms=["dense", "zero"], experts__virtual_group={"top_k": 3}), SCHEMA)
+    chosen = validated_study(study(arms=["dense", "zero"], experts__virtual_group={"top_k": 3}), SCHEMA)["upcycle"]
+    assert chosen["arms"] == ["dense", "zero"] and chosen["experts"]["virtual_group"]["top_k"] == 3
