@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from outlier_moe.schemas.comparison import GroupSummary, MatchedPair, RankTestResult
+from outlier_moe.schemas.tested import GroupSummary, MatchedPair, RankTestResult
 from outlier_moe.statistics.comparable import false_discovery_rates, on_one_text
 from outlier_moe.statistics.matching import match
 from outlier_moe.statistics.rank_tests import RankTest, correlated, paired, several, unpaired

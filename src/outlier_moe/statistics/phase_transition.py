@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from outlier_moe.schemas.comparison import PhaseTransition, TrendComparison
+from outlier_moe.schemas.tested import PhaseTransition, TrendComparison
 from outlier_moe.statistics.comparable import false_discovery_rates, on_one_text
 from outlier_moe.statistics.transition import Transition, TransitionOptions, transition
 from outlier_moe.statistics.trend_models import TrendFit

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from scipy import stats
 
 from outlier_moe.ladder import Ladder
-from outlier_moe.schemas.comparison import OutlierRouting
+from outlier_moe.schemas.checked import OutlierRouting
 from outlier_moe.statistics.comparable import false_discovery_rates
 
 MOST_FLIPS = 9999

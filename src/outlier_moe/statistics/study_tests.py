@@ -11,7 +11,7 @@ import polars as pl
 
 from outlier_moe.ladder import Ladder
 from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.schemas.comparison import OutlierRouting, SuperExpert, Verification
+from outlier_moe.schemas.checked import OutlierRouting, SuperExpert, Verification
 from outlier_moe.statistics.dense_moe import DenseMoeOptions, compare_dense_moe
 from outlier_moe.statistics.phase_transition import phase_transitions
 from outlier_moe.statistics.routing import outlier_routing

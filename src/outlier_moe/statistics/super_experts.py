@@ -16,7 +16,7 @@ import polars as pl
 
 from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import Recording
-from outlier_moe.schemas.comparison import FormingLayer, SuperExpert
+from outlier_moe.schemas.checked import FormingLayer, SuperExpert
 from outlier_moe.schemas.moe import ExpertKind
 
 _PLACE = ["peak_feature", "sequence", "peak_position"]

@@ -16,7 +16,8 @@ from outlier_moe.filtering import Preset, systematic_features
 from outlier_moe.recording_files import Recording
 from outlier_moe.reference import Reference, reference_table
 from outlier_moe.statistics.published import is_sibling
-from outlier_moe.statistics.verification import VerifyOptions, verify
+from outlier_moe.statistics.verdicts import VerifyOptions
+from outlier_moe.statistics.verification import verify
 from outlier_moe.taps import Tap
 from tests.recordings import write_recording
 from tests.unit.statistics.test_super_experts import expert_rows
