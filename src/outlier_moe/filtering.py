@@ -77,7 +77,7 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
         StudyError: If a threshold is not on the recording's ladder, or a view was not recorded.
     """
     # Presets share what is read: the counts of one view at one magnitude.
-    hits: dict[tuple[View, float], _Hits] = {}
+    known: dict[tuple[View, float], Hits] = {}
     tables = []
     for preset in presets:
         shape = _shape(recording, preset)
@@ -85,9 +85,9 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
             tables += [_massive(recording, preset, shape, first_token) for first_token in ("included", "excluded")]
             continue
         key = (preset.view, preset.magnitude)
-        if key not in hits:
-            hits[key] = _hits(recording, preset)
-        tables += [_judged(hits[key], preset, shape, first_token) for first_token in ("included", "excluded")]
+        if key not in known:
+            known[key] = hits(recording, preset)
+        tables += [_judged(known[key], preset, shape, first_token) for first_token in ("included", "excluded")]
     order = ["preset", "first_token", "feature", "sequence"]
     columns = schemas.Systematic.column_names()
     tables = [table.select(pl.col(name) for name in columns if name in table.columns) for table in tables]
@@ -95,16 +95,21 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
     return schemas.Systematic.validate(table, cast=True)
 
 
-class _Hits(NamedTuple):
+class Hits(NamedTuple):
     """What reaches one magnitude in one view; `n` counts positions, `first` says whether position 0 is among them."""
 
     sites: pl.DataFrame
-    """Per (tap, layer, sequence, feature)."""
+    """Per (tap, layer, sequence, feature), with its peaks and where they lie."""
     any_site: pl.DataFrame
     """Per (sequence, feature): at any site of the view."""
 
 
-def _hits(recording: Recording, preset: Preset) -> _Hits:
+def hits(recording: Recording, preset: Preset) -> Hits:
+    """What of a recording reaches a preset's magnitude.
+
+    Raises:
+        StudyError: If the magnitude is not on the recording's ladder.
+    """
     edge = recording.ladder.index(
         preset.magnitude, key=f"magnitude of the preset {preset.name}", file=str(recording.directory / "run.json")
     )
@@ -124,10 +129,32 @@ def _hits(recording: Recording, preset: Preset) -> _Hits:
         .filter(reaching, pl.col("view") == preset.view)
         .select("sequence", "feature", *counted)
     )
-    return _Hits(*pl.collect_all([sites, any_site]))
+    return Hits(*pl.collect_all([sites, any_site]))
 
 
-def _shape(recording: Recording, preset: Preset) -> _Shape:
+def massive_rows(recording: Recording, preset: Preset, peak: pl.Expr) -> pl.LazyFrame:
+    """Rows that are massive by Sun et al. 2024 (arXiv 2402.17762): above a magnitude and a multiple of the median.
+
+    Args:
+        recording: The recording.
+        preset: The definition.
+        peak: The |x| that is judged: of all positions, or of those after the first.
+    """
+    medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
+    return (
+        recording.layer_outliers()
+        .filter(pl.col("tap").is_in(VIEWS[preset.view]), peak > preset.magnitude)
+        .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
+        .filter(peak >= preset.median_ratio * pl.col("median_magnitude"))
+    )
+
+
+def view_sites(recording: Recording, preset: Preset) -> pl.DataFrame:
+    """Rows of `schemas.Site` of a preset's view.
+
+    Raises:
+        StudyError: If the view was not recorded.
+    """
     sites = recording.sites().filter(pl.col("tap").is_in(VIEWS[preset.view]))
     if sites.is_empty():
         raise StudyError(
@@ -138,6 +165,11 @@ def _shape(recording: Recording, preset: Preset) -> _Shape:
             got=", ".join(recording.run["taps"]),
             remedy="Add the taps to record_outliers.taps (this records again), or take the preset out.",
         )
+    return sites
+
+
+def _shape(recording: Recording, preset: Preset) -> _Shape:
+    sites = view_sites(recording, preset)
     return _Shape(
         n_layers=sites["layer"].n_unique(),
         n_sites=sites.select("tap", "layer").n_unique(),
@@ -146,10 +178,10 @@ def _shape(recording: Recording, preset: Preset) -> _Shape:
     )
 
 
-def _without_first(hits: pl.LazyFrame, first_token: FirstToken) -> pl.LazyFrame:
+def _without_first(rows: pl.LazyFrame, first_token: FirstToken) -> pl.LazyFrame:
     if first_token == "included":
-        return hits
-    return hits.with_columns(n=pl.col("n") - pl.col("first")).filter(pl.col("n") > 0)
+        return rows
+    return rows.with_columns(n=pl.col("n") - pl.col("first")).filter(pl.col("n") > 0)
 
 
 def _peak_columns(first_token: FirstToken) -> dict[str, pl.Expr]:
@@ -167,12 +199,12 @@ def fraction(part: pl.Series, whole: int) -> pl.Series:
     return pl.Series(part.name, part.to_numpy() / whole)
 
 
-def _judged(hits: _Hits, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
+def _judged(found: Hits, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
     unit = ["feature"] if preset.unit == "feature" else ["feature", "sequence"]
     positions = shape.position_denominator(preset, first_token)
     site = pl.struct("tap", "layer").n_unique()
     over_sites = (
-        _without_first(hits.sites.lazy(), first_token)
+        _without_first(found.sites.lazy(), first_token)
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by(unit)
         .agg(
@@ -182,7 +214,7 @@ def _judged(hits: _Hits, preset: Preset, shape: _Shape, first_token: FirstToken)
             **_peak_columns(first_token),
         )
     )
-    over_union = _without_first(hits.any_site.lazy(), first_token).group_by(unit).agg(n_positions=pl.col("n").sum())
+    over_union = _without_first(found.any_site.lazy(), first_token).group_by(unit).agg(n_positions=pl.col("n").sum())
     counted = over_sites.join(over_union, on=unit, how="left", validate="1:1").collect()
     return counted.with_columns(
         fraction(counted["n_layers"], shape.layer_denominator(preset)).alias("layer_fraction"),
@@ -196,14 +228,9 @@ def _judged(hits: _Hits, preset: Preset, shape: _Shape, first_token: FirstToken)
 
 
 def _massive(recording: Recording, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
-    """Sun et al. 2024 (arXiv 2402.17762): |x| above a magnitude and a multiple of the hidden state's median."""
     peak = pl.col("peak" if first_token == "included" else "later_peak")
-    medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
     found = (
-        recording.layer_outliers()
-        .filter(pl.col("tap").is_in(VIEWS[preset.view]), peak > preset.magnitude)
-        .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
-        .filter(peak >= preset.median_ratio * pl.col("median_magnitude"))
+        massive_rows(recording, preset, peak)
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by("feature")
         .agg(n_layers=pl.col("layer").n_unique(), **_peak_columns(first_token))

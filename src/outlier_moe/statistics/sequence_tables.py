@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int64, UInt64
 
-from outlier_moe.errors import StudyError
-from outlier_moe.filtering import FirstToken, Preset
+from outlier_moe.filtering import FirstToken, Hits, Preset, hits, massive_rows, view_sites
 from outlier_moe.recording_files import Recording
 from outlier_moe.taps import VIEWS, View
 
@@ -96,15 +95,6 @@ def layers_affected(
     return np.bitwise_count(words).sum(axis=(1, 2), dtype=np.int64)
 
 
-class _Hits(NamedTuple):
-    """What of a recording reaches one magnitude in one view, as frames."""
-
-    sites: pl.DataFrame
-    """Per (tap, layer, sequence, feature): `n` positions, whether the `first` token is one, `peak` and `later_peak`."""
-    any_site: pl.DataFrame
-    """Per (sequence, feature): `n` and `first` at any site."""
-
-
 class ViewShape(NamedTuple):
     """The axes of the tables of one view."""
 
@@ -136,9 +126,9 @@ def sequence_tables(recording: Recording, presets: list[Preset]) -> Iterator[Seq
         groups.setdefault((preset.rule, preset.view, preset.magnitude, ratio), []).append(preset)
     for alike in groups.values():
         shape = view_shape(recording, alike[0])
-        hits = _massive_hits(recording, alike[0]) if alike[0].rule == "massive" else _hits(recording, alike[0])
+        found = _massive_hits(recording, alike[0]) if alike[0].rule == "massive" else hits(recording, alike[0])
         for first_token in get_args(FirstToken):
-            arrays = _arrays(hits, shape, first_token, by_value=alike[0].rule == "massive")
+            arrays = _arrays(found, shape, first_token, by_value=alike[0].rule == "massive")
             for preset in alike:
                 yield SequenceTables.of(preset, first_token, shape, arrays)
 
@@ -149,16 +139,7 @@ def view_shape(recording: Recording, preset: Preset) -> ViewShape:
     Raises:
         StudyError: If the view was not recorded.
     """
-    sites = recording.sites().filter(pl.col("tap").is_in(VIEWS[preset.view]))
-    if sites.is_empty():
-        raise StudyError(
-            f"The preset {preset.name} judges a view that was not recorded.",
-            file=recording.directory / "run.json",
-            key="taps",
-            expected=" and ".join(VIEWS[preset.view]),
-            got=", ".join(recording.run["taps"]),
-            remedy="Add the taps to record_outliers.taps (this records again), or take the preset out.",
-        )
+    sites = view_sites(recording, preset)
     return ViewShape(
         taps=[tap for tap in VIEWS[preset.view] if tap in sites["tap"]],
         layers=sites["layer"].unique().sort().to_list(),
@@ -169,44 +150,18 @@ def view_shape(recording: Recording, preset: Preset) -> ViewShape:
     )
 
 
-def _hits(recording: Recording, preset: Preset) -> _Hits:
-    edge = recording.ladder.index(
-        preset.magnitude, key=f"magnitude of the preset {preset.name}", file=str(recording.directory / "run.json")
-    )
-    reaching = pl.col("peak") >= preset.magnitude
-    counted = [
-        pl.col("n_positions").list.get(edge, null_on_oob=True).cast(pl.Int64).alias("n"),
-        (pl.col("first_token_magnitude") >= preset.magnitude).alias("first"),
-    ]
-    sites = (
-        recording.layer_outliers()
-        .filter(reaching, pl.col("tap").is_in(VIEWS[preset.view]))
-        .select("tap", "layer", "sequence", "feature", "peak", "later_peak", *counted)
-    )
-    any_site = (
-        recording.any_layer_outliers()
-        .filter(reaching, pl.col("view") == preset.view)
-        .select("sequence", "feature", *counted)
-    )
-    return _Hits(*pl.collect_all([sites, any_site]))
-
-
-def _massive_hits(recording: Recording, preset: Preset) -> _Hits:
+def _massive_hits(recording: Recording, preset: Preset) -> Hits:
     """Peaks that are massive by the preset; without the first token they must be so by the later peak."""
-    medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
     least = preset.median_ratio * pl.col("median_magnitude")
     sites = (
-        recording.layer_outliers()
-        .filter(pl.col("tap").is_in(VIEWS[preset.view]), pl.col("peak") > preset.magnitude)
-        .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
-        .filter(pl.col("peak") >= least)
+        massive_rows(recording, preset, pl.col("peak"))
         .with_columns(
             n=pl.lit(1, pl.Int64), first=(pl.col("later_peak") <= preset.magnitude) | (pl.col("later_peak") < least)
         )
         .select("tap", "layer", "sequence", "feature", "peak", "later_peak", "n", "first")
         .collect()
     )
-    return _Hits(sites, sites.select("sequence", "feature", "n", "first").clear())
+    return Hits(sites, sites.select("sequence", "feature", "n", "first").clear())
 
 
 def table_arrays(shape: ViewShape) -> dict[str, np.ndarray]:
@@ -221,11 +176,11 @@ def table_arrays(shape: ViewShape) -> dict[str, np.ndarray]:
     }
 
 
-def _arrays(hits: _Hits, shape: ViewShape, first_token: FirstToken, *, by_value: bool) -> dict[str, np.ndarray]:
+def _arrays(found: Hits, shape: ViewShape, first_token: FirstToken, *, by_value: bool) -> dict[str, np.ndarray]:
     """The arrays of `SequenceTables`; `by_value` says that `n` marks a row and counts nothing."""
     n_taps = len(shape.taps)
     arrays = table_arrays(shape)
-    rows = _counted(hits.sites, first_token)
+    rows = _counted(found.sites, first_token)
     sequence = np.searchsorted(shape.sequences, rows["sequence"])
     feature = rows["feature"].to_numpy()
     layer = np.searchsorted(shape.layers, rows["layer"])
@@ -236,7 +191,7 @@ def _arrays(hits: _Hits, shape: ViewShape, first_token: FirstToken, *, by_value:
     np.maximum.at(arrays["peak"], (sequence, feature), largest)
     if not by_value:
         np.add.at(arrays["n_values"], (sequence, feature), rows["n"].to_numpy())
-        union = _counted(hits.any_site, first_token)
+        union = _counted(found.any_site, first_token)
         at = np.searchsorted(shape.sequences, union["sequence"]), union["feature"].to_numpy()
         arrays["n_positions"][at] = union["n"]
     return arrays
