@@ -24,6 +24,7 @@ from outlier_moe.plots.quantities import FRACTIONS, PERPLEXITY, SIZES, SYSTEMATI
 from outlier_moe.plots.scales import PixelScale, domain_of
 
 WIDTH, HEIGHT = 460, 320
+_AFFECTED = "affected, mean over systematic features (%)"
 
 
 def scatter_chart(
@@ -187,17 +188,26 @@ def dual_chart(
     # Each model is named once, beside its layers.
     rows = [{**row, "of": "layers"} for row in pairs[0]]
     rows += [{**row, "of": "positions", "label": ""} for row in pairs[1]]
+    ties = [{"x": a["x"], "y": a["y"], "y2": b["y"], "kind": a["kind"]} for a, b in zip(*pairs, strict=True)]
     across = PixelScale(x.scale, domain_of(_values(rows, "x"), x.scale), (0.0, float(width)))
     down = PixelScale("linear", (0.0, 105.0), (float(height), 0.0))
     x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
-    title = "affected, mean over systematic features (%)"
-    y_axis = position(alt.Y, "y", title, "linear", down.domain)
-    ties = [{"x": a["x"], "y": a["y"], "y2": b["y"], "kind": a["kind"]} for a, b in zip(*pairs, strict=True)]
-    colour = kind_colour()
-    base = alt.Chart(named(rows, "points")).encode(
-        x=x_axis,
-        y=y_axis,
-        color=colour,
+    y_axis = position(alt.Y, "y", _AFFECTED, "linear", down.domain)
+    labels = label_layers(label_rows(rows, across, down) if is_placed else [], x_axis, y_axis)
+    return alt.layer(*_dual_layers(rows, ties, x_axis, y_axis), *labels).properties(
+        width=width, height=height, usermeta=label_meta()
+    )
+
+
+def _dual_layers(rows: list[dict[str, Any]], ties: list[dict[str, Any]], x: Any, y: Any) -> list[alt.Chart]:
+    """Ties between a model's two marks, intervals, filled marks for layers and hollow ones for positions."""
+    tie = alt.Chart(named(ties, "ties")).mark_rule(opacity=0.4, aria=False)
+    base = alt.Chart(named(rows, "points"))
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=5, opacity=0.35)
+    marks = base.encode(
+        x=x,
+        y=y,
+        color=kind_colour(),
         shape=kind_shape(),
         tooltip=[
             alt.Tooltip("model:N"),
@@ -208,20 +218,9 @@ def dual_chart(
             alt.Tooltip("high:Q", title="to", format=".1f"),
         ],
     )
-    bars = (
-        alt.Chart(named(rows, "points"))
-        .transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=5, opacity=0.35)
-        .encode(x=x_axis, y=alt.Y("low:Q", title=title), y2=alt.Y2("high:Q"), color=colour)
-    )
-    points = [
-        base.transform_filter("datum.of == 'layers'").mark_point(size=MARK_AREA, filled=True, opacity=0.95),
-        base.transform_filter("datum.of == 'positions'").mark_point(size=MARK_AREA, filled=False, strokeWidth=1.75),
+    return [
+        tie.encode(x=x, y=y, y2=alt.Y2("y2:Q"), color=kind_colour()),
+        bars.encode(x=x, y=alt.Y("low:Q", title=_AFFECTED), y2=alt.Y2("high:Q"), color=kind_colour()),
+        marks.transform_filter("datum.of == 'layers'").mark_point(size=MARK_AREA, filled=True, opacity=0.95),
+        marks.transform_filter("datum.of == 'positions'").mark_point(size=MARK_AREA, filled=False, strokeWidth=1.75),
     ]
-    tie = (
-        alt.Chart(named(ties, "ties"))
-        .mark_rule(opacity=0.4, aria=False)
-        .encode(x=x_axis, y=y_axis, y2=alt.Y2("y2:Q"), color=colour)
-    )
-    labels = label_layers(label_rows(rows, across, down) if is_placed else [], x_axis, y_axis)
-    return alt.layer(tie, bars, *points, *labels).properties(width=width, height=height, usermeta=label_meta())
