@@ -15,6 +15,7 @@ from outlier_moe.filtering import presets, systematic_features
 from outlier_moe.layer_peaks import peaks_by_layer
 from outlier_moe.report.inputs import ModelFiles, ReportInputs
 from tests.recordings import made_up_activations, write_recording
+from tests.upcycling_tables import made_up_tables
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
@@ -77,7 +78,8 @@ def made_up_study(folder: Path) -> ReportInputs:
     models = [compared_model(folder, name, seed) for seed, name in enumerate(MODELS)]
     comparison = compare_models(models, presets(STUDY))
     files = {name: files_of(folder / name) for name in MODELS}
-    return ReportInputs(comparison.models, files, STUDY, features=comparison.features)
+    experiment = made_up_tables(["simple", "smollm"])
+    return ReportInputs(comparison.models, files, STUDY, features=comparison.features, upcycling=experiment)
 
 
 def files_of(folder: Path) -> ModelFiles:

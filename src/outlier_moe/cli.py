@@ -12,7 +12,8 @@ from typing import get_args
 import polars as pl
 
 from outlier_moe import __version__
-from outlier_moe.commands import compare, count_params, plan, verify
+from outlier_moe.commands import compare, count_params, plan, upcycling, verify
+from outlier_moe.commands.tables import read_table
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
     CheckpointSource,
@@ -58,20 +59,9 @@ _MODELS = {
 }
 
 
-def _read(path: Path, *, remedy: str) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except FileNotFoundError as error:
-        raise StudyError("There is no such table yet.", file=path, remedy=remedy) from error
-    except pl.exceptions.PolarsError as error:
-        raise StudyError(
-            "A table cannot be read.", file=path, got=str(error), remedy="Remove it and run snakemake again."
-        ) from error
-
-
 def _show(arguments: argparse.Namespace) -> None:
     path = arguments.results / "comparison" / "models.parquet"
-    table = _read(path, remedy="Run snakemake (or make demo) first.")
+    table = read_table(path, remedy="Run snakemake (or make demo) first.")
     if arguments.format == "table":
         table = _for_people(table)
     show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path), section="preset")
@@ -92,7 +82,7 @@ def _for_people(table: pl.DataFrame) -> pl.DataFrame:
 
 def _top(arguments: argparse.Namespace) -> None:
     path = arguments.results / arguments.model / "systematic.parquet"
-    table = _read(path, remedy=f"Run: snakemake {path}")
+    table = read_table(path, remedy=f"Run: snakemake {path}")
     known = table["preset"].unique().to_list()
     if arguments.preset not in known:
         raise StudyError(
@@ -170,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_parser(commands, shared)
     plan.add_parser(commands)
     count_params.add_parser(commands, shared)
+    upcycling.add_parser(commands, shared)
     return parser
 
 

@@ -154,6 +154,18 @@ def test_no_network_and_no_complaint(browser: Chrome, study_folder: Path) -> Non
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
+def test_the_experiments_pictures_are_drawn(browser: Chrome, study_folder: Path) -> None:
+    opened(browser, study_folder)
+    draw_everything(browser)
+    marks = (
+        "return [...document.querySelectorAll('[data-chart^=upcycling-] svg.marks')]"
+        ".map((chart) => chart.querySelectorAll('.role-mark path').length)"
+    )
+    found = browser.execute_script(marks)
+    assert len(found) == 4
+    assert min(found) > 0
+
+
 def draw_everything(browser: Chrome) -> None:
     """Make the window as tall as the page, so that every chart is drawn."""
     from selenium.webdriver.support.ui import WebDriverWait

@@ -15,6 +15,7 @@ from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.filtering import systematic_features
 from tests.recordings import made_up_activations, write_recording
 from tests.unit.test_comparison import FACTS, PRESETS
+from tests.upcycling_tables import made_up_tables
 
 
 @pytest.fixture
@@ -72,10 +73,24 @@ def test_models_says_which_are_done(results: Path, capsys: pytest.CaptureFixture
     assert done["mixtral"] == ""
 
 
+def test_upcycling_shows_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "upcycle").mkdir()
+    table = made_up_tables(["simple"])["summary"]
+    table.write_parquet(tmp_path / "upcycle" / "summary.parquet")
+    assert main(["upcycling", "--results", str(tmp_path)]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:6] for line in printed if "zero" in line] == [
+        ["simple", seed, "zero", "5.60", "+0.000000", "5.4000"] for seed in ("0", "1")
+    ]
+    assert main(["upcycling", "--results", str(tmp_path), "--format", "json"]) == 0
+    assert pl.DataFrame(json.loads(capsys.readouterr().out), schema=table.schema).equals(table)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["show"], "Run snakemake (or make demo) first."),
+        (["upcycling"], "snakemake upcycle"),
         (["top", "mixtral"], "snakemake"),
     ],
 )

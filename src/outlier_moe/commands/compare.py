@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import polars as pl
 
+from outlier_moe.commands.tables import read_table
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.terminal.presentation import Column, show_frame
 from outlier_moe.terminal.table_formats import latex_table, markdown_table
@@ -76,21 +77,11 @@ def run(arguments: argparse.Namespace) -> None:
             got=f"--format {arguments.format}",
         )
     path = arguments.results / "comparison" / "models.parquet"
-    models = _of_preset(_read(path), path, arguments)
+    models = _of_preset(read_table(path, remedy="Run snakemake (or make demo) first."), path, arguments)
     chosen = _chosen(models, arguments)
     _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)
     if arguments.terminal:
         _plot(chosen)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except FileNotFoundError as error:
-        raise StudyError("There is no comparison yet.", file=path, remedy="Run snakemake first.") from error
-    except pl.exceptions.PolarsError as error:
-        remedy = "Remove it and run snakemake again."
-        raise StudyError("A table cannot be read.", file=path, got=str(error), remedy=remedy) from error
 
 
 def _of_preset(models: pl.DataFrame, path: Path, arguments: argparse.Namespace) -> pl.DataFrame:

@@ -65,7 +65,7 @@ def losses_chart(
     training = base.transform_filter("datum.what == 'training'").mark_line(strokeWidth=1.5)
     held_out = base.transform_filter("datum.what == 'held out'").mark_point(size=30, filled=True)
     layers = alt.layer(training, held_out, _rule(boundary), data=named(rows, "losses"))
-    return layers.properties(width=width, height=height).facet(column=alt.Column("pair:N", title=None))
+    return layers.properties(width=width, height=height).facet(facet=alt.Facet("pair:N", title=None), columns=2)
 
 
 def load_chart(experts: pl.DataFrame, *, width: int = 200) -> alt.FacetChart:

@@ -27,7 +27,7 @@ def upcycling_pictures(tables: Mapping[str, pl.DataFrame]) -> list[PictureGroup]
         return []
     charts = upcycling_charts(**{name: table for name, table in tables.items() if name != "summary"})
     pictures = [
-        Picture(f"upcycling-{name}", *_PICTURES[name], chart.to_dict(validate=False), is_wide=name != "losses")
+        Picture(f"upcycling-{name}", *_PICTURES[name], chart.to_dict(validate=False), is_wide=True)
         for name, chart in charts.items()
     ]
     return [PictureGroup("From dense to mixture of experts", _text(tables["summary"]), pictures)]

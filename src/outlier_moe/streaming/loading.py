@@ -29,12 +29,12 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers.auto import get_hf_quantizer
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils import logging as transformers_logging
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from outlier_moe.architectures.model_class import AutoClass, model_class_for
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError
+from outlier_moe.terminal.model_bars import model_bars_hidden
 
 DEQUANTISED = ("fp8", "mxfp4", "compressed-tensors")
 
@@ -258,17 +258,14 @@ def _one_after_the_other() -> Iterator[None]:
     """Have the conversion take its tensors one weight at a time, without threads and without a progress bar."""
     before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with model_bars_hidden():
+            yield
     finally:
         if before is None:
             del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
         else:
             os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _does_not_fit(name: str, **details: Any) -> StudyError:

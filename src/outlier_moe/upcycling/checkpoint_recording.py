@@ -31,12 +31,13 @@ def record_checkpoints(
     # torch, which the filter does without.
     from outlier_moe.recording.record import record_outliers
     from outlier_moe.sources.models import fetch_model
+    from outlier_moe.terminal.model_bars import model_bars_hidden
     from outlier_moe.tokenization import tokenize_corpus
     from outlier_moe.training.text_stream import HELD_OUT_CORPUS
     from outlier_moe.upcycling.phases import checkpoint_steps
     from outlier_moe.whole_outputs import whole_directory
 
-    with whole_directory(output) as partial:
+    with whole_directory(output) as partial, model_bars_hidden():
         for _, checkpoint in checkpoint_steps(run):
             folder = partial / checkpoint.name
             fetch_model(_entry(checkpoint), folder / "model")

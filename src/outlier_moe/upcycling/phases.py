@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
+from outlier_moe.terminal.model_bars import model_bars_hidden
 from outlier_moe.training.loop import TrainingTask, Visit, forget_state, train
 from outlier_moe.training.optimizers import adamw
 from outlier_moe.training.options import TrainingOptions
@@ -60,6 +61,7 @@ class PhaseOptions:
     """Tokens that it adds to each."""
 
 
+@model_bars_hidden()
 def train_dense(
     text: Path, model_output: Path, run_output: Path, *, pair: Pair, sizes: ModelSizes, options: PhaseOptions
 ) -> None:
@@ -78,6 +80,7 @@ def train_dense(
     _train_phase(model, text, model_output, run_output, options, label=f"{pair}, dense")
 
 
+@model_bars_hidden()
 def continue_training(
     start: Path,
     text: Path,
@@ -138,6 +141,11 @@ def _train_phase(
     for sample in samples:
         log.info("%s: %r -> %r", label, sample["prompt"], sample["sample"])
     _write_json(samples, work / SAMPLES)
+    _hand_over(work, model_output, run_output)
+
+
+def _hand_over(work: Path, model_output: Path, run_output: Path) -> None:
+    """Make the outputs of a phase that is done of its working folder: each is there whole or not at all."""
     _gather_evaluations(work)
     last = sorted((work / CHECKPOINTS).iterdir())[-1]
     with whole_directory(model_output) as partial:
@@ -201,6 +209,7 @@ def load_checked(folder: Path, *, pair: Pair, sizes: ModelSizes, experts: Expert
     return _read(folder)
 
 
+@model_bars_hidden()
 def upcycle_dense(
     dense: Path,
     output: Path,
@@ -223,6 +232,7 @@ def upcycle_dense(
         AutoTokenizer.from_pretrained(dense).save_pretrained(partial)
 
 
+@model_bars_hidden()
 def verify_equivalence(
     dense: Path,
     moe: Path,

@@ -11,6 +11,14 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from outlier_moe.schemas.upcycling import (
+    ExpertLoad,
+    UpcyclingCheckpoint,
+    UpcyclingOutlier,
+    UpcyclingRun,
+    UpcyclingStep,
+    completed,
+)
 from outlier_moe.terminal.presentation import Column
 
 TABLE = {
@@ -63,16 +71,15 @@ class UpcyclingTables(NamedTuple):
     """The tables of the experiment."""
 
     summary: pl.DataFrame
-    """A row per (pair, seed, arm)."""
+    """`schemas.upcycling.UpcyclingRun`."""
     checkpoints: pl.DataFrame
-    """A row per (pair, seed, arm, phase, checkpoint): held-out loss and how the experts are used. `step` counts both
-    phases; phase 1 stands once for each arm."""
+    """`schemas.upcycling.UpcyclingCheckpoint`."""
     outliers: pl.DataFrame
-    """A row per (pair, seed, arm, phase, checkpoint, tap or preset): its outlier figures."""
+    """`schemas.upcycling.UpcyclingOutlier`."""
     history: pl.DataFrame
-    """A row per (pair, seed, arm, step) of phase 2, and of phase 1 with the arm `phase 1`."""
+    """`schemas.upcycling.UpcyclingStep`."""
     experts: pl.DataFrame
-    """A row per (pair, seed, arm, checkpoint, layer, expert): its share of the load."""
+    """`schemas.upcycling.ExpertLoad`."""
 
 
 def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTables:
@@ -96,24 +103,12 @@ def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTa
             histories.append(_labelled(_history(run.dense_run), {**run.key, "arm": "phase 1"}, phase=1, after=0))
         summary.append(_summary(run, preset))
     return UpcyclingTables(
-        summary=pl.DataFrame(summary, infer_schema_length=None),
-        checkpoints=pl.DataFrame(checkpoints, infer_schema_length=None),
-        outliers=pl.concat(outliers, how="diagonal"),
-        history=pl.concat(histories, how="diagonal_relaxed"),
-        experts=pl.DataFrame(experts, schema=_EXPERTS),
+        summary=completed(UpcyclingRun, pl.DataFrame(summary, infer_schema_length=None)),
+        checkpoints=completed(UpcyclingCheckpoint, pl.DataFrame(checkpoints, infer_schema_length=None)),
+        outliers=completed(UpcyclingOutlier, pl.concat(outliers, how="diagonal")),
+        history=completed(UpcyclingStep, pl.concat(histories, how="diagonal_relaxed")),
+        experts=completed(ExpertLoad, pl.DataFrame(experts, infer_schema_length=None)),
     )
-
-
-_EXPERTS = {
-    "pair": pl.String,
-    "seed": pl.Int64,
-    "arm": pl.String,
-    "step": pl.Int64,
-    "layer": pl.Int64,
-    "expert": pl.Int64,
-    "n_tokens": pl.Int64,
-    "load_share": pl.Float64,
-}
 
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:

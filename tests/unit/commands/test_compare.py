@@ -157,7 +157,7 @@ def test_mistakes_are_named(results: Path, arguments: list[str], message: str) -
 
 
 def test_no_comparison_yet(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="no comparison yet"):
+    with pytest.raises(StudyError, match="no such table yet"):
         compare(tmp_path)
 
 

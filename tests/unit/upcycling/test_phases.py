@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,19 +119,21 @@ def test_router_noise_leaves_none_dead_and_lets_experts_part(folder: Path) -> No
     assert all(min(layer["distances"]) > 0 for layer in last)
 
 
-def test_a_killed_phase_ends_as_an_uninterrupted_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
+def train_until_step_13(places: tuple[Path, ...], arguments: dict[str, Any], reached: Path) -> None:
+    """In a process of its own: go on training, and stand still in the middle of a step."""
     plain = loop._Run.step
 
-    def dying(run: Any) -> dict[str, Any]:
+    def standing_still(run: Any) -> dict[str, Any]:
         if run.n_done == 13:
-            raise Killed
+            reached.touch()
+            time.sleep(600)
         return plain(run)
 
+    loop._Run.step = standing_still
+    continue_training(*places, **arguments)
+
+
+def test_a_killed_phase_ends_as_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "pair": "simple",
         "arm": "zero",
@@ -137,11 +142,18 @@ def test_a_killed_phase_ends_as_an_uninterrupted_one(
         "options": options(2, "zero", 40),
     }
     places = (folder / "zero/init", folder / "text", tmp_path / "final", tmp_path / "phase2")
-    monkeypatch.setattr(loop._Run, "step", dying)
-    with pytest.raises(Killed):
-        continue_training(*places, **arguments)
-    monkeypatch.undo()
-    assert not (tmp_path / "phase2").exists()
+    reached = tmp_path / "reached"
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=train_until_step_13, args=(places, arguments, reached), daemon=True
+    )
+    spawned.start()
+    while not reached.exists():
+        assert spawned.is_alive()
+        time.sleep(0.05)
+    spawned.kill()
+    spawned.join()
+    assert spawned.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "phase2").exists() and not (tmp_path / "final").exists()
     other = replace(arguments["options"], lr=5e-4)
     with pytest.raises(StudyError, match="another configuration"):
         continue_training(*places, **{**arguments, "options": other})
@@ -149,6 +161,7 @@ def test_a_killed_phase_ends_as_an_uninterrupted_one(
     name = "final/model.safetensors"
     assert (tmp_path / name).read_bytes() == (folder / "zero" / name).read_bytes()
     assert evaluations(tmp_path / "phase2") == evaluations(folder / "zero/phase2")
+    assert pl.read_parquet(tmp_path / "phase2/training_history.parquet")["step"].to_list() == list(range(40))
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -25,9 +25,8 @@ async function draw(element, spec) {
   const width = spec.usermeta?.labels
     ? { width: Math.max(element.clientWidth - BESIDE, 120) }
     : { width: "container", autosize: { type: "fit-x", contains: "padding" } };
-  // Panels have a width of their own.
-  const wide = spec.facet ? {} : width;
-  const result = await vegaEmbed(element, { ...spec, ...wide }, { ...EMBED, config: THEMES[currentTheme()] });
+  const sized = spec.facet ? panels(element, spec) : { ...spec, ...width };
+  const result = await vegaEmbed(element, sized, { ...EMBED, config: THEMES[currentTheme()] });
   drawn.set(element, result);
   element.dataset.drawn = currentTheme();
   if (spec.usermeta?.labels) {
@@ -36,6 +35,20 @@ async function draw(element, spec) {
     resized.observe(element);
   }
   return result.view;
+}
+
+// The legend's share of the room, where there is enough for one beside the panels.
+const LEGEND = 120;
+const NARROW = 560;
+
+// As many panels beside each other as have room, none wider than the element.
+function panels(element, spec) {
+  const isNarrow = element.clientWidth < NARROW;
+  const room = element.clientWidth - (isNarrow ? 0 : LEGEND);
+  const columns = Math.max(1, Math.min(spec.columns ?? 1, Math.floor(room / (spec.spec.width + BESIDE))));
+  const width = Math.min(spec.spec.width, Math.max(room / columns - BESIDE, 120));
+  const legend = isNarrow ? { config: { legend: { orient: "bottom", columns: 3 } } } : {};
+  return { ...spec, ...legend, columns, spec: { ...spec.spec, width } };
 }
 
 const widths = new Map();

@@ -1,0 +1,29 @@
+"""Reading the tables that the commands show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from outlier_moe.errors import StudyError
+
+
+def read_table(path: Path, *, remedy: str) -> pl.DataFrame:
+    """A Parquet table of the results.
+
+    Args:
+        path: Its file.
+        remedy: What makes it, for whoever does not have it yet.
+
+    Raises:
+        StudyError: If there is none, or none that can be read.
+    """
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise StudyError("There is no such table yet.", file=path, remedy=remedy) from error
+    except pl.exceptions.PolarsError as error:
+        raise StudyError(
+            "A table cannot be read.", file=path, got=str(error), remedy="Remove it and run snakemake again."
+        ) from error
