@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot, softmax
+from torch.nn.functional import cross_entropy, one_hot, pad, softmax
 
 from outlier_moe.training.steps import Batch, LossFunction, StepLoss
+
+IGNORED = -100
+"""The target of a position that predicts nothing."""
 
 
 def language_loss(*, load_balancing: float = 0.0, top_k: int | None = None) -> LossFunction:
@@ -39,7 +42,9 @@ def next_token_loss(
     logits: Float[Tensor, "sequence position token"], tokens: Int[Tensor, "sequence position"]
 ) -> Float[Tensor, ""]:
     """Mean loss in nats over all tokens but each sequence's first."""
-    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    # Targets move, not logits: the same but for the last position, and no copy of what is the largest tensor of a step.
+    targets = pad(tokens[:, 1:], (0, 1), value=IGNORED)
+    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
 
 def load_balancing_loss(router_logits: Sequence[Float[Tensor, "token expert"]], *, top_k: int) -> Float[Tensor, ""]:
