@@ -134,7 +134,8 @@ def report(name: str, arguments: argparse.Namespace, checkpoint: Path, runs: Map
     rest = sum(map(n_bytes, rest_shapes(name)))
     print(
         f"2 layers + hidden states + 300 MB = {bound_bytes(name, arguments) / 2**20:.0f} MB;"
-        f" outside the layers lie {rest / 2**20:.0f} MB"
+        f" outside the layers lie {rest / 2**20:.0f} MB",
+        flush=True,
     )
 
 
