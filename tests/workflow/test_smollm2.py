@@ -28,7 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     config["experiments"] = []
     (path / "config/config.yaml").write_text(yaml.safe_dump(config))
     folder = StudyFolder(path)
-    folder.snakemake()
+    folder.snakemake("results/smollm2/systematic.parquet")
     return folder
 
 

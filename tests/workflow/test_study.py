@@ -145,9 +145,8 @@ def test_nothing_is_left_to_do_afterwards(study: StudyFolder) -> None:
     assert study.planned() == {}
 
 
-@pytest.mark.parametrize("change", ["magnitude=2.0", "layer_fraction=0.5", "position_fraction=0.1"])
-def test_a_changed_threshold_reruns_no_recording(study: StudyFolder, change: str) -> None:
-    jobs = study.planned("--config", change)
+def test_changed_thresholds_rerun_no_recording(study: StudyFolder) -> None:
+    jobs = study.planned("--config", "magnitude=2.0", "layer_fraction=0.5", "position_fraction=0.1")
     assert jobs["filter_systematic"] == len(MODELS)
     assert set(jobs) <= THRESHOLD_STAGES
 
