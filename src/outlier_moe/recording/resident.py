@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 TOKENS_PER_CHUNK = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 
 # Logits made at once, in bytes: thinner slices cost time, thicker ones memory beyond the bare forward's.
-HEAD_BYTES = 128 * 2**20
+HEAD_BYTES = 64 * 2**20
 
 # Of a card's free memory; activations and counts take the rest.
 SHARE_FOR_WEIGHTS = 0.8
