@@ -39,10 +39,45 @@ class Drawn(NamedTuple):
     """The largest |x|."""
 
 
+LAST = np.iinfo(np.int64).max
+"""Stands behind every number."""
+
+
+class Keys(NamedTuple):
+    """What is said of each systematic feature of a draw, to be ordered; of any other `LAST` or infinite."""
+
+    layers: Int64[np.ndarray, " feature"]
+    """Layers affected."""
+    positions: Int64[np.ndarray, " feature"]
+    """Positions affected."""
+    per_site: Float64[np.ndarray, " feature"]
+    """The share of the positions at an affected site, on average."""
+    peak: Int64[np.ndarray, " feature"]
+    """The bits of the largest |x|."""
+
+
+class Sums(NamedTuple):
+    """The systematic features of a draw together."""
+
+    n: int
+    """How many there are."""
+    n_layers: int
+    n_positions: int
+    n_values: int
+    """Outlier values."""
+    per_site: float
+
+
 def _compiled(function: Callable) -> Callable:
     """Compile a function for threads that hold no lock of the interpreter."""
     # What a checker of types has wrapped around the function cannot be compiled.
     return njit(nogil=True, cache=True, error_model="numpy")(inspect.unwrap(function))
+
+
+def _summing(function: Callable) -> Callable:
+    """The same where sums of fractions may be taken in any order, so that they too take vector instructions."""
+    exactly = {"nogil": True, "cache": True, "error_model": "numpy"}
+    return njit(**exactly, fastmath={"reassoc", "nsz"})(inspect.unwrap(function))
 
 
 @_compiled
@@ -120,89 +155,63 @@ def _count_layers(
 
 
 @_compiled
-def _median_of_counts(n_with: Int64[np.ndarray, " count"], n: int) -> float:
-    """The median of n whole numbers, given how many have each value; numbers that are nearly all alike sort slowly."""
-    seen, below = 0, -1
-    for value in range(len(n_with)):
-        seen += n_with[value]
-        if below < 0 and seen > (n - 1) // 2:
-            below = value
-        if seen > n // 2:
-            return (below + value) / 2
-    return np.nan
+def _find_middle(keys: Int64[np.ndarray, " feature"], n: int, near: Int64[np.ndarray, "end=2"]) -> tuple[int, int]:
+    """The two middle ones of the n smallest of some whole numbers; one and the same if n is odd.
 
-
-@_compiled
-def _median_near(
-    values: Float64[np.ndarray, " feature"], near: Float64[np.ndarray, "end=2"], inside: Float64[np.ndarray, " feature"]
-) -> float:
-    """The median of some values, which lies in much the same place one draw after the other.
+    By halving the range that they lie in: what is below a number is counted by vector instructions, and the range is
+    small from the start where they lie in much the same place one draw after the other.
 
     Args:
-        values: The values.
-        near: The middle and the width of where it is looked for; those for the next draw are left there.
-        inside: Room for as many values.
+        keys: The numbers; what is no number of the draw is `LAST`.
+        n: How many others there are.
+        near: The middle and the width of where to look; those for the next draw are left there.
     """
-    n = len(values)
-    low, high = near[0] - near[1] / 2, near[0] + near[1] / 2
-    n_below, n_inside = 0, 0
-    for value in values:
-        inside[n_inside] = value
-        n_below += value < low
-        n_inside += low <= value <= high
-    rank = (n - 1) // 2 - n_below
-    if rank < 0 or n // 2 - n_below >= n_inside:
-        inside[:n] = values
-        rank, n_inside = (n - 1) // 2, n
-        near[1] = 2 * near[1] + 1e-6 * abs(values[0])
+    rank = (n - 1) // 2
+    low, high = near[0] - near[1], near[0] + near[1]
+    n_low, n_high = 0, 0
+    for f in range(len(keys)):
+        n_low += keys[f] <= low
+        n_high += keys[f] <= high
+    if n_low <= rank < n_high:
+        near[1] -= near[1] // 8
     else:
-        # An eighth of the values: seldom missed, and few to look at closely.
-        near[1] *= 0.75 if 8 * n_inside > n else 1.25
-    median = _middle(inside[:n_inside], rank, n % 2 == 0)
-    near[0] = median
-    return median
-
-
-@_compiled
-def _middle(values: Float64[np.ndarray, " value"], rank: int, is_between: bool) -> float:
-    """The value of a rank, or the mean of it and the next; the values are left in another order."""
-    low, high = 0, len(values) - 1
-    while True:
-        first, middle, last = values[low], values[(low + high) // 2], values[high]
-        pivot = max(min(first, middle), min(max(first, middle), last))
-        # Left of `left` all are smaller, right of `right` all are larger, and between them all equal the pivot.
-        left, at, right = low, low, high
-        while at <= right:
-            value = values[at]
-            if value < pivot:
-                values[at], values[left] = values[left], value
-                left += 1
-                at += 1
-            elif value > pivot:
-                values[at], values[right] = values[right], value
-                right -= 1
-            else:
-                at += 1
-        if rank < left:
-            high = left - 1
-        elif rank > right:
-            low = right + 1
+        low, high = (-1, low) if n_low > rank else (high, LAST - 1)
+        near[1] += near[1] + 1
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        n_upto, largest, smallest = _around(keys, middle)
+        if n_upto > rank:
+            high = largest
         else:
-            break
-    if not is_between or rank < right:
-        return pivot
-    return (pivot + values[rank + 1 :].min()) / 2
+            low = smallest - 1
+    near[0] = high
+    n_upto, _, following = _around(keys, high)
+    return high, high if n % 2 or n_upto > n // 2 else following
 
 
 @_compiled
-def _chosen(
+def _around(keys: Int64[np.ndarray, " feature"], key: int) -> tuple[int, int, int]:
+    """How many are up to a number, the largest of them, and the smallest of the others."""
+    n_upto, largest, smallest = 0, -1, LAST
+    # Written so that it is turned into vector instructions, as loops over values, `max` and `min` are not.
+    for f in range(len(keys)):
+        other = keys[f]
+        n_upto += other <= key
+        below = other if other <= key else -1
+        above = LAST if other <= key else other
+        largest = below if below > largest else largest
+        smallest = above if above < smallest else smallest
+    return n_upto, largest, smallest
+
+
+@_summing
+def _choose(
     drawn: Drawn,
     layers: Int32[np.ndarray, " feature"],
     n_sites: Int32[np.ndarray, " feature"],
     limits: tuple[int, int, int],
-    found: Float64[np.ndarray, "kind=3 feature"],
-    n_with: Int64[np.ndarray, " count"],
-) -> tuple[int, int]:
+    keys: Keys,
+) -> Sums:
     """Take down what is said of each systematic feature of a draw.
 
     Args:
@@ -210,25 +219,56 @@ def _chosen(
         layers: Layers that each feature affects, of those that the preset counts.
         n_sites: Sites that it affects.
         limits: The least layers and positions of a systematic feature, and the positions drawn.
-        found: Where position fractions, those per site, and peaks go.
-        n_with: Where it goes how many features affect so many layers.
-
-    Returns:
-        How many features are systematic, and their outlier values.
+        keys: Where it goes.
     """
     least_layers, least_positions, positions = limits
-    n_with[:] = 0
-    n, values = 0, 0
+    bits = drawn.peak.view(np.int32)
+    n, n_layers, n_positions, n_values, per_site = 0, 0, 0, 0, 0.0
     for f in range(len(layers)):
-        if layers[f] < least_layers or drawn.sums[1, f] < least_positions:
-            continue
-        found[0, n] = drawn.sums[1, f] / positions
-        found[1, n] = drawn.sums[0, f] / (float(n_sites[f]) * positions)
-        found[2, n] = drawn.peak[f]
-        n_with[layers[f]] += 1
-        values += drawn.sums[0, f]
-        n += 1
-    return n, values
+        affected, reached, values, peak = layers[f], drawn.sums[1, f], drawn.sums[0, f], bits[f]
+        share = values / (float(n_sites[f]) * positions)
+        is_chosen = (affected >= least_layers) & (reached >= least_positions)
+        keys.layers[f] = affected if is_chosen else LAST
+        keys.positions[f] = reached if is_chosen else LAST
+        keys.peak[f] = peak if is_chosen else LAST
+        keys.per_site[f] = share if is_chosen else np.inf
+        n += is_chosen
+        n_layers += affected if is_chosen else 0
+        n_positions += reached if is_chosen else 0
+        n_values += values if is_chosen else 0
+        per_site += share if is_chosen else 0.0
+    return Sums(n, n_layers, n_positions, n_values, per_site)
+
+
+@_compiled
+def _fill(
+    figures: Float64[np.ndarray, " figure"],
+    keys: Keys,
+    sums: Sums,
+    wholes: tuple[int, int],
+    near: Int64[np.ndarray, "kind=4 end=2"],
+) -> None:
+    """The figures of one draw, in the order of `POOLED`; `wholes` are the layers and positions of all."""
+    n, (layers, positions) = sums.n, wholes
+    figures[0] = n
+    figures[9] = sums.n_values
+    if n == 0:
+        return
+    figures[1] = sums.n_layers / (n * layers)
+    low, high = _find_middle(keys.layers, n, near[0])
+    figures[2] = (low + high) / 2 / layers
+    figures[3] = sums.n_positions / (n * positions)
+    low, high = _find_middle(keys.positions, n, near[1])
+    figures[4] = (low / positions + high / positions) / 2
+    figures[5] = sums.per_site / n
+    # Positive numbers are in the order of their bits.
+    shares = np.array(_find_middle(keys.per_site.view(np.int64), n, near[2])).view(np.float64)
+    figures[6] = (shares[0] + shares[1]) / 2
+    low, high = _find_middle(keys.peak, n, near[3])
+    _, largest, _ = _around(keys.peak, LAST - 1)
+    peaks = np.array([low, high, largest], np.int32).view(np.float32).astype(np.float64)
+    figures[7] = (peaks[0] + peaks[1]) / 2
+    figures[8] = peaks[2]
 
 
 @_compiled
@@ -265,28 +305,20 @@ def pooled_figures(
         least: The least layer fraction and position fraction of a systematic feature.
         figures: Where the figures go, in the order of `POOLED`.
     """
-    whole_layers, n_features = wholes[0], counts.shape[2]
+    n_features = counts.shape[2]
     drawn = Drawn(
         np.empty(unions.shape[2:], np.uint64),
         np.empty(counts.shape[1:], counts.dtype),
         np.empty(n_features, np.float32),
     )
     layers, n_sites = np.empty(n_features, np.int32), np.empty(n_features, np.int32)
-    found, n_with = np.empty((3, n_features), np.float64), np.empty(whole_layers + 1, np.int64)
-    near, inside = np.zeros((3, 2)), np.empty(n_features)
+    whole_numbers = np.empty((3, n_features), np.int64)
+    keys = Keys(whole_numbers[0], whole_numbers[1], np.empty(n_features, np.float64), whole_numbers[2])
+    near = np.zeros((4, 2), np.int64)
     for draw in range(len(weights)):
         _pool(weights[draw], unions, largest, counts, drawn)
         _count_layers(drawn.sites, n_taps, layers, n_sites)
         positions = wholes[1] * weights[draw].sum()
-        limits = (_least(least[0], whole_layers), 0 if least[1] <= 0 else _least(least[1], positions), positions)
-        n, values = _chosen(drawn, n_sites if by_site else layers, n_sites, limits, found, n_with)
-        figures[draw, 0] = n
-        figures[draw, 9] = values
-        if n:
-            figures[draw, 1] = (np.arange(whole_layers + 1) * n_with).sum() / (n * whole_layers)
-            figures[draw, 2] = _median_of_counts(n_with, n) / whole_layers
-            for k in range(2):
-                figures[draw, 3 + 2 * k] = found[k, :n].mean()
-                figures[draw, 4 + 2 * k] = _median_near(found[k, :n], near[k], inside)
-            figures[draw, 7] = _median_near(found[2, :n], near[2], inside)
-            figures[draw, 8] = found[2, :n].max()
+        limits = (_least(least[0], wholes[0]), 0 if least[1] <= 0 else _least(least[1], positions), positions)
+        sums = _choose(drawn, n_sites if by_site else layers, n_sites, limits, keys)
+        _fill(figures[draw], keys, sums, (wholes[0], positions), near)

@@ -190,10 +190,11 @@ def sequence_figures(sites: pl.DataFrame, sequences: pl.DataFrame, weights: Weig
     losses = sequences.sort("sequence")["loss_nats"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     complete = len(losses) == weights.shape[1] and bool(np.isfinite(losses).all())
     figures = {"perplexity": np.exp(weights @ losses / weights.sum(axis=1))} if complete else {}
+    site = sites.select(pl.struct("tap", "layer").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
+    sequence = sites.select(pl.col("sequence").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
     for name in ("kurtosis_of_feature_rms", "excess_kurtosis"):
-        wide = sites.sort("tap", "layer").pivot("sequence", index=["tap", "layer"], values=name, sort_columns=False)
-        order = [str(sequence) for sequence in sites["sequence"].unique().sort()]
-        by_site = wide.select(order).cast(pl.Float64).fill_null(np.nan).to_numpy()
+        by_site = np.full((int(site.max(initial=-1)) + 1, weights.shape[1]), np.nan)
+        by_site[site, sequence] = sites[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
         figures |= _over_sites(name, by_site, weights)
     absent = {"perplexity": np.full(len(weights), np.nan)}
     return absent | figures
@@ -203,7 +204,10 @@ def _over_sites(name: str, by_site: Float64[np.ndarray, "site sequence"], weight
     known = np.isfinite(by_site)
     if known.all():
         per_site = weights @ by_site.T / weights.sum(axis=1, keepdims=True)
-        return {f"{name}_mean": per_site.mean(axis=1), f"{name}_median": np.median(per_site, axis=1)}
+        # Sorting so few values with vector instructions is several times as fast as selecting the middle ones.
+        ordered, n_sites = np.sort(per_site, axis=1), per_site.shape[1]
+        middle = (ordered[:, (n_sites - 1) // 2] + ordered[:, n_sites // 2]) / 2
+        return {f"{name}_mean": per_site.mean(axis=1), f"{name}_median": middle}
     n_known = weights @ known.T.astype(np.int64)
     total = weights @ np.where(known, by_site, 0).T
     per_site = np.divide(total, n_known, out=np.full(total.shape, np.nan), where=n_known > 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -32,7 +33,7 @@ Steps = dict[tuple[str, int], UInt8[np.ndarray, "sequence feature"]]
 
 @dataclass(frozen=True)
 class SequenceCounts:
-    """The tables of one model."""
+    """The tables of one model; what is read is kept, since presets share it."""
 
     directory: Path
     """Their folder."""
@@ -44,13 +45,11 @@ class SequenceCounts:
             view: The taps counted together.
             edge: Its index on the ladder, from the floor.
         """
+        if edge not in self._at_edges:
+            self._at_edges[edge] = self._scan("counts").filter(pl.col("edge") == edge).collect()
         later = {f"later_{name}": pl.col(name) - pl.col(f"first_{name}") for name in ("n_positions", "n_values")}
-        return (
-            self._scan("counts")
-            .filter(pl.col("view").cast(pl.String) == view, pl.col("edge") == edge)
-            .select("sequence", "feature", "n_positions", "n_values", **later)
-            .collect()
-        )
+        of_view = self._at_edges[edge].filter(pl.col("view").cast(pl.String) == view)
+        return of_view.select("sequence", "feature", "n_positions", "n_values", **later)
 
     def steps(self, side: Side, taps: Iterable[str]) -> Steps:
         """Per (tap, layer): how many edges every feature's peak reaches in each sequence.
@@ -59,18 +58,35 @@ class SequenceCounts:
             side: Of all peaks, or of those after the first token.
             taps: The taps looked at.
         """
-        rows = self._scan("steps").filter(pl.col("tap").cast(pl.String).is_in(list(taps)))
-        columns = rows.select(pl.col("tap").cast(pl.String), "layer", "d_model", f"{side}step").collect().iter_rows()
+        rows = self._steps.filter(pl.col("tap").cast(pl.String).is_in(list(taps)))
+        columns = rows.select(pl.col("tap").cast(pl.String), "layer", "d_model", f"{side}step").iter_rows()
         return {
             (tap, layer): np.frombuffer(step, np.uint8).reshape(-1, d_model) for tap, layer, d_model, step in columns
         }
 
     def peaks(self, view: View) -> pl.DataFrame:
         """Per (sequence, feature): the `peak` over a view's sites, and the `later_peak`."""
-        return self._scan("peaks").filter(pl.col("view").cast(pl.String) == view).drop("view").collect()
+        return self._peaks.filter(pl.col("view").cast(pl.String) == view).drop("view")
 
     def massive(self) -> pl.DataFrame:
         """The rows that could be massive by one of the study's presets, with their hidden state's median magnitude."""
+        return self._massive
+
+    @cached_property
+    def _at_edges(self) -> dict[int, pl.DataFrame]:
+        """The counts of all views at the edges asked for so far."""
+        return {}
+
+    @cached_property
+    def _steps(self) -> pl.DataFrame:
+        return self._scan("steps").collect()
+
+    @cached_property
+    def _peaks(self) -> pl.DataFrame:
+        return self._scan("peaks").collect()
+
+    @cached_property
+    def _massive(self) -> pl.DataFrame:
         return self._scan("massive").collect()
 
     def _scan(self, name: str) -> pl.LazyFrame:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import polars as pl
 
 from outlier_moe.filtering import Preset
-from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
 from outlier_moe.statistics.bootstrap import (
     BootstrapOptions,
@@ -89,14 +89,15 @@ def bootstrap_study(
         recording, counts = read_recording(files.outliers), SequenceCounts(files.counts)
         path, key = kept / f"{model}.parquet", _key(files, presets, options)
         of_model = _kept(path, key)
+        tables = list(stored_tables(recording, counts, presets if of_model is None else looked_at))
         if of_model is None:
-            of_model = _resampled(model, recording, counts, presets, options)
+            of_model = resample_model(recording, presets, model=model, options=options, tables=tables)
             kept.mkdir(parents=True, exist_ok=True)
             of_model.write_parquet(path, metadata={"key": key})
         resamples.append(of_model.filter(pl.col("preset").is_in(closely)))
         intervals.append(bootstrap_comparison(of_model, confidence_level=confidence_level))
-        tables = stored_tables(recording, counts, looked_at)
-        steady.append(stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=tables))
+        closer = [table for table in tables if table.preset in looked_at]
+        steady.append(stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=closer))
         log.info("%s: %d figures resampled", model, len(of_model))
     together = pl.concat(resamples)
     pairs = _pairs(together)
@@ -104,13 +105,6 @@ def bootstrap_study(
         together.filter(first_token="included"), pairs=pairs, confidence_level=confidence_level
     )
     return StudyBootstrap(pl.concat(intervals), differences, pl.concat(steady), together)
-
-
-def _resampled(
-    model: str, recording: Recording, counts: SequenceCounts, presets: list[Preset], options: BootstrapOptions
-) -> pl.DataFrame:
-    tables = stored_tables(recording, counts, presets)
-    return resample_model(recording, presets, model=model, options=options, tables=tables)
 
 
 def _key(files: StudyFiles, presets: list[Preset], options: BootstrapOptions) -> str:

@@ -1,4 +1,4 @@
-"""The compiled medians against numpy's."""
+"""The compiled search for the middle, and what is counted by bits, against plain ones."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from hypothesis import strategies as st
 from outlier_moe.statistics import resample_kernels as kernels
 from outlier_moe.statistics.resampled_figures import _of_subsets
 
-VALUES = st.lists(st.floats(-1e6, 1e6) | st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=60)
+WHOLE = st.integers(0, 60) | st.integers(0, 2**40)
 
 
-@given(VALUES, st.data())
-@example([0.0, 1.0] * 5, None)
-def test_the_values_of_a_rank(values: list[float], data: st.DataObject | None) -> None:
-    rank = data.draw(st.integers(0, len(values) - 1)) if data else 4
-    ordered = sorted(values)
-    assert kernels._middle(np.array(values), rank, False) == ordered[rank]
-    if rank + 1 < len(values):
-        assert kernels._middle(np.array(values), rank, True) == (ordered[rank] + ordered[rank + 1]) / 2
-
-
-@given(st.lists(VALUES, min_size=1, max_size=6), st.floats(-2, 2), st.floats(0, 3))
-@example([[1e-320, 0.0, 0.0]], 0.0, 0.0)
-def test_the_median_wherever_it_is_looked_for(draws: list[list[float]], middle: float, width: float) -> None:
-    near, inside = np.array([middle, width]), np.empty(60)
+@given(st.lists(st.lists(WHOLE, min_size=1, max_size=60), min_size=1, max_size=6), st.integers(0, 5), WHOLE, WHOLE)
+@example([[3, 3, 3, 3]], 2, 3, 0)
+@example([[0, 1] * 5], 0, 40, 0)
+@example([[0]], 0, 0, 2**40)
+def test_the_middle_wherever_it_is_looked_for(draws: list[list[int]], others: int, middle: int, width: int) -> None:
+    near = np.array([middle, width])
     for values in draws:
-        assert kernels._median_near(np.array(values), near, inside) == np.median(values)
+        ordered, n = sorted(values), len(values)
+        # What is no number of the draw may stand anywhere among them.
+        keys = np.insert(np.array(values), [0] * others, kernels.LAST)
+        assert kernels._find_middle(keys, n, near) == (ordered[(n - 1) // 2], ordered[n // 2])
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
-def test_the_median_of_counts(values: list[int]) -> None:
-    assert kernels._median_of_counts(np.bincount(values, minlength=10), len(values)) == np.median(values)
+def test_it_is_soon_looked_for_in_a_narrow_range() -> None:
+    near = np.zeros(2, np.int64)
+    for seed in range(300):
+        values = 20_000 + np.random.default_rng(seed).integers(0, 1000, 501)
+        kernels._find_middle(values, len(values), near)
+    assert near[1] < 500
 
 
 @given(st.integers(0, 2**64 - 1))
