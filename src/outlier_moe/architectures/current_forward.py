@@ -14,8 +14,8 @@ from outlier_moe.errors import StudyError
 
 @dataclass
 class _Forward:
-    shape: tuple[int, int]
-    """Sequences and positions."""
+    shape: tuple[int, int] | None
+    """Sequences and positions; None where they are not known before the layers run, as of images."""
     finished: set[int] = field(default_factory=set)
     """Layers that have run."""
 
@@ -28,7 +28,12 @@ def begin_forward(backbone: nn.Module, args: tuple[object, ...], kwargs: Mapping
     """Note the shape of the tokens; a forward pre-hook of the backbone, with keyword arguments."""
     given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args, *kwargs.values()]
     tokens = next((value for value in given if isinstance(value, Tensor)), None)
-    _current.set(None if tokens is None else _Forward((tokens.shape[0], tokens.shape[1])))
+    if tokens is None:
+        _current.set(None)
+        return
+    # An image says nothing of its patches.
+    is_image = tokens.ndim == 4
+    _current.set(_Forward(None if is_image else (tokens.shape[0], tokens.shape[1])))
 
 
 def finish_layer(layer: int) -> bool:
@@ -50,7 +55,8 @@ def by_position(x: Tensor, *, key: str) -> Shaped[Tensor, "sequence position fea
         StudyError: If they are not one vector a position, named by `key`.
     """
     forward = _current.get()
-    shape = tuple(x.shape[:2]) if forward is None and x.ndim == 3 else forward and forward.shape
+    known = None if forward is None else forward.shape
+    shape = tuple(x.shape[:2]) if known is None and x.ndim == 3 else known
     if shape is not None:
         if tuple(x.shape[:-1]) == shape:
             return x

@@ -127,8 +127,7 @@ class RecordingWriter:
         sequences = pl.DataFrame(
             {"sequence": list(self._losses), "loss_nats": list(self._losses.values())},
             schema_overrides={"loss_nats": pl.Float64},
-            nan_to_null=True,
-        ).with_columns(n_tokens=pl.lit(self.tokens.shape[1]))
+        ).with_columns(pl.col("loss_nats").fill_nan(None), n_tokens=pl.lit(self.tokens.shape[1]))
         schemas.Sequence.validate(sequences.sort("sequence"), cast=True).write_parquet(
             self.partial / "sequences.parquet"
         )

@@ -10,6 +10,26 @@ import torch
 from torch import nn
 
 
+class StepMemory(NamedTuple):
+    """The estimated memory of a training step, in bytes."""
+
+    parameters: int
+    """The weights."""
+    gradients: int
+    """A number for each of them."""
+    optimizer_state: int
+    """What the optimiser keeps."""
+    activations: int
+    """What the backward pass needs of the forward pass, and its own largest tensors."""
+    batch_size: int
+    """Samples that it is of."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer_state + self.activations
+
+
 @dataclass(frozen=True)
 class CountedModel:
     """A model of an experiment, as the table of parameter counts lists it."""
@@ -28,6 +48,8 @@ class CountedModel:
     """Makes it; called where tensors take no memory."""
     active_share_of_experts: float = 1.0
     """The share of its experts that works on a token."""
+    memory: StepMemory | None = None
+    """What a training step with AdamW takes, where it is estimated."""
 
 
 class ParameterCounts(NamedTuple):

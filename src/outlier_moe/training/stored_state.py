@@ -51,9 +51,11 @@ def _described(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     match value:
         case Tensor():
             name = place or "value"
+            # Column by column in memory, as eigenvectors are: in another order products would be rounded otherwise.
+            by_column = value.ndim == 2 and not value.is_contiguous() and value.mT.is_contiguous()
             # A copy: what shares memory with another tensor would be refused.
-            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-            return {"tensor": name}
+            tensors[name] = (value.mT if by_column else value).detach().to("cpu", copy=True).contiguous()
+            return {"tensor": name, "by_column": True} if by_column else {"tensor": name}
         case dict():
             return {"dict": [[key, _described(item, tensors, f"{place}/{key}")] for key, item in value.items()]}
         case list() | tuple():
@@ -76,10 +78,10 @@ def _restored(described: Any, tensors: dict[str, Tensor]) -> Any:
         return [_restored(item, tensors) for item in described]
     if not isinstance(described, dict):
         return described
-    [(kind, content)] = described.items()
+    kind, content = next(iter(described.items()))
     match kind:
         case "tensor":
-            return tensors[content]
+            return tensors[content].mT if described.get("by_column") else tensors[content]
         case "dict":
             return {key: _restored(item, tensors) for key, item in content}
         case "tuple":
