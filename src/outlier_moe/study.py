@@ -12,6 +12,7 @@ from outlier_moe.configuration import read_yaml, validate
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.filtering import presets
 from outlier_moe.ladder import Ladder
+from outlier_moe.scale_sweep.study import check_sweeps
 from outlier_moe.sharding import Shard
 from outlier_moe.taps import VIEWS
 from outlier_moe.upcycling.study import check_upcycling
@@ -34,6 +35,7 @@ def validated_study(document: object, schema_path: Path) -> dict[str, Any]:
     _check_views(study)
     _check_shards(study)
     check_upcycling(study["upcycle"], file=FILE)
+    check_sweeps(study, file=FILE)
     names = study["filter_systematic"]["presets"]
     default = study["compare_models"]["default_preset"]
     if default not in names:

@@ -16,6 +16,8 @@ _COLUMNS = {
     "n_layers": Column("layers", "count"),
     "n_parameters": Column("parameters", "count"),
     "n_active_parameters": Column("active per\ntoken", "count"),
+    "batch_size": Column("batch", "count"),
+    "step_memory_gib": Column("step, GiB\n(AdamW)", "decimal"),
 }
 
 
@@ -29,11 +31,12 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
 
 def _run(arguments: argparse.Namespace) -> None:
     # torch and transformers, which the other commands do without.
+    from outlier_moe.scale_sweep import vit
     from outlier_moe.training.parameter_counts import count_parameters
-    from outlier_moe.upcycling.pairs import counted_models
+    from outlier_moe.upcycling import pairs
 
     rows = []
-    for model in counted_models():
+    for model in (*pairs.counted_models(), *vit.counted_models()):
         counts = count_parameters(model)
         rows.append(
             {
@@ -44,6 +47,8 @@ def _run(arguments: argparse.Namespace) -> None:
                 "n_layers": model.n_layers,
                 "n_parameters": counts.total,
                 "n_active_parameters": counts.active,
+                "batch_size": None if model.memory is None else model.memory.batch_size,
+                "step_memory_gib": None if model.memory is None else model.memory.total / 2**30,
             }
         )
     show_frame(pl.DataFrame(rows), _COLUMNS, output_format=arguments.format, title="models of the experiments")

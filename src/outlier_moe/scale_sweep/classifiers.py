@@ -1,0 +1,211 @@
+"""Classifiers of the sweep: their learning rates tried, and each of them trained."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from outlier_moe.recording.options import RecordOptions
+from outlier_moe.scale_sweep.images import PARTS, ImageParts
+from outlier_moe.scale_sweep.measures import Row
+from outlier_moe.scale_sweep.runs import OptimizerOptions, RunOptions, Subject, last_loss, train_and_measure
+from outlier_moe.scale_sweep.scaling_rules import (
+    batch_size_for,
+    checkpoint_interval,
+    learning_rate_for,
+    n_steps_for,
+    tuning_steps,
+)
+from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale, geometry_of, scale_of
+from outlier_moe.scale_sweep.vit import n_vit_parameters, new_vit
+from outlier_moe.training.options import TrainingOptions
+from outlier_moe.training.steps import Batch, StepLoss
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier, its images and its optimiser."""
+
+    images: Path
+    """The folder that `prepare_images` wrote."""
+    scale: Scale
+    """Its sizes."""
+    geometry: Geometry
+    """What an image is to it."""
+    optimizer: OptimizerName
+    """What trains it."""
+    sweep: Mapping[str, Any]
+    """The section of the study, its preset filled in."""
+
+    @property
+    def label(self) -> str:
+        """What the log calls it."""
+        return f"ViT of d_model {self.scale.d_model}, {self.optimizer}"
+
+
+def classifier_of(sweep: Mapping[str, Any], images: Path, *, scale: str, optimizer: OptimizerName) -> Classifier:
+    """The classifier of a scale and an optimiser."""
+    return Classifier(images, scale_of(sweep, scale), geometry_of(sweep), optimizer, sweep)
+
+
+def try_learning_rates(of: Classifier, output: Path, recording: RecordOptions) -> None:
+    """Train a classifier shortly at every learning rate of the grid and choose the best on the validation images.
+
+    A rate at which the run diverges is never chosen; if all do, the lowest is, so that the sweep has its result.
+
+    Args:
+        of: The classifier.
+        output: The table to write: `learning_rate`, `multiple` (of what the rule by batch size gives),
+            `validation_loss_nats`, `diverged_at`, `is_chosen`.
+        recording: Not used by these runs, which measure nothing but that loss.
+    """
+    rows: list[dict[str, Any]] = []
+    for multiple in sorted(of.sweep["multiples"]):
+        # What is done is not done again after a kill.
+        work = output.with_name(f".{output.stem}.{multiple:g}.work")
+        options = run_options(of, recording, multiple=multiple, seed=of.sweep["tuning_seed"])
+        n_steps = tuning_steps(options.training.n_steps, of.sweep["tuning_share"])
+        training = replace(options.training, n_steps=n_steps, checkpoint_every=n_steps)
+        options = replace(options, training=replace(training, n_warmup_steps=_warmup(of.sweep, n_steps)))
+        loss, diverged_at = last_loss(
+            _subject(of, options), work, options, label=f"{of.label}, rate {options.optimizer.lr:.3g}"
+        )
+        log.info("%s: at rate %.4g the validation loss is %.5g", of.label, options.optimizer.lr, loss)
+        rows.append(
+            {
+                "learning_rate": options.optimizer.lr,
+                "multiple": multiple,
+                "validation_loss_nats": loss if math.isfinite(loss) else None,
+                "diverged_at": diverged_at,
+                "n_steps": n_steps,
+            }
+        )
+    table = pl.DataFrame(rows, schema_overrides={"diverged_at": pl.Int64, "validation_loss_nats": pl.Float64})
+    table.with_columns(is_chosen=pl.int_range(pl.len()) == chosen_rate(table)).write_parquet(output)
+    for multiple in of.sweep["multiples"]:
+        shutil.rmtree(output.with_name(f".{output.stem}.{multiple:g}.work"), ignore_errors=True)
+
+
+def chosen_rate(tried: pl.DataFrame) -> int:
+    """The row with the lowest validation loss; the first if every rate diverged."""
+    best = tried["validation_loss_nats"].arg_min()
+    if best is None:
+        log.warning("every learning rate of the grid diverged: going on with the lowest")
+        return 0
+    return best
+
+
+def train_classifier(
+    of: Classifier, learning_rates: Path, output: Path, recording: RecordOptions, *, seed: int
+) -> None:
+    """Train a classifier at the chosen learning rate, measuring it at every checkpoint.
+
+    Args:
+        of: The classifier.
+        learning_rates: The table that `try_learning_rates` wrote.
+        output: The run's folder.
+        recording: What is recorded of the probe.
+        seed: Decides weights and the order of the images.
+    """
+    chosen = pl.read_parquet(learning_rates).filter("is_chosen")["multiple"].item()
+    options = run_options(of, recording, multiple=chosen, seed=seed)
+    train_and_measure(_subject(of, options), output, options, label=f"{of.label}, seed {seed}")
+
+
+def run_options(of: Classifier, recording: RecordOptions, *, multiple: float | int, seed: int) -> RunOptions:
+    """How a classifier is trained at a multiple of the learning rate that the rule gives."""
+    sweep = of.sweep
+    rates, training = sweep["learning_rates"], sweep["training"]
+    n_train = ImageParts(of.images, of.geometry).size("train")
+    batch_size = batch_size_for(n_vit_parameters(of.scale, of.geometry), n_train=n_train, wanted=sweep["batch_size"])
+    n_steps = n_steps_for(sweep.get("n_epochs"), sweep.get("n_steps"), batch_size=batch_size, n_train=n_train)
+
+    def rate(name: str) -> float:
+        rule = learning_rate_for(rates["base"][name], batch_size, reference=rates["reference_batch_size"])
+        return multiple * rule
+
+    return RunOptions(
+        training=TrainingOptions(
+            n_steps=n_steps,
+            n_warmup_steps=_warmup(sweep, n_steps),
+            max_gradient_norm=training["max_gradient_norm"],
+            checkpoint_every=checkpoint_interval(n_steps, sweep["n_checkpoints"]),
+            seed=seed,
+            precision=training["precision"],
+            device=training["device"],
+            unit="images",
+        ),
+        optimizer=OptimizerOptions(
+            name=of.optimizer, lr=rate(of.optimizer), adamw_lr=rate("adamw"), weight_decay=training["weight_decay"]
+        ),
+        recording=recording,
+        batch_size=batch_size,
+    )
+
+
+def _warmup(sweep: Mapping[str, Any], n_steps: int) -> int:
+    return round(sweep["training"]["warmup_fraction"] * n_steps)
+
+
+def _subject(of: Classifier, options: RunOptions) -> Subject:
+    images = ImageParts(of.images, of.geometry)
+    seed, n_classes = options.training.seed, images.facts["n_classes"]
+    model = new_vit(of.scale, of.geometry, seed=seed, n_classes=n_classes)
+    shown = {part: images.first(part, of.sweep["n_evaluated"]) for part in PARTS}
+    probe = images.first("validation", of.sweep["n_recorded"])["pixel_values"]
+    per_side = of.geometry.patches_per_side
+    positions = np.tile(np.arange(per_side**2 + 1, dtype=np.uint32), (len(probe), 1))
+
+    def evaluate(model: nn.Module) -> list[Row]:
+        return [row for part in PARTS for row in evaluated(model, shown[part], part, batch_size=options.batch_size)]
+
+    def place(tokens: list[int]) -> str:
+        [number] = tokens
+        return "class token" if number == 0 else f"row {(number - 1) // per_side}, column {(number - 1) % per_side}"
+
+    return Subject(
+        model=model,
+        batches=images.shuffled(batch_size=options.batch_size, seed=seed),
+        loss=classification_loss,
+        evaluate=evaluate,
+        head=model.get_submodule("classifier"),
+        probe={"pixel_values": probe},
+        positions=positions,
+        decode=place,
+        identity=images.facts,
+        unit="images",
+    )
+
+
+def classification_loss(model: nn.Module, batch: Batch) -> StepLoss:
+    """Cross entropy, and the share of the images that are classified rightly."""
+    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+    right = (logits.detach().argmax(dim=-1) == batch["labels"]).float().mean()
+    return StepLoss(cross_entropy(logits, batch["labels"]), len(logits), {"accuracy": right})
+
+
+def evaluated(model: nn.Module, batch: Batch, part: str, *, batch_size: int) -> list[Row]:
+    """Mean loss and accuracy on some images."""
+    device = next(model.parameters()).device
+    loss = right = 0.0
+    n_images = len(batch["labels"])
+    for first in range(0, n_images, batch_size):
+        piece = {name: of[first : first + batch_size].to(device) for name, of in batch.items()}
+        with torch.no_grad():
+            found = classification_loss(model, piece)
+        loss += found.loss.item() * found.n_units
+        right += found.figures["accuracy"].item() * found.n_units
+    return [Row("loss_nats", part, None, loss / n_images), Row("accuracy", part, None, right / n_images)]

@@ -1,0 +1,48 @@
+"""How batch size and learning rate follow from a model's size, where the configuration leaves them to a rule."""
+
+from __future__ import annotations
+
+import math
+
+LARGE_BATCHES = ((10_000_000, 4096), (50_000_000, 2048))
+"""Parameters below which a batch has so many images."""
+SMALLEST_BATCH = 1024
+LEAST_STEPS_PER_EPOCH = 8
+"""A batch never takes a larger share of the images: on a small data set an epoch would be a single step."""
+
+
+def batch_size_for(n_parameters: int, *, n_train: int, wanted: int | str = "auto") -> int:
+    """Images of a step.
+
+    Args:
+        n_parameters: Of the model.
+        n_train: Images to train on.
+        wanted: A number, or `auto` for the rule by size.
+    """
+    if isinstance(wanted, int):
+        return min(wanted, n_train)
+    by_size = next((size for below, size in LARGE_BATCHES if n_parameters < below), SMALLEST_BATCH)
+    return max(1, min(by_size, n_train // LEAST_STEPS_PER_EPOCH))
+
+
+def learning_rate_for(base: float | int, batch_size: int, *, reference: int) -> float:
+    """The linear rule: the rate at the reference batch, times the batch's share of it."""
+    return base * batch_size / reference
+
+
+def n_steps_for(n_epochs: float | int | None, n_steps: int | None, *, batch_size: int, n_train: int) -> int:
+    """Steps of a run: given, or those of so many passes over the images."""
+    if n_steps is not None:
+        return n_steps
+    assert n_epochs is not None, "the study's check lets through one of the two"
+    return max(1, math.ceil(n_epochs * n_train / batch_size))
+
+
+def tuning_steps(n_steps: int, share: float) -> int:
+    """Steps for which a learning rate is tried."""
+    return max(1, round(share * n_steps))
+
+
+def checkpoint_interval(n_steps: int, n_checkpoints: int) -> int:
+    """Steps between checkpoints."""
+    return max(1, n_steps // n_checkpoints)

@@ -1,0 +1,150 @@
+"""The sweeps as the configuration says them, and what a schema cannot refuse. The workflow reads it: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+from outlier_moe.errors import StudyError, nearest
+
+OptimizerName = Literal["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+LIBRARY = "pytorch_optimizer"
+OF_LIBRARY: tuple[OptimizerName, ...] = ("shampoo", "soap", "ademamix")
+"""Those that torch lacks; the package of that name has them."""
+INSTALL = "pip install 'pytorch-optimizer>=4.1,<5'"
+
+PresetChoices = (
+    "scales",
+    "n_epochs",
+    "n_steps",
+    "batch_size",
+    "image_size",
+    "n_channels",
+    "patch_size",
+    "multiples",
+    "tuning_share",
+    "n_checkpoints",
+    "n_evaluated",
+    "n_recorded",
+)
+"""The keys that a preset gives, each of which the section itself may set in its place."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of a classifier."""
+
+    d_model: int
+    """Features of the residual stream."""
+    n_layers: int
+    """Layers."""
+    n_heads: int
+    """Attention heads."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What an image is to a classifier, whatever its source has."""
+
+    image_size: int
+    """Pixels of a side."""
+    n_channels: int
+    """Colours."""
+    patch_size: int
+    """Pixels of a patch's side."""
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches of a row."""
+        return self.image_size // self.patch_size
+
+
+def chosen_sweep(study: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `scale_sweep` with what its preset gives filled in, and without the presets."""
+    section = dict(study["scale_sweep"])
+    preset = dict(section.pop("presets")[study["scale_sweep_preset"]])
+    if {"n_epochs", "n_steps"} & set(section):
+        # Whichever of the two the section sets, the preset's other one is not meant.
+        preset |= {"n_epochs": None, "n_steps": None}
+    return {**preset, **section}
+
+
+def scale_of(sweep: Mapping[str, Any], scale: str) -> Scale:
+    """The sizes behind the name of a scale."""
+    return Scale(**sweep["sizes"][scale])
+
+
+def geometry_of(sweep: Mapping[str, Any]) -> Geometry:
+    """What an image is to the classifiers of a sweep."""
+    return Geometry(sweep["image_size"], sweep["n_channels"], sweep["patch_size"])
+
+
+def check_sweeps(study: Mapping[str, Any], *, file: str) -> None:
+    """Refuse what contradicts itself in either sweep.
+
+    Raises:
+        StudyError: Names the key, what was expected and what came.
+    """
+    presets, chosen = study["scale_sweep"]["presets"], study["scale_sweep_preset"]
+    if chosen not in presets:
+        raise StudyError(
+            "A preset of the scale sweep is not known.",
+            file=file,
+            key="scale_sweep_preset",
+            expected="one of " + ", ".join(presets),
+            got=chosen,
+            remedy=nearest(chosen, presets),
+        )
+    sweep = chosen_sweep(study)
+    for key, expected, got, remedy in [*_mistakes(sweep), *_lm_mistakes(study["lm_scale_sweep"])]:
+        raise StudyError("A sweep contradicts itself.", file=file, key=key, expected=expected, got=got, remedy=remedy)
+
+
+_Mistake = tuple[str, str, object, str | None]
+
+
+def _mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
+    missing = [key for key in PresetChoices if key not in sweep and key not in ("n_epochs", "n_steps")]
+    for key in missing:
+        yield f"scale_sweep.{key}", "a value, here or in the preset", "nothing", None
+    if missing:
+        return
+    if (sweep.get("n_epochs") is None) == (sweep.get("n_steps") is None):
+        yield (
+            "scale_sweep.n_epochs",
+            "either n_epochs or n_steps, the other null",
+            {key: sweep.get(key) for key in ("n_epochs", "n_steps")},
+            None,
+        )
+    for scale in sweep["scales"]:
+        if scale not in sweep["sizes"]:
+            expected = "one of " + ", ".join(sweep["sizes"])
+            yield "scale_sweep.scales", expected, scale, nearest(scale, sweep["sizes"])
+    for scale, sizes in sweep["sizes"].items():
+        if sizes["d_model"] % sizes["n_heads"]:
+            expected = f"a multiple of the {sizes['n_heads']} heads"
+            yield f"scale_sweep.sizes.{scale}.d_model", expected, sizes["d_model"], None
+    if sweep["image_size"] % sweep["patch_size"]:
+        expected = f"a divisor of image_size, {sweep['image_size']}"
+        yield "scale_sweep.patch_size", expected, sweep["patch_size"], None
+    images = sweep["images"]
+    if images["source"] == "idx" and images["path"] is None:
+        yield "scale_sweep.images.path", "the folder that the IDX files are in", "nothing", None
+    yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
+
+
+def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
+    for d_model in sweep["d_models"]:
+        if d_model % (2 * sweep["d_head"]):
+            yield "lm_scale_sweep.d_models", f"multiples of twice d_head, {sweep['d_head']}", d_model, None
+    yield from _missing_library(sweep["optimizers"], "lm_scale_sweep.optimizers")
+
+
+def _missing_library(optimizers: list[str], key: str) -> Iterator[_Mistake]:
+    wanted = [name for name in optimizers if name in OF_LIBRARY]
+    if wanted and find_spec(LIBRARY) is None:
+        expected = "optimisers of torch (sgd, adamw, muon), or the package that has the others"
+        yield key, expected, ", ".join(wanted), f"Install it: {INSTALL}"

@@ -1,0 +1,100 @@
+"""Presets and what takes their place; what contradicts itself is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from outlier_moe.configuration import read_yaml
+from outlier_moe.errors import StudyError
+from outlier_moe.scale_sweep import study as sweeps
+from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, n_steps_for
+from outlier_moe.scale_sweep.study import chosen_sweep
+from outlier_moe.study import validated_study
+from tests.unit.scale_sweep.conftest import ROOT, SCHEMA, study
+
+
+def chosen(**section: Any) -> dict[str, Any]:
+    return chosen_sweep(validated_study(study(**section), SCHEMA))
+
+
+def test_presets_are_those_of_the_issue_and_the_schema_has_them_too() -> None:
+    document = read_yaml(ROOT / "config/config.yaml")
+    full = validated_study(document, SCHEMA)
+    assert (chosen_sweep(full)["n_epochs"], len(chosen_sweep(full)["scales"])) == (30, 5)
+    quick = chosen_sweep(validated_study({**document, "scale_sweep_preset": "quick"}, SCHEMA))
+    assert (quick["n_epochs"], quick["scales"]) == (15, ["tiny", "small", "medium"])
+    bare = {key: document[key] for key in document if "scale_sweep" not in key}
+    for key in ("scale_sweep", "lm_scale_sweep", "scale_sweep_preset"):
+        assert validated_study(bare, SCHEMA)[key] == full[key]
+
+
+def test_the_section_takes_the_place_of_the_preset() -> None:
+    assert chosen(scales=["tiny"])["scales"] == ["tiny"]
+    assert chosen(n_epochs=2)["n_steps"] is None
+    assert chosen(n_steps=7)["n_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "got"),
+    [
+        ({"scales": ["w23"]}, "scales", "w23"),
+        ({"optimizers": ["adam"]}, "optimizers.0", "the text 'adam'"),
+        ({"images": {"source": "cifar"}}, "images.source", "the text 'cifar'"),
+        ({"images": {"source": "idx"}}, "images.path", "nothing"),
+        ({"multiples": []}, "multiples", "[]"),
+        ({"sizes__w32": {"d_model": 32, "n_layers": 1, "n_heads": 3}}, "sizes.w32.d_model", "32"),
+        ({"patch_size": 3}, "patch_size", "3"),
+        ({"n_steps": None, "n_epochs": None}, "n_epochs", "{'n_epochs': None, 'n_steps': None}"),
+        ({"n_steps": 3, "n_epochs": 3}, "n_epochs", "{'n_epochs': 3, 'n_steps': 3}"),
+        ({"presets__laptop": {"scales": ["w32"]}}, "batch_size", "nothing"),
+    ],
+)
+def test_a_mistake_is_named(changes: dict[str, Any], key: str, got: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        chosen(**changes)
+    assert (caught.value.key, str(caught.value.got)) == (f"scale_sweep.{key}", got)
+
+
+def test_a_misspelt_scale_or_preset_gets_the_nearest() -> None:
+    with pytest.raises(StudyError, match="w32"):
+        chosen(scales=["w23"])
+    with pytest.raises(StudyError, match="did you mean 'quick'"):
+        validated_study({**study(), "scale_sweep_preset": "quik"}, SCHEMA)
+
+
+def test_heads_must_divide_the_widths_of_language_models_too() -> None:
+    document = study()
+    document["lm_scale_sweep"]["d_models"] = [100]
+    with pytest.raises(StudyError) as caught:
+        validated_study(document, SCHEMA)
+    assert caught.value.key == "lm_scale_sweep.d_models"
+
+
+def test_a_missing_package_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
+    with pytest.raises(StudyError, match="pip install 'pytorch-optimizer"):
+        chosen(optimizers=["adamw", "soap"])
+    assert chosen(optimizers=["adamw"])["optimizers"] == ["adamw"]
+
+
+@pytest.mark.parametrize(
+    ("n_parameters", "n_train", "wanted", "expected"),
+    [
+        (2_693_578, 45_000, "auto", 4096),
+        (10_695_562, 45_000, "auto", 2048),
+        (56_800_522, 45_000, "auto", 1024),
+        (2_693_578, 1347, "auto", 168),
+        (2_693_578, 1347, 64, 64),
+        (2_693_578, 30, 64, 30),
+    ],
+)
+def test_batches_by_size(n_parameters: int, n_train: int, wanted: int | str, expected: int) -> None:
+    assert batch_size_for(n_parameters, n_train=n_train, wanted=wanted) == expected
+
+
+def test_rates_are_linear_in_the_batch_and_steps_cover_the_epochs() -> None:
+    assert learning_rate_for(0.1, 1024, reference=4096) == pytest.approx(0.025)
+    assert n_steps_for(30, None, batch_size=4096, n_train=45_000) == 330
+    assert n_steps_for(None, 100, batch_size=4096, n_train=45_000) == 100

@@ -1,0 +1,64 @@
+"""The classifiers: their published parameter counts, and the memory of a step against a real one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from outlier_moe.cli import main
+from outlier_moe.scale_sweep.classifiers import classification_loss
+from outlier_moe.scale_sweep.study import Geometry, Scale
+from outlier_moe.scale_sweep.vit import PUBLISHED, SIZES, counted_models, n_vit_parameters, new_vit, step_memory
+from outlier_moe.streaming.memory import release_freed_memory
+from outlier_moe.training.optimizers import adamw
+from outlier_moe.training.parameter_counts import count_parameters
+
+COUNTS = {
+    "vit-tiny": 2_693_578,
+    "vit-small": 10_695_562,
+    "vit-medium": 25_284_106,
+    "vit-large": 56_800_522,
+    "vit-xl": 100_899_850,
+}
+
+
+def test_parameter_counts_are_the_published_ones() -> None:
+    assert {model.model: count_parameters(model).total for model in counted_models()} == COUNTS
+    assert {f"vit-{name}": n_vit_parameters(scale, PUBLISHED) for name, scale in SIZES.items()} == COUNTS
+
+
+def test_the_count_is_right_for_other_images_too() -> None:
+    scale, geometry = Scale(32, 2, 2), Geometry(8, 1, 2)
+    assert n_vit_parameters(scale, geometry) == sum(p.numel() for p in new_vit(scale, geometry).parameters())
+
+
+def test_the_command_lists_them_with_the_memory_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count-params", "--format", "json"]) == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out) if row["experiment"] == "scale_sweep"}
+    assert {name: row["n_parameters"] for name, row in rows.items()} == COUNTS
+    assert [row["batch_size"] for row in rows.values()] == [4096, 2048, 2048, 1024, 1024]
+    assert all(row["step_memory_gib"] > 16 * row["n_parameters"] / 2**30 for row in rows.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a process forget its peak")
+def test_the_estimated_memory_of_a_step_is_what_a_step_takes() -> None:
+    scale, n_images = Scale(192, 4, 3), 48
+    estimate = step_memory(scale, PUBLISHED, batch_size=n_images)
+    batch = {"pixel_values": torch.randn(n_images, 3, 32, 32), "labels": torch.arange(n_images) % 10}
+    # What libraries set up at their first use is not the step's.
+    classification_loss(new_vit(Scale(6, 1, 1), PUBLISHED), {k: v[:2] for k, v in batch.items()}).loss.backward()
+    release_freed_memory()
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")
+    model = new_vit(scale, PUBLISHED)
+    optimizer = adamw(model, lr=1e-3)
+    for _ in range(2):
+        classification_loss(model, batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    [peak] = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    assert 1024 * int(peak) - before == pytest.approx(estimate.total, rel=0.25)
