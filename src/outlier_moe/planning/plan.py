@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 
 from outlier_moe.errors import StudyError
+from outlier_moe.host_memory import available_bytes
 from outlier_moe.planning.cluster import Cluster
 from outlier_moe.planning.configs import find_config
 from outlier_moe.planning.effort import Effort, Node, cheapest_node, effort
@@ -68,7 +68,7 @@ class ModelPlan:
 
 def this_machine() -> Here:
     """The machine that the plan is made on, as it is now."""
-    available = psutil.virtual_memory().available
+    available = available_bytes()
     if torch.cuda.is_available():
         return Here("cuda", available, tuple(free_by_card()))
     return Here("mps" if torch.backends.mps.is_available() else "cpu", available, ())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Literal, cast
 
-import psutil
 import torch
 
+from outlier_moe.host_memory import available_bytes
 from outlier_moe.planning.memory import DEVICE_CONTEXT_BYTES, resident_memory
 from outlier_moe.planning.sizes import ModelSizes
 from outlier_moe.planning.workload import DeviceType, Workload
@@ -37,7 +37,7 @@ def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device)
     memory = resident_memory(sizes, workload, device=cast(DeviceType, device.type))
     # The libraries are loaded already.
     needed = memory.process.total - memory.process.libraries
-    free = psutil.virtual_memory().available
+    free = available_bytes()
     fits = _with_margin(needed) <= free
     if memory.device is not None:
         # Over several cards it is spread layer by layer.

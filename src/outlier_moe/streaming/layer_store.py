@@ -14,14 +14,18 @@ from transformers import PreTrainedModel
 
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
+from outlier_moe.host_memory import available_bytes
 from outlier_moe.sources.safetensors_header import FETCH_AGAIN, TensorEntry, read_header
 from outlier_moe.streaming.loading import CheckpointTensor, Skeleton
 from outlier_moe.streaming.memory import release_freed_memory
-from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, read_tensors
+from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, forget_cached, read_tensors
 from outlier_moe.streaming.shards import ShardSource
 
 REST = -1
 """The portion of a checkpoint that lies outside the decoder layers: embeddings, final norm, head."""
+
+# Of the memory that is free. A checkpoint that is larger is not kept in the system's cache for a run after this one.
+SHARE_OF_CACHE = 0.5
 
 RawPortion = Mapping[str, CheckpointTensor]
 """The tensors of one portion as they lie in the checkpoint."""
@@ -66,6 +70,7 @@ class LayerStore:
         self._slots = [list(self._slots_of(layer)) for layer in range(self.n_layers)]
         self._read_order: list[int] = []
         self._has_rest = False
+        self._outgrows_memory = self._bytes_here() > available_bytes() * SHARE_OF_CACHE
 
     def __enter__(self) -> LayerStore:
         """The store itself."""
@@ -76,6 +81,10 @@ class LayerStore:
     ) -> None:
         """End what the source does in the background."""
         self.source.close()
+
+    def _bytes_here(self) -> int:
+        shards = sorted(set(self.source.weight_map.values()))
+        return sum(self.source.path(shard).stat().st_size for shard in shards if self.source.is_here(shard))
 
     def _checked_portions(self) -> Mapping[int, Sequence[str]]:
         for shard in sorted(set(self.source.weight_map.values())):
@@ -156,13 +165,16 @@ class LayerStore:
         raw: dict[str, CheckpointTensor] = {}
         for shard in self._shards(portion):
             header = self._header(shard)
-            names = [name for name in self._portions[portion] if self.source.weight_map[name] == shard]
+            names = self._names(portion, shard)
             for name in names:
                 self._check_dtype(name, header[name])
             tensors = read_tensors(self.source.path(shard), header, names)
             self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
             raw |= {name: CheckpointTensor(tensor, header[name].dtype) for name, tensor in tensors.items()}
         return raw
+
+    def _names(self, portion: int, shard: str) -> list[str]:
+        return [name for name in self._portions[portion] if self.source.weight_map[name] == shard]
 
     def _check_dtype(self, name: str, entry: TensorEntry) -> None:
         expected = self.skeleton.weights[self._targets[name][0]].dtype
@@ -226,6 +238,9 @@ class LayerStore:
         for slot in self._slots[layer]:
             setattr(slot.module, slot.name, slot.on_meta)
         release_freed_memory()
+        if self._outgrows_memory:
+            for shard in self._shards(layer):
+                forget_cached(self.source.path(shard), self._header(shard), self._names(layer, shard))
         if layer in self._read_order:
             self.source.finish(self._read_order.index(layer))
 

@@ -56,24 +56,44 @@ def read_tensors(path: Path, entries: Mapping[str, TensorEntry], names: Iterable
     Raises:
         StudyError: If the file cannot be read, or ends before a tensor does.
     """
-    chosen = sorted(((name, entries[name]) for name in names), key=lambda item: item[1].start)
+    names = list(names)
     with readable(path) as file:
-        for start, stop in _ranges(entry for _, entry in chosen):
+        for start, stop in _ranges(entries, names):
             _read(file.fileno(), start, stop, path=path)
         # Private to the process and writable, as tensors are; what nobody writes to takes no memory of its own.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return {name: _mapped(content, entry) for name, entry in chosen}
+    return {name: _mapped(content, entries[name]) for name in names}
 
 
-def _ranges(entries: Iterable[TensorEntry]) -> Iterator[tuple[int, int]]:
-    """The bytes of tensors in order, neighbours joined."""
+def forget_cached(path: Path, entries: Mapping[str, TensorEntry], names: Iterable[str]) -> None:
+    """Have the system drop some tensors of a file from its cache, which are not read again.
+
+    Left to itself it drops what has lain there longest without being asked for: what was read ahead. Tensors that are
+    still mapped stay.
+
+    Args:
+        path: The file.
+        entries: Its header.
+        names: The tensors.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with path.open("rb") as file:
+        for start, stop in _ranges(entries, names):
+            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
+def _ranges(entries: Mapping[str, TensorEntry], names: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """The bytes of some tensors in the file's order, neighbours joined."""
     start = stop = 0
-    for entry in entries:
+    for entry in sorted((entries[name] for name in names), key=lambda entry: entry.start):
         if entry.start != stop:
-            yield start, stop
+            if start < stop:
+                yield start, stop
             start = entry.start
         stop = entry.stop
-    yield start, stop
+    if start < stop:
+        yield start, stop
 
 
 def _read(descriptor: int, start: int, stop: int, *, path: Path) -> None:

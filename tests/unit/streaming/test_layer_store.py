@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.checkpoint_files import INDEX
+from outlier_moe.streaming import layer_store
 from outlier_moe.streaming.layer_store import REST, LayerStore
 from outlier_moe.streaming.shards import LocalShards
 from tests import zoo
@@ -69,6 +71,26 @@ def test_each_byte_is_read_once(mixtral: Path) -> None:
         streamed_hidden(store)
         stored = sum(tensor.nbytes for shard in mixtral.glob("*.safetensors") for tensor in load_file(shard).values())
         assert store.bytes_read == stored
+
+
+def test_what_is_larger_than_memory_does_not_stay_in_the_systems_cache(
+    mixtral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(mixtral)
+    forgotten: list[str] = []
+    plain = layer_store.forget_cached
+
+    def noting(path: Path, entries: Any, names: list[str]) -> None:
+        forgotten.extend(names)
+        plain(path, entries, names)
+
+    monkeypatch.setattr(layer_store, "forget_cached", noting)
+    assert all_equal(run(mixtral), expected)
+    assert forgotten == [], "there is room for it"
+    monkeypatch.setattr(layer_store, "available_bytes", lambda: 0)
+    assert all_equal(run(mixtral), expected)
+    of_layers = [name for name in weight_map(mixtral) if name.startswith("model.layers.")]
+    assert sorted(forgotten) == sorted(of_layers), "each once"
 
 
 def test_a_single_file_streams_as_shards_do(llama: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.safetensors_header import ITEM_BYTES, read_header
-from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, read_tensors
+from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, forget_cached, read_tensors
 
 STORED = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -71,6 +71,18 @@ def test_tensors_lie_where_transformers_maps_them(tmp_path: Path) -> None:
         name: entry.start % 4096 for name, entry in header.items()
     }
     assert len({entry.start % 64 for entry in header.values()}) > 1
+
+
+def test_what_the_cache_has_forgotten_is_read_again_and_what_is_mapped_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    stored = {name: torch.randn(3000, 5) for name in ("a", "b", "c", "d")}
+    save_file(stored, path)
+    header = read_header(path)
+    mapped = read_tensors(path, header, ["d", "a"])
+    forget_cached(path, header, ["c", "a", "d"])
+    forget_cached(path, header, [])
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in mapped.items())
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in read_tensors(path, header, header).items())
 
 
 def test_tensors_can_be_written_to_and_the_file_stays(tmp_path: Path) -> None:
