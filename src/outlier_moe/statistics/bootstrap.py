@@ -89,10 +89,8 @@ def resample_model(
     n_sequences = sites["sequence"].n_unique()
     weights = _weights(n_sequences, options)
     by_view = {
-        preset.view: sequence_figures(
-            sites.filter(pl.col("tap").is_in(VIEWS[preset.view])), recording.sequences(), weights
-        )
-        for preset in presets
+        view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), recording.sequences(), weights)
+        for view in dict.fromkeys(preset.view for preset in presets)
     }
     rows = [
         _rows(tables, {**preset_figures(tables, weights), **by_view[tables.preset.view]})

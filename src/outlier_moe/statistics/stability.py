@@ -64,8 +64,8 @@ def stability(
     weights = np.concatenate(parts)
     bounds = np.cumsum([0, *map(len, parts)])
     by_view = {
-        preset.view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[preset.view])), sequences, weights)
-        for preset in presets
+        view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), sequences, weights)
+        for view in dict.fromkeys(preset.view for preset in presets)
     }
     rows = []
     for table in sequence_tables(recording, presets) if tables is None else tables:

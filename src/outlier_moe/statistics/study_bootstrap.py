@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -82,29 +84,34 @@ def bootstrap_study(
         StudyError: If a table cannot be read.
     """
     looked_at = [preset for preset in presets if preset.name in closely]
-    resamples: list[pl.DataFrame] = [ModelResample.create_empty()]
-    intervals: list[pl.DataFrame] = [FigureInterval.create_empty()]
-    steady: list[pl.DataFrame] = [Stability.create_empty()]
-    for model, files in models.items():
-        recording, counts = read_recording(files.outliers), SequenceCounts(files.counts)
-        path, key = kept / f"{model}.parquet", _key(files, presets, options)
-        of_model = _kept(path, key)
-        tables = list(stored_tables(recording, counts, presets if of_model is None else looked_at))
-        if of_model is None:
-            of_model = resample_model(recording, presets, model=model, options=options, tables=tables)
+
+    def of_model(model: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        recording, counts = read_recording(models[model].outliers), SequenceCounts(models[model].counts)
+        path, key = kept / f"{model}.parquet", _key(models[model], presets, options)
+        resampled = _kept(path, key)
+        tables = list(stored_tables(recording, counts, presets if resampled is None else looked_at))
+        if resampled is None:
+            resampled = resample_model(recording, presets, model=model, options=options, tables=tables)
             kept.mkdir(parents=True, exist_ok=True)
-            of_model.write_parquet(path, metadata={"key": key})
-        resamples.append(of_model.filter(pl.col("preset").is_in(closely)))
-        intervals.append(bootstrap_comparison(of_model, confidence_level=confidence_level))
+            resampled.write_parquet(path, metadata={"key": key})
         closer = [table for table in tables if table.preset in looked_at]
-        steady.append(stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=closer))
-        log.info("%s: %d figures resampled", model, len(of_model))
-    together = pl.concat(resamples)
-    pairs = _pairs(together)
+        log.info("%s: %d figures resampled", model, len(resampled))
+        return (
+            resampled.filter(pl.col("preset").is_in(closely)),
+            bootstrap_comparison(resampled, confidence_level=confidence_level),
+            stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=closer),
+        )
+
+    nothing = ModelResample.create_empty(), FigureInterval.create_empty(), Stability.create_empty()
+    # Much of it holds no lock: what polars reads, and the loop over draws.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        tables = zip(nothing, *threads.map(of_model, models), strict=True)
+    resamples, intervals, steady = map(pl.concat, tables)
+    pairs = _pairs(resamples)
     differences = bootstrap_differences(
-        together.filter(first_token="included"), pairs=pairs, confidence_level=confidence_level
+        resamples.filter(first_token="included"), pairs=pairs, confidence_level=confidence_level
     )
-    return StudyBootstrap(pl.concat(intervals), differences, pl.concat(steady), together)
+    return StudyBootstrap(intervals, differences, steady, resamples)
 
 
 def _key(files: StudyFiles, presets: list[Preset], options: BootstrapOptions) -> str:
