@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from outlier_moe.cli import main
 from outlier_moe.errors import StudyError
@@ -19,6 +21,7 @@ from outlier_moe.planning.memory import resident_memory, streamed_memory
 from outlier_moe.planning.plan import mode_memory
 from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.planning.workload import Workload
+from tests.hub_server import reachable_hub
 
 ROOT = Path(__file__).parent.parent.parent.parent
 STUDY = Workload()
@@ -50,6 +53,22 @@ def test_an_fp8_checkpoint_is_half_as_large_as_what_is_computed() -> None:
     assert set(mode_memory(sizes, STUDY, device="cuda")) == {"streamed"}
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_operations_are_those_that_torch_counts(family: str) -> None:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if family == "mixtral" else {}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = configuration(
+        family, hidden_size=64, intermediate_size=96, num_hidden_layers=3, vocab_size=128, **heads, **experts
+    )
+    model: Any = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model(input_ids=torch.randint(0, 128, (2, 32)), use_cache=False)
+    # torch counts the matrices; scores and weighted values are 4 x 16 wide, for half of the pairs of positions.
+    attention = 2 * 2 * 3 * (4 * 16) * (2 * 32 * 32 / 2)
+    planned = effort(model_sizes(config, dtype="float32"), Workload(n_sequences=2, sequence_length=32))
+    assert planned.flops == counted.get_total_flops() + attention
+
+
 def test_memory_grows_with_sequences_only_by_what_waits() -> None:
     sizes = model_sizes(CONFIG_MAPPING["llama"](dtype="bfloat16"))
     one, two = (streamed_memory(sizes, Workload(n), device="cpu").process for n in (16, 32))
@@ -73,6 +92,23 @@ def test_the_cheapest_node_has_room(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="not described") as told:
         load_cluster(broken, ROOT / "workflow/schemas/cluster.schema.yaml")
     assert told.value.key == "tiers.small.accelerators"
+
+
+def test_a_plan_from_the_hub_takes_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = configuration("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=256)
+    files = {"config.json": json.dumps(config.to_dict()).encode(), "model.safetensors": b"x" * 54321}
+    with reachable_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("Qwen/Qwen3-0.6B", files)
+        assert main(["plan", "qwen3-0.6b", "--fetched", str(tmp_path), "--format", "csv"]) == 0
+        asked = [request.path for request in hub.requests]
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["basis"], row["stored_bytes"]) == ("hub", "54321")
+    assert int(row["n_parameters"]) == 2 * 256 * 64 + 2 * (4 * 64**2 + 3 * 64 * 128 + 2 * 64) + 64
+    assert any(path.endswith("config.json") for path in asked)
+    assert not any("safetensors" in path for path in asked)
 
 
 def test_the_command_plans_a_folder_and_says_what_it_guesses(

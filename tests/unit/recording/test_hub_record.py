@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +26,7 @@ from outlier_moe.streaming import hub_shards, pace
 from outlier_moe.streaming.hub_shards import N_LAYERS_ON_DISK
 from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
 from tests import zoo
-from tests.hub_server import HubServer, reachable_hub
+from tests.hub_server import HubServer, hub_environment, reachable_hub
 from tests.tiny_models import byte_tokenizer
 from tests.unit.sources.entries import model_entry
 
@@ -165,4 +169,41 @@ def test_what_was_finished_before_the_hub_failed_is_not_downloaded_again(study: 
     needed = rest.union(*layers[run["n_layers_resumed"] :])
     assert not (finished - needed) & set(study.downloads())
     assert failing in study.downloads()
+    study.assert_same_tables()
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from outlier_moe.recording.record import record_outliers
+from outlier_moe.streaming import pace, resume
+from tests.unit.recording.test_hub_record import STREAMED
+
+pace.LARGEST_SAVING_SHARE = float("inf")
+plain = resume._save
+
+def die_in_the_fourth_state(tensors, path):
+    plain(tensors, path)
+    if "state-0004" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+resume._save = die_in_the_fourth_state
+record_outliers(*map(Path, sys.argv[1:]), STREAMED)
+"""
+
+
+def test_a_killed_process_goes_on_without_downloading_what_it_had_finished(study: Study, tmp_path: Path) -> None:
+    *layers, rest = shards_of_each_layer(study)
+    places = [study.fetched, study.tokens, study.folder / "outliers"]
+    environment = {**os.environ, **hub_environment(study.hub, tmp_path / "home")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    command = [sys.executable, "-c", KILLED_RUN, *map(str, places)]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (study.folder / "outliers").exists()
+    study.hub.requests.clear()
+    run = study.record()
+    assert run["n_layers_resumed"] == 3
+    finished = set().union(*layers[:3])
+    assert not (finished - rest.union(*layers[3:])) & set(study.downloads())
     study.assert_same_tables()
