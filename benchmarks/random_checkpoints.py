@@ -14,12 +14,15 @@ from transformers import LlamaConfig, MixtralConfig
 
 VOCABULARY = 32000
 COMMON = {"vocab_size": VOCABULARY, "num_attention_heads": 16, "num_key_value_heads": 16, "dtype": "bfloat16"}
+_LLAMA = {"num_hidden_layers": 12, "hidden_size": 2048, "intermediate_size": 8192}
 SHAPES: Mapping[str, dict[str, Any]] = {
-    "llama": {"num_hidden_layers": 12, "hidden_size": 2048, "intermediate_size": 8192},
+    "llama": _LLAMA,
+    "llama-6": {**_LLAMA, "num_hidden_layers": 6},
+    "llama-24": {**_LLAMA, "num_hidden_layers": 24},
     "mixtral": {"num_hidden_layers": 12, "hidden_size": 1024, "intermediate_size": 2304, "num_local_experts": 8},
     "large": {"num_hidden_layers": 22, "hidden_size": 4096, "intermediate_size": 16384},
 }
-"""The benchmark's models: 1.9 GB, 1.6 GB and 12.3 GB."""
+"""The benchmark's models: 1.9 GB, with half and twice the layers, 1.6 GB and 12.3 GB."""
 
 TensorShapes = dict[str, tuple[int, ...]]
 

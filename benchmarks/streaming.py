@@ -5,6 +5,7 @@ milliseconds, over that after all imports. `disk` is what the process had the di
 
     python benchmarks/streaming.py [--models llama mixtral] [--repeats 3] [--cold] [--taps] [--threads 1]
     python benchmarks/streaming.py --large      a checkpoint of 12 GB within 4 GB of memory
+    python benchmarks/streaming.py --growth     with more sequences, and with more layers
 
 With --cold none of the checkpoint is in the system's cache at first, and before each chunk of the disk offload. On a
 busy machine take --threads 1 and look at the processor time.
@@ -139,6 +140,31 @@ def report(name: str, arguments: argparse.Namespace, checkpoint: Path, runs: Map
     )
 
 
+def print_growth(arguments: argparse.Namespace) -> None:
+    """Print what streaming takes with twice and four times the sequences, and with twice and four times the layers."""
+    print(f"{'layers':>6}{'sequences':>10}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}{'states MB':>10}{'disk':>7}")
+    for name, n_sequences in [("llama", 4), ("llama", 8), ("llama", 16), ("llama-6", 8), ("llama-24", 8)]:
+        checkpoint = built_checkpoint(name, arguments.directory)
+        run = measure("streamed", argparse.Namespace(**{**vars(arguments), "sequences": n_sequences}), checkpoint)
+        layers, width = SHAPES[name]["num_hidden_layers"], SHAPES[name]["hidden_size"]
+        states = 2 * n_sequences * arguments.length * width / 2**20
+        size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+        print(
+            f"{layers:6}{n_sequences:10}{run['wall_s']:9.1f}{run['processor_s']:9.1f}"
+            f"{run['peak_bytes'] / 2**20:9.0f}{states:10.0f}{run['disk_bytes'] / size:7.2f}",
+            flush=True,
+        )
+
+
+def built_checkpoint(name: str, directory: Path) -> Path:
+    """The folder of a random checkpoint, written if it is not there yet."""
+    checkpoint = directory / name
+    if not (checkpoint / "model.safetensors.index.json").exists():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        build_checkpoint(name, checkpoint)
+    return checkpoint
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,14 +174,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the runs")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--growth", action="store_true")
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.threads or 'all'} threads")
+    if arguments.growth:
+        print_growth(arguments)
+        return
     for name in ["large"] if arguments.large else arguments.models:
-        checkpoint = arguments.directory / name
-        if not (checkpoint / "model.safetensors.index.json").exists():
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            build_checkpoint(name, checkpoint)
+        checkpoint = built_checkpoint(name, arguments.directory)
         runs: dict[str, list[Run]] = {way: [] for way in (["streamed"] if arguments.large else arguments.ways)}
         for _ in range(1 if arguments.large else arguments.repeats):
             for way, measured in runs.items():
