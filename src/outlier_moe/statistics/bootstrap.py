@@ -24,7 +24,7 @@ from outlier_moe.schemas.comparison import FIGURES, FigureDifference, FigureInte
 from outlier_moe.statistics.intervals import bca_interval
 from outlier_moe.statistics.resampled_figures import Figures, preset_figures, sequence_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables, sequence_tables
-from outlier_moe.taps import VIEWS
+from outlier_moe.taps import VIEWS, View
 
 _KEY = ["preset", "first_token", "figure"]
 
@@ -88,9 +88,10 @@ def resample_model(
     sites = recording.sites()
     n_sequences = sites["sequence"].n_unique()
     weights = _weights(n_sequences, options)
+    views: set[View] = {preset.view for preset in presets}
     by_view = {
         view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), recording.sequences(), weights)
-        for view in dict.fromkeys(preset.view for preset in presets)
+        for view in views
     }
     rows = [
         _rows(tables, {**preset_figures(tables, weights), **by_view[tables.preset.view]})

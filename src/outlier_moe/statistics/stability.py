@@ -15,7 +15,7 @@ from outlier_moe.recording_files import Recording
 from outlier_moe.schemas.comparison import FIGURES, Stability
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables, sequence_tables
-from outlier_moe.taps import VIEWS
+from outlier_moe.taps import VIEWS, View
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -63,9 +63,9 @@ def stability(
     parts = [choices(n_sequences, size, most=most_choices, seed=seed) for size in taken]
     weights = np.concatenate(parts)
     bounds = np.cumsum([0, *map(len, parts)])
+    views: set[View] = {preset.view for preset in presets}
     by_view = {
-        view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), sequences, weights)
-        for view in dict.fromkeys(preset.view for preset in presets)
+        view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), sequences, weights) for view in views
     }
     rows = []
     for table in sequence_tables(recording, presets) if tables is None else tables:
