@@ -18,11 +18,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.checkpoint_files import small_files
 from outlier_moe.sources.corpora import METADATA, documents_sha256, read_corpus
+from outlier_moe.sources.hub import download, resolve_model
 from outlier_moe.training.steps import Batch, BatchSource
 from outlier_moe.whole_outputs import whole_directory
 
 END_OF_TEXT = "<|endoftext|>"
+BYTE_PAIRS = "bpe"
 HELD_OUT_CORPUS = "held_out.parquet"
 FACTS = "text.json"
 
@@ -35,7 +38,7 @@ class TextOptions:
     """Tokens of the tokenizer."""
     sequence_length: int
     """Tokens of a training window."""
-    tokenizer: str = "bpe"
+    tokenizer: str = BYTE_PAIRS
     """`bpe`: byte pairs, learnt from the text that is trained on; else a repository of the hub."""
     held_out_fraction: float = 0.1
     """Share of the documents that is never trained on."""
@@ -55,7 +58,8 @@ def tokenize_training_text(corpus: Path, output: Path, options: TextOptions, *, 
         key: The section of the configuration that the options are from, for messages.
 
     Raises:
-        StudyError: If the text is shorter than a window, or the vocabulary is not of the size asked for.
+        StudyError: If the text is shorter than a window, the vocabulary is not of the size asked for, or the hub does
+            not give the tokenizer.
     """
     text = read_corpus(corpus)
     documents = text.documents[: options.n_documents]
@@ -64,10 +68,15 @@ def tokenize_training_text(corpus: Path, output: Path, options: TextOptions, *, 
         "train": [document for index, document in enumerate(documents) if index not in held_out],
         "held_out": [documents[index] for index in sorted(held_out)],
     }
-    tokenizer = _tokenizer(parts["train"], options, key=key)
+    tokenizer, commit = _tokenizer(parts["train"], options, key=key)
     with whole_directory(output) as partial:
         tokenizer.save_pretrained(partial / "tokenizer")
-        facts: dict[str, Any] = {"corpus_sha256": documents_sha256(documents), "vocab_size": len(tokenizer)}
+        facts: dict[str, Any] = {
+            "corpus_sha256": documents_sha256(documents),
+            "tokenizer": options.tokenizer,
+            "tokenizer_commit": commit,
+            "vocab_size": len(tokenizer),
+        }
         for name, of_part in parts.items():
             stream = _stream(of_part, tokenizer)
             _refuse_short(stream, options, part=name, corpus=corpus, key=key)
@@ -83,22 +92,45 @@ def _held_out(n_documents: int, options: TextOptions) -> set[int]:
     return set(chosen.tolist())
 
 
-def _tokenizer(documents: Sequence[str], options: TextOptions, *, key: str) -> PreTrainedTokenizerBase:
-    tokenizer = (
-        _learnt_byte_pairs(documents, options.vocab_size)
-        if options.tokenizer == "bpe"
-        else AutoTokenizer.from_pretrained(options.tokenizer)
+def _tokenizer(
+    documents: Sequence[str], options: TextOptions, *, key: str
+) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """The tokenizer, and the commit that it is of if it comes from the hub."""
+    tokenizer, commit = (
+        (_learnt_byte_pairs(documents, options.vocab_size), None)
+        if options.tokenizer == BYTE_PAIRS
+        else _from_hub(options.tokenizer, key=f"{key}.text.tokenizer")
     )
     if len(tokenizer) != options.vocab_size:
         raise StudyError(
             "The tokenizer has another number of tokens than the model is to know.",
             key=f"{key}.model.vocab_size",
             expected=f"{len(tokenizer)}, the tokens of {options.tokenizer}"
-            + (" that this text gives at most" if options.tokenizer == "bpe" else ""),
+            + (" that this text gives at most" if options.tokenizer == BYTE_PAIRS else ""),
             got=options.vocab_size,
             remedy="Set the key to that number, or take another tokenizer or a longer text.",
         )
-    return tokenizer
+    return tokenizer, commit
+
+
+def _from_hub(repo: str, *, key: str) -> tuple[PreTrainedTokenizerBase, str]:
+    try:
+        snapshot = resolve_model(repo, "main", key=key)
+        folder = download(repo, snapshot.commit, small_files([file.name for file in snapshot.files]), key=key)
+    except StudyError as error:
+        # A source of the registry has a key for its repository.
+        error.key = key
+        raise
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise StudyError(
+            "A tokenizer has no token for the end of a text.",
+            file=f"{repo} at {snapshot.commit}",
+            key=key,
+            expected="an eos_token, which stands between the documents of the stream",
+            remedy="Take another tokenizer, or bpe.",
+        )
+    return tokenizer, snapshot.commit
 
 
 def _learnt_byte_pairs(documents: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:

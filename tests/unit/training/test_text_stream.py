@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.corpora import read_corpus
 from outlier_moe.training.text_stream import TextOptions, first_windows, token_windows, tokenize_training_text
+from tests.hub_server import reachable_hub
 from tests.unit.upcycling.tiny_text import fetched_corpus, tokenized_text
 
 
@@ -72,3 +74,19 @@ def test_a_wrong_vocabulary_and_a_short_text_are_refused(
     assert caught.value.key == key
     assert expected in str(caught.value.expected)
     assert not (tmp_path / "text").exists()
+
+
+def test_a_tokenizer_comes_from_the_hub_with_its_commit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = folder.parent / "corpus.parquet"
+    options = TextOptions(vocab_size=280, sequence_length=16, tokenizer="owner/bytes")
+    with reachable_hub(monkeypatch, tmp_path / "cache") as hub:
+        repository = hub.add_folder("owner/bytes", folder / "tokenizer")
+        tokenize_training_text(corpus, tmp_path / "text", options)
+        with pytest.raises(StudyError) as caught:
+            tokenize_training_text(corpus, tmp_path / "other", replace(options, tokenizer="owner/letters"))
+    assert caught.value.key == "upcycle.text.tokenizer"
+    assert (np.load(tmp_path / "text/train.npy") == np.load(folder / "train.npy")).all()
+    facts = json.loads((tmp_path / "text/text.json").read_text())
+    assert (facts["tokenizer"], facts["tokenizer_commit"]) == ("owner/bytes", repository.commit)
