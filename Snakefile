@@ -25,6 +25,7 @@ include: "workflow/rules/compare.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/upcycle.smk"
+include: "workflow/rules/scale_sweep.smk"
 
 
 localrules:
@@ -41,6 +42,8 @@ rule all:
         "results/comparison/plots/thresholds.png",
         expand("results/{model}/systematic.parquet", model=MODELS),
         rules.upcycle.input if "upcycle" in EXPERIMENTS else [],
+        rules.scale_sweep.input if "scale_sweep" in EXPERIMENTS else [],
+        rules.lm_scale_sweep.input if "lm_scale_sweep" in EXPERIMENTS else [],
 
 
 # Not part of a usual run: the report has these pictures in it.

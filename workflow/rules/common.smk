@@ -15,6 +15,7 @@ from outlier_moe.edge_counts.counting import (
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import presets
 from outlier_moe.registry import load_registry
+from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep
 from outlier_moe.sharding import shards_to_record
 from outlier_moe.study import validated_study
 from snakemake.exceptions import WorkflowError
@@ -46,6 +47,12 @@ REVISIONS = {
     "train_moe": 1,
     "summarise_upcycling": 1,
     "plot_upcycling": 1,
+    "prepare_images": 1,
+    "try_learning_rates": 1,
+    "train_classifier": 1,
+    "train_language_model": 1,
+    "summarise_sweep": 1,
+    "plot_sweep": 1,
 }
 
 
@@ -60,7 +67,7 @@ def load_study(overridden):
         entries = registry.chosen(study["models"], sweep=study["sweep"])
         if study["corpus"] != "auto":
             registry.corpus(study["corpus"])
-        if "upcycle" in study["experiments"]:
+        if {"upcycle", "lm_scale_sweep"} & set(study["experiments"]):
             registry.corpus(study["upcycle"]["text"]["corpus"])
     except StudyError as error:
         raise WorkflowError(str(error)) from None
@@ -131,6 +138,55 @@ def shards_of(wildcards):
 wildcard_constraints:
     model="|".join(re.escape(model) for model in REGISTRY.models),
     corpus="|".join(re.escape(corpus) for corpus in REGISTRY.corpora),
+
+
+# The sweeps over optimisers and scales, with what the preset gives, and the runs of each.
+SCALE_SWEEP = chosen_sweep(STUDY)
+LM_SCALE_SWEEP = STUDY["lm_scale_sweep"]
+SWEEP_RUNS = {
+    "scale_sweep": [
+        (scale, optimizer, seed)
+        for scale in SCALE_SWEEP["scales"]
+        for optimizer in SCALE_SWEEP["optimizers"]
+        for seed in SCALE_SWEEP["seeds"]
+    ],
+    "lm_scale_sweep": [
+        (f"d{d_model}", optimizer, seed)
+        for d_model in LM_SCALE_SWEEP["d_models"]
+        for optimizer in LM_SCALE_SWEEP["optimizers"]
+        for seed in LM_SCALE_SWEEP["seeds"]
+    ],
+}
+# Which runs there are decides no run's figures.
+OF_SWEEP = ["scales", "d_models", "optimizers", "seeds"]
+LM_CHOICES = {key: LM_SCALE_SWEEP[key] for key in LM_SCALE_SWEEP if key not in OF_SWEEP}
+
+
+def sweep_choices(wildcards):
+    """What decides a classifier's figures: of the scales its own alone."""
+    chosen = {key: SCALE_SWEEP[key] for key in SCALE_SWEEP if key not in OF_SWEEP}
+    return chosen | {"sizes": {wildcards.scale: SCALE_SWEEP["sizes"][wildcards.scale]}}
+
+
+def sweep_runs(wildcards):
+    """The runs of a sweep."""
+    return SWEEP_RUNS[wildcards.sweep]
+
+
+def sweep_folders(wildcards):
+    """The folders of a sweep's runs."""
+    return [
+        f"results/{wildcards.sweep}/{scale}/{optimizer}/seed{seed}/run"
+        for scale, optimizer, seed in sweep_runs(wildcards)
+    ]
+
+
+def sweep_metrics(wildcards):
+    """The measures of a sweep's runs."""
+    return [
+        f"results/{wildcards.sweep}/{scale}/{optimizer}/seed{seed}/metrics.parquet"
+        for scale, optimizer, seed in sweep_runs(wildcards)
+    ]
 
 
 def corpus_of(wildcards):

@@ -61,7 +61,7 @@ def classifier_of(sweep: Mapping[str, Any], images: Path, *, scale: str, optimiz
     return Classifier(images, scale_of(sweep, scale), geometry_of(sweep), optimizer, sweep)
 
 
-def try_learning_rates(of: Classifier, output: Path, recording: RecordOptions) -> None:
+def try_learning_rates(of: Classifier, output: Path) -> None:
     """Train a classifier shortly at every learning rate of the grid and choose the best on the validation images.
 
     A rate at which the run diverges is never chosen; if all do, the lowest is, so that the sweep has its result.
@@ -70,13 +70,12 @@ def try_learning_rates(of: Classifier, output: Path, recording: RecordOptions) -
         of: The classifier.
         output: The table to write: `learning_rate`, `multiple` (of what the rule by batch size gives),
             `validation_loss_nats`, `diverged_at`, `is_chosen`.
-        recording: Not used by these runs, which measure nothing but that loss.
     """
     rows: list[dict[str, Any]] = []
     for multiple in sorted(of.sweep["multiples"]):
         # What is done is not done again after a kill.
         work = output.with_name(f".{output.stem}.{multiple:g}.work")
-        options = run_options(of, recording, multiple=multiple, seed=of.sweep["tuning_seed"])
+        options = run_options(of, RecordOptions(), multiple=multiple, seed=of.sweep["tuning_seed"])
         n_steps = tuning_steps(options.training.n_steps, of.sweep["tuning_share"])
         training = replace(options.training, n_steps=n_steps, checkpoint_every=n_steps)
         options = replace(options, training=replace(training, n_warmup_steps=_warmup(of.sweep, n_steps)))

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.measures import ActivationMeter, HeadMeter, Row, clocked, weight_ranks
+from outlier_moe.terminal.model_bars import model_bars_hidden
 from outlier_moe.training.loop import Trained, TrainingTask, Visit, forget_state, train
 from outlier_moe.training.named_optimizers import Name, named_optimizers
 from outlier_moe.training.options import TrainingOptions
@@ -116,7 +117,7 @@ def train_and_measure(subject: Subject, output: Path, options: RunOptions, *, la
     trained = train(_task(subject, structure, options, label, visit), options.training, work)
     _write_facts(subject, trained, options, work)
     _gather(work)
-    with whole_directory(work / MODEL) as partial:
+    with model_bars_hidden(), whole_directory(work / MODEL) as partial:
         subject.model.save_pretrained(partial)
     forget_state(work)
     shutil.rmtree(output, ignore_errors=True)

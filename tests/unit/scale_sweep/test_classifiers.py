@@ -33,7 +33,7 @@ def classifier(sweep: dict[str, Any], images: Path) -> Classifier:
 @pytest.fixture(scope="module")
 def run(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    try_learning_rates(classifier, folder / "rates.parquet", RECORDING)
+    try_learning_rates(classifier, folder / "rates.parquet")
     train_classifier(classifier, folder / "rates.parquet", folder / "run", RECORDING, seed=0)
     return folder
 
@@ -131,7 +131,7 @@ def test_a_diverged_run_is_a_result(sweep: dict[str, Any], images: Path, run: Pa
     wild["training"] = {**sweep["training"], "max_gradient_norm": None, "warmup_fraction": 0.0}
     classifier = classifier_of(wild, images, scale="w16", optimizer="sgd")
     rates = tmp_path / "rates.parquet"
-    try_learning_rates(classifier, rates, RECORDING)
+    try_learning_rates(classifier, rates)
     tried = pl.read_parquet(rates)
     assert tried["validation_loss_nats"].null_count() == 2
     assert tried["is_chosen"].to_list() == [True, False]

@@ -1,0 +1,143 @@
+"""What a sweep says: how each figure goes with scale, and how optimisers differ, with intervals over seeds and tests.
+
+Intervals are BCa intervals over resampled seeds; of three seeds there are ten different resamples, so that they are
+rough. Tests take no side, and the q-values of a table account for all of its tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int64
+
+from outlier_moe.statistics.comparable import false_discovery_rates
+from outlier_moe.statistics.intervals import Interval, bca_interval
+from outlier_moe.statistics.permutations import kendall
+from outlier_moe.statistics.rank_tests import paired
+
+N_RESAMPLES = 2000
+ALL_SCALES = "all"
+
+Values = Float64[np.ndarray, "seed _value"]
+
+
+def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
+    """How each figure goes with the number of parameters, optimiser by optimiser.
+
+    Args:
+        figures: One row per (scale, optimizer, seed, moment, figure) with `n_parameters` and `value`.
+        seed: Decides the resamples.
+        confidence_level: Of the intervals.
+
+    Returns:
+        One row per (figure, moment, optimizer): `slope` of the figure per doubling of the parameters with its
+        interval, Kendall's tau of all runs with its two-sided p-value by permutation, and their q-values.
+    """
+    rows = []
+    for (figure, moment, optimizer), group in _groups(figures, "figure", "moment", "optimizer"):
+        table = group.drop_nulls("value").pivot("scale", index="seed", values="value").sort("seed")
+        scales = [name for name in table.columns if name != "seed"]
+        sizes = dict(group.select("scale", "n_parameters").unique().rows())
+        x = np.log2([sizes[scale] for scale in scales])
+        found = {"figure": figure, "moment": moment, "optimizer": optimizer, "n_scales": len(scales)}
+        # A seed counts where it has a value at every scale: it is resampled as a whole.
+        values = table.drop_nulls().select(scales).to_numpy().astype(np.float64)
+        rows.append(found | {"n_seeds": len(values)} | _trend(x, values, seed, confidence_level))
+    return _with_q(rows)
+
+
+def _trend(
+    x: Float64[np.ndarray, " scale"], values: Float64[np.ndarray, "seed scale"], seed: int, confidence_level: float
+) -> dict[str, Any]:
+    if len(x) < 2 or len(values) == 0:
+        return _row(None, None, None, None, "one scale only" if len(x) < 2 else "no seed has a value at every scale")
+
+    def slope(chosen: Values) -> float:
+        return float(np.polyfit(x, chosen.mean(axis=0), 1)[0])
+
+    interval = _over_seeds(slope, values, seed, confidence_level)
+    association = kendall(np.tile(x, len(values)), values.ravel(), seed=seed)
+    if association is None:
+        return _row(slope(values), interval, None, None, "the figure is the same for all")
+    return _row(slope(values), interval, association.coefficient, association.p_value, interval.reason)
+
+
+def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
+    """How each two optimisers differ, scale by scale and over all scales; a seed's runs share weights and data.
+
+    Args:
+        figures: As for `trends`.
+        seed: Decides the resamples.
+        confidence_level: Of the intervals.
+
+    Returns:
+        One row per (figure, moment, scale, optimizer, other): the mean `difference` (optimizer minus other) with its
+        interval, the effect of the signed-rank test (the share of pairs above 0 less that below) with its two-sided
+        p-value, and their q-values.
+    """
+    order = figures["optimizer"].unique(maintain_order=True).to_list()
+    rows = []
+    for (figure, moment), group in _groups(figures, "figure", "moment"):
+        wide = group.drop_nulls("value").pivot("optimizer", index=["scale", "seed"], values="value")
+        for optimizer, other in combinations([name for name in order if name in wide.columns], 2):
+            pairs = wide.select("scale", "seed", difference=pl.col(optimizer) - pl.col(other)).drop_nulls()
+            scales = pairs["scale"].unique(maintain_order=True).to_list()
+            for scale in [*scales, *([ALL_SCALES] if len(scales) > 1 else [])]:
+                chosen = pairs if scale == ALL_SCALES else pairs.filter(scale=scale)
+                found = {"figure": figure, "moment": moment, "scale": scale, "optimizer": optimizer, "other": other}
+                rows.append(found | _difference(chosen, seed, confidence_level))
+    return _with_q(rows)
+
+
+def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict[str, Any]:
+    by_seed = pairs.pivot("scale", index="seed", values="difference").sort("seed").drop_nulls()
+    values = by_seed.drop("seed").to_numpy().astype(np.float64)
+    differences = pairs["difference"].to_numpy().astype(np.float64)
+    interval = _over_seeds(lambda chosen: float(chosen.mean()), values, seed, confidence_level) if len(values) else None
+    test = paired(differences, seed=seed)
+    reason = test.reason or (interval.reason if interval else None)
+    row = _row(float(differences.mean()), interval, test.effect, test.p_value, reason)
+    row["difference"] = row.pop("slope")
+    return {"n_seeds": len(values), "n_pairs": len(differences)} | row
+
+
+def _over_seeds(figure: Callable[[Values], float], values: Values, seed: int, confidence_level: float) -> Interval:
+    """The interval of a figure of some seeds' values."""
+    n = len(values)
+    draws: Int64[np.ndarray, "resample seed"] = np.random.default_rng(seed).integers(0, n, (N_RESAMPLES, n))
+    # Few seeds have few different draws: each is looked at once.
+    kinds, which = np.unique(np.sort(draws, axis=1), axis=0, return_inverse=True)
+    resamples = np.array([figure(values[kind]) for kind in kinds])[which.ravel()]
+    left_out = np.array([figure(np.delete(values, index, axis=0)) for index in range(n)]) if n > 1 else values[:, 0]
+    return bca_interval(figure(values), resamples, [left_out], confidence_level=confidence_level)
+
+
+def _row(
+    estimate: float | None, interval: Interval | None, effect: float | None, p: float | None, reason: str | None
+) -> dict[str, Any]:
+    return {
+        "slope": estimate,
+        "low": None if interval is None else interval.low,
+        "high": None if interval is None else interval.high,
+        "effect": effect,
+        "p_value": p,
+        "reason": reason,
+    }
+
+
+def _groups(table: pl.DataFrame, *columns: str) -> Sequence[tuple[tuple[Any, ...], pl.DataFrame]]:
+    return list(table.group_by(columns, maintain_order=True))
+
+
+_NUMBERS = {name: pl.Float64 for name in ("slope", "difference", "low", "high", "effect", "p_value")}
+
+
+def _with_q(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    columns = rows[0] if rows else {}
+    overrides = {name: dtype for name, dtype in _NUMBERS.items() if name in columns} | {"reason": pl.String}
+    table = pl.DataFrame(rows, schema_overrides=overrides, infer_schema_length=None)
+    return table.with_columns(q_value=false_discovery_rates(table["p_value"])) if rows else table

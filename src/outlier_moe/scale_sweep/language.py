@@ -1,0 +1,128 @@
+"""Small language models of the sweep: the upcycling experiment's dense `simple`, over widths and optimisers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from outlier_moe.recording.options import RecordOptions
+from outlier_moe.scale_sweep.measures import Row
+from outlier_moe.scale_sweep.runs import OptimizerOptions, RunOptions, Subject, train_and_measure
+from outlier_moe.scale_sweep.scaling_rules import checkpoint_interval
+from outlier_moe.scale_sweep.study import OptimizerName
+from outlier_moe.training.options import TrainingOptions
+from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
+from outlier_moe.upcycling.language_loss import language_loss, next_token_loss
+from outlier_moe.upcycling.pairs import model_config, new_model
+from outlier_moe.upcycling.study import ModelSizes
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model, its text and its optimiser."""
+
+    text: Path
+    """The folder that `tokenize_training_text` wrote."""
+    sizes: ModelSizes
+    """Of the model."""
+    optimizer: OptimizerName
+    """What trains it."""
+    sweep: Mapping[str, Any]
+    """The section of the study."""
+
+
+def language_model_of(
+    sweep: Mapping[str, Any],
+    text: Path,
+    *,
+    d_model: int,
+    optimizer: OptimizerName,
+    vocab_size: int,
+    sequence_length: int,
+) -> LanguageModel:
+    """The language model of a width and an optimiser, with heads of one size and a feed-forward part of 4 d_model."""
+    n_heads = d_model // sweep["d_head"]
+    sizes = ModelSizes(vocab_size, d_model, sweep["n_layers"], n_heads, 4 * d_model, sequence_length)
+    return LanguageModel(text, sizes, optimizer, sweep)
+
+
+def train_language_model(of: LanguageModel, output: Path, recording: RecordOptions, *, seed: int) -> None:
+    """Train a language model, measuring it at every checkpoint.
+
+    Args:
+        of: The model.
+        output: The run's folder.
+        recording: What is recorded of the probe, windows of held-out text.
+        seed: Decides weights and the draws from the text.
+    """
+    options = run_options(of, recording, seed=seed)
+    label = f"simple of d_model {of.sizes.d_model}, {of.optimizer}, seed {seed}"
+    train_and_measure(_subject(of, options), output, options, label=label)
+
+
+def run_options(of: LanguageModel, recording: RecordOptions, *, seed: int) -> RunOptions:
+    """How a language model is trained."""
+    sweep, training = of.sweep, of.sweep["training"]
+    n_steps = sweep["n_steps"]
+    return RunOptions(
+        training=TrainingOptions(
+            n_steps=n_steps,
+            n_warmup_steps=round(training["warmup_fraction"] * n_steps),
+            max_gradient_norm=training["max_gradient_norm"],
+            checkpoint_every=checkpoint_interval(n_steps, sweep["n_checkpoints"]),
+            seed=seed,
+            precision=training["precision"],
+            device=training["device"],
+        ),
+        optimizer=OptimizerOptions(
+            name=of.optimizer,
+            lr=sweep["learning_rates"][of.optimizer],
+            adamw_lr=sweep["learning_rates"]["adamw"],
+            weight_decay=training["weight_decay"],
+        ),
+        recording=recording,
+        batch_size=sweep["batch_size"],
+    )
+
+
+def _subject(of: LanguageModel, options: RunOptions) -> Subject:
+    tokenizer = AutoTokenizer.from_pretrained(of.text / "tokenizer")
+    seed, length = options.training.seed, of.sizes.sequence_length
+    model = new_model(model_config("simple", of.sizes, end_of_text=tokenizer.eos_token_id), seed=seed)
+    streams = {"train": of.text / "train.npy", "test": of.text / "held_out.npy"}
+    shown = {part: first_windows(stream, of.sweep["n_evaluated"], length) for part, stream in streams.items()}
+    probe = first_windows(streams["test"], of.sweep["n_recorded"], length)
+
+    def evaluate(model: nn.Module) -> list[Row]:
+        return [_loss(model, windows, part, batch_size=options.batch_size) for part, windows in shown.items()]
+
+    return Subject(
+        model=model,
+        batches=token_windows(streams["train"], batch_size=options.batch_size, sequence_length=length, seed=seed),
+        loss=language_loss(),
+        evaluate=evaluate,
+        head=model.get_submodule("lm_head"),
+        probe={"input_ids": probe},
+        positions=probe.numpy().astype(np.uint32),
+        decode=tokenizer.decode,
+        identity=json.loads((of.text / FACTS).read_text(encoding="utf-8")),
+        unit="tokens",
+    )
+
+
+def _loss(model: nn.Module, windows: Int[Tensor, "window position"], part: str, *, batch_size: int) -> Row:
+    device = next(model.parameters()).device
+    total = 0.0
+    for tokens in windows.to(device).split(batch_size):
+        with torch.no_grad():
+            total += next_token_loss(model(input_ids=tokens, use_cache=False).logits, tokens).item() * len(tokens)
+    return Row("loss_nats", part, None, total / len(windows))

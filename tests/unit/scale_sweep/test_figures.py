@@ -1,0 +1,152 @@
+"""Figures at the start, at matched loss and at the end; trends and differences of made-up sweeps."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from outlier_moe.scale_sweep.answers import comparisons, trends
+from outlier_moe.scale_sweep.figures import SweptRun, at_moments, target_loss
+from outlier_moe.scale_sweep.summary import TABLE, for_terminal, summarise_sweep
+
+
+def steps(losses: list[float | None], **figures: list[float | None]) -> pl.DataFrame:
+    return pl.DataFrame({"step": [10 * i for i in range(len(losses))], "train_loss_nats": losses, **figures})
+
+
+def test_matched_figures_lie_between_two_checkpoints() -> None:
+    quick, slow = steps([2.0, 1.0, 0.5], hoyer=[0.1, 0.3, 0.4]), steps([2.0, 1.8, 1.25], hoyer=[0.1, 0.2, 0.3])
+    target = target_loss([quick, slow])
+    assert target == 1.25
+    found = at_moments(quick, target)
+    assert found["matched"] == pytest.approx({"step": 7.5, "train_loss_nats": 1.25, "hoyer": 0.25})
+    assert (found["start"]["step"], found["end"]["hoyer"]) == (0, 0.4)
+    assert at_moments(slow, target)["matched"] == found["end"] | {"step": 20, "train_loss_nats": 1.25, "hoyer": 0.3}
+
+
+def test_a_loss_that_rises_again_is_matched_where_it_was_first() -> None:
+    rising = steps([2.0, 1.0, 1.6], hoyer=[0.0, 1.0, 2.0])
+    assert at_moments(rising, 1.5)["matched"]["hoyer"] == pytest.approx(0.5)
+    assert target_loss([rising, steps([2.0, 1.2, 0.9])]) == 1.0
+
+
+@pytest.mark.parametrize("losses", [[2.0, None, None], [2.0, 1.9, 1.8]])
+def test_what_never_gets_there_has_no_figures_there(losses: list[float | None]) -> None:
+    found = at_moments(steps(losses, hoyer=[1.0, 2.0, 3.0]), 1.5)["matched"]
+    assert found == {"step": None, "train_loss_nats": None, "hoyer": None}
+    assert target_loss([]) is None
+
+
+SIZES = {"small": 1_000_000, "medium": 4_000_000, "large": 16_000_000}
+
+
+def made_up(value: Any, *, seeds: int = 4) -> pl.DataFrame:
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "scale": scale,
+            "n_parameters": size,
+            "optimizer": optimizer,
+            "seed": seed,
+            "moment": "end",
+            "figure": "hoyer",
+            "value": value(np.log2(size), optimizer) + 0.01 * random.normal(),
+        }
+        for (scale, size), optimizer, seed in product(SIZES.items(), ("adamw", "muon"), range(seeds))
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_a_trend_is_its_slope_per_doubling_whatever_its_direction() -> None:
+    table = trends(made_up(lambda size, optimizer: 0.3 * size if optimizer == "muon" else -0.2 * size))
+    rows = {row["optimizer"]: row for row in table.to_dicts()}
+    for optimizer, slope in (("muon", 0.3), ("adamw", -0.2)):
+        row = rows[optimizer]
+        assert row["slope"] == pytest.approx(slope, abs=0.01)
+        assert row["low"] <= row["slope"] <= row["high"]
+        assert row["p_value"] < 0.01
+        assert row["q_value"] >= row["p_value"]
+        assert (row["n_scales"], row["n_seeds"]) == (3, 4)
+    assert rows["muon"]["effect"] > 0.7 > -0.7 > rows["adamw"]["effect"]
+
+
+def test_no_trend_is_found_where_there_is_none() -> None:
+    table = trends(made_up(lambda size, optimizer: 0.0))
+    assert table["p_value"].min() > 0.05  # type: ignore[operator]
+    assert ((table["low"] < 0) & (table["high"] > 0)).all()
+
+
+def test_differences_are_paired_by_seed_and_take_no_side() -> None:
+    table = comparisons(made_up(lambda size, optimizer: size + (0.5 if optimizer == "muon" else 0.0)))
+    assert table["scale"].to_list() == [*SIZES, "all"]
+    pooled = table.row(3, named=True)
+    assert pooled["difference"] == pytest.approx(-0.5, abs=0.02)
+    assert (pooled["n_pairs"], pooled["effect"]) == (12, -1.0)
+    assert pooled["p_value"] == pytest.approx(2 / 2**12)
+    # Of four pairs no two-sided p-value is below 1/8.
+    assert table["p_value"].to_list()[:3] == [0.125] * 3
+    assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
+
+
+def test_one_seed_or_one_scale_has_no_interval_and_says_why() -> None:
+    single = made_up(lambda size, optimizer: size, seeds=1)
+    assert trends(single)["low"].null_count() == 2
+    assert trends(single)["reason"].is_not_null().all()
+    assert trends(single.filter(scale="small"))["reason"].unique().to_list() == ["one scale only"]
+    assert comparisons(single.filter(optimizer="muon")).is_empty()
+
+
+def write_run(folder: Path, optimizer: str, seed: int, losses: list[float | None]) -> SweptRun:
+    diverged_at = 15 if losses[-1] is None else None
+    folder = folder / f"{optimizer}{seed}"
+    folder.mkdir()
+    facts = {
+        "n_parameters": 1000,
+        "d_model": 8,
+        "n_layers": 2,
+        "n_steps": 20,
+        "diverged_at": diverged_at,
+        "batch_size": 4,
+        "n_accumulate": 1,
+        "optimizer_lr": 0.1,
+        "optimizer_weight_decay": 0.1,
+        "time_training_s": 5.0,
+        "step_time_s": 0.02,
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    rows = [(10 * i, "loss_nats", "train", None, loss) for i, loss in enumerate(losses)]
+    rows += [(0, "weight_effective_rank_share", place, 0, rank) for place, rank in (("q_proj", 0.5), ("fc1", 0.7))]
+    rows += [(0, "time_s", "measures", None, 0.25), (10, "time_s", "measures", None, 0.5)]
+    schema = {"step": pl.Int64, "metric": pl.String, "place": pl.String, "layer": pl.Int64, "value": pl.Float64}
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "metrics.parquet")
+    return SweptRun("tiny", optimizer, seed, folder, folder / "metrics.parquet")
+
+
+def test_a_diverged_run_is_shown_and_compares_with_nothing(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "adamw", seed, [2.0, 1.0, 0.5 + seed / 10]) for seed in (0, 1)]
+    runs += [write_run(tmp_path, "sgd", 0, [2.0, 9.0, None]), write_run(tmp_path, "sgd", 1, [2.0, 1.5, 1.2])]
+    tables = summarise_sweep(runs)
+    summary = {row["optimizer"]: row for row in tables.summary.to_dicts()}
+    assert (summary["sgd"]["n_seeds"], summary["sgd"]["n_diverged"], summary["adamw"]["n_diverged"]) == (2, 1, 0)
+    assert summary["sgd"]["train_loss_nats"] == pytest.approx(1.2)
+    assert summary["adamw"]["target_loss_nats"] == pytest.approx(1.2)
+    assert tables.runs["diverged_at"].to_list() == [None, None, 15, None]
+    assert tables.runs["time_measures_s"].to_list() == [0.75] * 4
+    shown = tables.figures.filter(optimizer="sgd", seed=0, moment="start", figure="weight_effective_rank")
+    assert shown["value"].to_list() == pytest.approx([0.6])
+    assert set(TABLE) <= set(for_terminal(tables.summary).columns)
+    assert tables.comparisons.filter(figure="train_loss_nats", moment="end")["n_pairs"].to_list() == [1]
+
+
+def test_a_sweep_that_diverged_as_a_whole_still_has_its_tables(tmp_path: Path) -> None:
+    tables = summarise_sweep([write_run(tmp_path, "sgd", 0, [2.0, 9.0, None])])
+    assert tables.summary["n_diverged"].to_list() == [1]
+    assert tables.summary["train_loss_nats"].null_count() == 1
+    assert set(TABLE) <= set(for_terminal(tables.summary).columns)
+    assert tables.trends.is_empty() and tables.comparisons.is_empty()

@@ -1,0 +1,12 @@
+"""Put what was measured on a run together with the outlier figures of its recordings."""
+
+from pathlib import Path
+
+from outlier_moe.filtering import presets
+from outlier_moe.reporting import reporting_to
+from outlier_moe.scale_sweep.figures import metrics_of_run
+
+with reporting_to(snakemake.log[0]):
+    chosen = presets(snakemake.params)
+    table = metrics_of_run(Path(snakemake.input.run), chosen, default=snakemake.params.preset)
+    table.write_parquet(snakemake.output.metrics)

@@ -1,0 +1,16 @@
+"""Put the runs of a sweep together, and print what each scale and optimiser came to."""
+
+from pathlib import Path
+
+from outlier_moe.reporting import reporting_to
+from outlier_moe.scale_sweep.figures import SweptRun
+from outlier_moe.scale_sweep.summary import TABLE, for_terminal, summarise_sweep
+from outlier_moe.terminal.presentation import show_frame
+
+with reporting_to(snakemake.log[0]):
+    files = zip(snakemake.params.runs, snakemake.input.runs, snakemake.input.metrics, strict=True)
+    tables = summarise_sweep([SweptRun(*run, Path(folder), Path(metrics)) for run, folder, metrics in files])
+    for name, table in tables._asdict().items():
+        table.write_parquet(snakemake.output[name])
+    Path(snakemake.output.document).write_text(tables.summary.write_json())
+    show_frame(for_terminal(tables.summary), TABLE, output_format="table", title=snakemake.wildcards.sweep)

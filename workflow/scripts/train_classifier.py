@@ -1,0 +1,22 @@
+"""Train a classifier at the chosen learning rate and measure it along the way."""
+
+from pathlib import Path
+
+from outlier_moe.recording.options import RecordOptions
+from outlier_moe.reporting import reporting_to
+from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier
+
+with reporting_to(snakemake.log[0]):
+    params = snakemake.params
+    train_classifier(
+        classifier_of(
+            params.sweep,
+            Path(snakemake.input.images),
+            scale=snakemake.wildcards.scale,
+            optimizer=snakemake.wildcards.optimizer,
+        ),
+        Path(snakemake.input.rates),
+        Path(snakemake.output.run),
+        RecordOptions(taps=tuple(params.taps), floor=params.floor, n_peaks=params.n_peaks),
+        seed=int(snakemake.wildcards.seed),
+    )

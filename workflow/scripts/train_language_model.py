@@ -1,0 +1,20 @@
+"""Train a small language model and measure it along the way."""
+
+from pathlib import Path
+
+from outlier_moe.recording.options import RecordOptions
+from outlier_moe.reporting import reporting_to
+from outlier_moe.scale_sweep.language import language_model_of, train_language_model
+
+with reporting_to(snakemake.log[0]):
+    params = snakemake.params
+    model = language_model_of(
+        params.sweep,
+        Path(snakemake.input.text),
+        d_model=int(snakemake.wildcards.d_model),
+        optimizer=snakemake.wildcards.optimizer,
+        vocab_size=params.vocab_size,
+        sequence_length=params.sequence_length,
+    )
+    recording = RecordOptions(taps=tuple(params.taps), floor=params.floor, n_peaks=params.n_peaks)
+    train_language_model(model, Path(snakemake.output.run), recording, seed=int(snakemake.wildcards.seed))

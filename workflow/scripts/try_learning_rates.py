@@ -1,0 +1,15 @@
+"""Train a classifier shortly at every learning rate of the grid, and choose one."""
+
+from pathlib import Path
+
+from outlier_moe.reporting import reporting_to
+from outlier_moe.scale_sweep.classifiers import classifier_of, try_learning_rates
+
+with reporting_to(snakemake.log[0]):
+    classifier = classifier_of(
+        snakemake.params.sweep,
+        Path(snakemake.input.images),
+        scale=snakemake.wildcards.scale,
+        optimizer=snakemake.wildcards.optimizer,
+    )
+    try_learning_rates(classifier, Path(snakemake.output.rates))
