@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from outlier_moe.plots.labels import Lines, place_labels
-from outlier_moe.plots.scales import PixelScale, ScaleKind, domain_of
+from outlier_moe.plots.scales import PixelScale, ScaleKind, domain_of, ticks_of
 from outlier_moe.plots.theme import LABEL_SIZE
 
 Layered = alt.LayerChart | alt.FacetChart
@@ -21,8 +21,6 @@ MARK_AREA = 80
 MARK_RADIUS = 5.0
 Y_EXTENT = 42
 """Pixels that the labels of a vertical axis take."""
-SYMLOG_TICKS = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
-LOG_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 2, 5)]
 
 
 def named(rows: list[dict[str, Any]], name: str) -> alt.InlineData:
@@ -48,10 +46,8 @@ def kind_shape() -> alt.Shape:
 
 def log_ticks(domain: tuple[float, float]) -> list[float]:
     """Where a logarithmic axis is ticked: at powers of ten alone if it spans many."""
-    few = np.log10(domain[1] / domain[0]) > 2.5
-    return [
-        tick for tick in LOG_TICKS if domain[0] <= tick <= domain[1] and (not few or f"{tick:g}".lstrip("0.")[0] == "1")
-    ]
+    is_long = np.log10(domain[1] / domain[0]) > 2.5
+    return [tick for tick in ticks_of("log", domain) or [] if not is_long or f"{tick:g}".lstrip("0.")[0] == "1"]
 
 
 def logarithmic(channel: type[alt.X] | type[alt.Y], field: str, title: str, values: Sequence[float | int]) -> Any:
@@ -65,11 +61,10 @@ def position(
     channel: type[alt.X] | type[alt.Y], field: str, title: str | None, kind: ScaleKind, domain: tuple[float, float]
 ) -> Any:
     """An axis whose ends are known, so that names can be placed on it."""
-    within = {
-        "log": [tick for tick in LOG_TICKS if domain[0] <= tick <= domain[1]],
-        "symlog": [tick for tick in SYMLOG_TICKS if domain[0] <= tick <= domain[1]],
-    }.get(kind)
-    scale = alt.Scale(type=kind, domain=list(domain), nice=False)
+    within = ticks_of(kind, domain)
+    # Vega-Lite would let it begin at 0 whatever its ends.
+    zero: dict[str, Any] = {"zero": False} if kind == "symlog" and domain[0] > 0 else {}
+    scale = alt.Scale(type=kind, domain=list(domain), nice=False, **zero)
     # One extent for all, so that a page knows how wide the rest is.
     extent: dict[str, Any] = {"minExtent": Y_EXTENT, "maxExtent": Y_EXTENT} if channel is alt.Y else {}
     values: dict[str, Any] = {} if within is None else {"values": within}

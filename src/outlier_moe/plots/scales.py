@@ -10,6 +10,27 @@ from jaxtyping import Float64
 ScaleKind = Literal["linear", "log", "symlog"]
 
 
+FAR_FROM_ZERO = 2 / 3
+"""Share of a symlog axis that may stay empty below the smallest number."""
+
+LOG_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 2, 5)]
+SYMLOG_TICKS = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
+_FINER_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
+LEAST_TICKS = 3
+"""An axis with fewer of the usual ticks gets finer ones."""
+
+
+def ticks_of(kind: ScaleKind, domain: tuple[float, float]) -> list[float] | None:
+    """Where an axis is ticked; None leaves it to Vega."""
+    if kind == "linear":
+        return None
+    for ticks in (SYMLOG_TICKS if kind == "symlog" else LOG_TICKS, LOG_TICKS, _FINER_TICKS):
+        within = [float(tick) for tick in ticks if domain[0] <= tick <= domain[1]]
+        if len(within) >= LEAST_TICKS:
+            break
+    return within
+
+
 class PixelScale(NamedTuple):
     """One axis of a picture."""
 
@@ -60,18 +81,22 @@ def domain_of(
         values: What is shown.
         kind: How values are spread.
         room: Share of the axis left free at an end.
-        from_zero: Whether the axis starts at 0; a logarithmic one never does.
+        from_zero: Whether the axis starts at 0; a logarithmic one never does, nor a symlog one of large numbers that
+            are much alike, which would lie on top of each other.
     """
     if not len(values):
         return (1.0, 10.0) if kind == "log" else (0.0, 1.0)
     spread = _spread(values, kind)
     low, high = float(spread.min()), float(spread.max())
-    if kind != "log" and from_zero:
+    is_far = kind == "symlog" and low > FAR_FROM_ZERO * high
+    if is_far:
+        low, high = low - max(room * (high - low), 0.5), high + max(room * (high - low), 0.5)
+    elif kind != "log" and from_zero:
         low, high = 0.0, high * (1 + room) or float(_spread(np.array([1.0]), kind)[0])
     else:
         # One value alone gets room as well: a decade, or a tenth of itself.
         alone = 1.2 if kind == "log" else abs(high) * 0.1 or 1.0
-        margin = max(room * (high - low), 0.35 if kind == "log" else 0.0) if high > low else alone
+        margin = max(room * (high - low), 0.12 if kind == "log" else 0.0) if high > low else alone
         low, high = low - margin, high + margin
     scale = PixelScale(kind, (1.0, 2.0), (0.0, 1.0))
-    return (0.0 if from_zero and kind != "log" else scale.unspread(low)), scale.unspread(high)
+    return (0.0 if from_zero and kind != "log" and not is_far else scale.unspread(low)), scale.unspread(high)

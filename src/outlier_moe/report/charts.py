@@ -126,8 +126,8 @@ def _thresholds(inputs: ReportInputs, contents: ReportContents) -> PictureGroup:
     }
     kinds = {model.name: model.facts["kind"] for model in contents.models}
     text = (
-        "Systematic features at every threshold of the ladder, exactly; each curve ends, with its model's name, at the"
-        " last edge that has one. The dashed line is the study's threshold."
+        "Systematic features at every threshold of the ladder, exactly; each curve ends at the last edge that has"
+        " one, with its model's name where there is room. The dashed line is the study's threshold."
     )
     if not curves:
         return PictureGroup("At every threshold", text, [])

@@ -25,7 +25,6 @@ from outlier_moe.plots.labels import (
     ROUNDS,
     WIDEST,
 )
-from outlier_moe.plots.marks import LOG_TICKS, SYMLOG_TICKS
 from outlier_moe.plots.quantities import (
     ACTIVE_PARAMETERS,
     FRACTIONS,
@@ -34,6 +33,7 @@ from outlier_moe.plots.quantities import (
     TOTAL_PARAMETERS,
     Quantity,
 )
+from outlier_moe.plots.scales import LEAST_TICKS, LOG_TICKS, SYMLOG_TICKS
 from outlier_moe.plots.scatter import scatter_chart
 from outlier_moe.plots.thresholds import all_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
@@ -100,6 +100,7 @@ def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, 
         },
         "log_ticks": LOG_TICKS,
         "symlog_ticks": SYMLOG_TICKS,
+        "least_ticks": LEAST_TICKS,
         "templates": {
             "scatter": _scatter_template(contents.comparison.head(0)),
             "curves": all_curves_chart({}, {}, magnitude=thresholds["magnitude"], height=340).to_dict(),

@@ -144,10 +144,19 @@ def _difference(tested: list[dict[str, Any]]) -> str:
     apart = [row for row in tested if row["q_value"] <= LEVEL]
     if not apart:
         return "Dense and MoE models are not told apart by how many systematic features they have."
-    told = listed([f"{'more' if row['effect'] > 0 else 'fewer'} over {_QUESTIONS[row['question']]}" for row in apart])
+    told = listed(
+        [
+            f"{word} systematic features over {listed([_QUESTIONS[row['question']] for row in rows])}"
+            for word, rows in (
+                ("fewer", [row for row in apart if row["effect"] <= 0]),
+                ("more", [row for row in apart if row["effect"] > 0]),
+            )
+            if rows
+        ]
+    )
     rest = len(tested) - len(apart)
     more = f"; {counted(rest, 'other comparison')} {'does' if rest == 1 else 'do'} not tell them apart" if rest else ""
-    return f"MoE models have systematic features {told}{more}."
+    return f"MoE models have {told}{more}."
 
 
 def _sizes(row: Mapping[str, Any]) -> str:
@@ -171,13 +180,14 @@ def _sparsity(chosen: pl.DataFrame, n_tests: int) -> list[Finding]:
         for row in rows.iter_rows(named=True):
             # The share of active parameters falls as sparsity grows.
             direction = "fewer" if row["effect"] > 0 else "more"
-            parts.append(f"{name} {direction}" if row["q_value"] <= LEVEL else f"{name} neither more nor fewer")
+            noun = "" if parts else " systematic features"
+            parts.append(f"{direction if row['q_value'] <= LEVEL else 'neither more nor fewer'}{noun} {name}")
             tau = f"Kendall's τ with the active share {row['effect']:+.2f}{between(row['low'], row['high'], '+.2f')}"
             n = counted(row["n_dense"] + row["n_moe"], "model")
             details.append(f"{name} ({n}): {tau}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}")
     if not parts:
         return []
-    text = f"With more sparsity come systematic features {listed(parts)}, as far as can be seen."
+    text = f"As far as can be seen, sparser models have {listed(parts)}."
     basis = f"rank correlation, two-sided; q over all {n_tests:,} tests of the table"
     return [Finding("Does sparsity matter?", text, basis, details=tuple(details))]
 

@@ -37,7 +37,7 @@ class Column:
             case "magnitude":
                 return f"{value:,.1f}"
             case "decimal":
-                return f"{value:.2f}"
+                return f"{value:,.2f}"
             case _:
                 return str(value)
 

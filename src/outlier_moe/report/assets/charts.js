@@ -133,7 +133,11 @@ const watcher = new IntersectionObserver(
   { rootMargin: "600px" },
 );
 
+const begun = new Set();
+
 async function drawBlob(element) {
+  if (begun.has(element)) return;
+  begun.add(element);
   const charts = await blob(element.dataset.charts);
   const spec = charts?.[element.dataset.chart];
   if (!spec) {
@@ -153,7 +157,18 @@ function note(text) {
 
 function watchCharts(root) {
   for (const element of root.querySelectorAll(".chart[data-charts]")) {
-    if (!specOf.has(element)) watcher.observe(element);
+    if (!begun.has(element)) watcher.observe(element);
+  }
+}
+
+const idle = () => new Promise((resume) => (window.requestIdleCallback ?? setTimeout)(resume));
+
+// Draws what has not come into view as well, whenever there is nothing else to do: the page may be printed or saved.
+async function drawTheRest() {
+  for (const element of document.querySelectorAll(".chart[data-charts]")) {
+    await idle();
+    // Those of models that are not shown have no width.
+    if (element.clientWidth > 0) await drawBlob(element);
   }
 }
 

@@ -74,6 +74,12 @@ function redrawExplorer() {
   if (STUDY.models.length) update();
 }
 
+// Vega finds finer ones where there are few.
+function logTicks([low, high]) {
+  const ticks = STUDY.log_ticks.filter((tick) => tick >= low && tick <= high);
+  return ticks.length < STUDY.least_ticks ? undefined : ticks;
+}
+
 function patched(spec, channel, { title, scale, domain, ticks }) {
   const copy = structuredClone(spec);
   for (const layer of copy.layer) {
@@ -98,9 +104,9 @@ function axisOf(quantity, values) {
   if (is_fraction) return { title, scale, domain: [0, 105] };
   if (scale === "log") {
     const [low, high] = known.length ? [Math.min(...known), Math.max(...known)].map(Math.log) : [0, 2];
-    const margin = high > low ? Math.max(0.14 * (high - low), 0.35) : 1.2;
+    const margin = high > low ? Math.max(0.14 * (high - low), 0.12) : 1.2;
     const domain = [Math.exp(low - margin), Math.exp(high + margin)];
-    return { title, scale, domain, ticks: STUDY.log_ticks.filter((tick) => tick >= domain[0] && tick <= domain[1]) };
+    return { title, scale, domain, ticks: logTicks(domain) };
   }
   const top = Math.expm1(Math.log1p(Math.max(1, ...known)) * 1.14);
   return { title, scale, domain: [0, top], ticks: STUDY.symlog_ticks.filter((tick) => tick <= top) };
@@ -165,8 +171,7 @@ async function drawCurves() {
   if (curves?.key !== key) {
     const last = Math.max(2 * STUDY.stops.magnitude[0], ...rows.map((row) => row.x)) * 1.5;
     const domain = [STUDY.stops.magnitude[0], last];
-    const ticks = STUDY.log_ticks.filter((tick) => tick >= domain[0] && tick <= domain[1]);
-    const x = { title: "threshold |x| ≥", scale: "log", domain, ticks };
+    const x = { title: "threshold |x| ≥", scale: "log", domain, ticks: logTicks(domain) };
     const y = axisOf("n_systematic", [1, ...rows.map((row) => row.y)]);
     const spec = patched(patched(STUDY.templates.curves, "x", x), "y", y);
     curves = { key, view: await draw(document.getElementById("explorer-curves"), spec), meta: spec.usermeta.labels };

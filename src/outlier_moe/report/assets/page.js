@@ -69,13 +69,16 @@ function startModels() {
       if (!section.hidden) watchCharts(section);
     }
   };
-  select.addEventListener("change", show);
+  select.addEventListener("change", () => {
+    show();
+    drawTheRest();
+  });
   show();
 }
 
-// What is folded away on the screen belongs on paper.
+// What is folded away on the screen belongs on paper, but for what one looks up a line of.
 window.addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not(.vega-embed details)")) details.open = true;
+  for (const details of document.querySelectorAll("details:not(.vega-embed details, .for-looking-up)")) details.open = true;
 });
 
 startTheme();
@@ -83,4 +86,5 @@ startTables();
 watchCharts(document.getElementById("pictures"));
 startModels();
 startExplorer();
+drawTheRest();
 window.outlierReport = { state, update, placeLabels, figuresAt, storedCounts };
