@@ -92,6 +92,15 @@ UPCYCLING_TABLES = (
     if "upcycle" in EXPERIMENTS
     else []
 )
+SWEEP_TABLES = {
+    sweep: expand(
+        "results/{sweep}/{table}.parquet",
+        sweep=sweep,
+        table=["summary", "runs", "figures", "dynamics", "trends", "comparisons"],
+    )
+    for sweep in ("scale_sweep", "lm_scale_sweep")
+    if sweep in EXPERIMENTS
+}
 DEFAULT_PRESET = STUDY["compare_models"]["default_preset"]
 # Every definition with the study's thresholds filled in: what judging features depends on.
 JUDGED_BY = [asdict(preset) for preset in PRESETS]

@@ -114,6 +114,7 @@ rule plot_model:
 
 rule write_report:
     input:
+        **SWEEP_TABLES,
         models="results/comparison/models.parquet",
         outliers=expand("results/{model}/outliers", model=MODELS),
         features="results/comparison/features.parquet",
@@ -138,6 +139,7 @@ rule write_report:
         models=MODELS,
         skipped={entry.id: entry.unavailable for entry in CHOSEN if entry.unavailable},
         presets=JUDGED_BY,
+        sweeps=list(SWEEP_TABLES),
         revision=REVISIONS["write_report"],
     message:
         "Writing the report"

@@ -16,7 +16,6 @@
 #          results/{sweep}/{summary,runs,figures,dynamics,trends,comparisons}.parquet, summary.json
 #          results/{sweep}/plots/
 
-SWEEP_TABLES = ["summary", "runs", "figures", "dynamics", "trends", "comparisons"]
 SWEEP_PICTURES = ["performance", "ranks", "sparsity", "outliers", "dynamics"]
 
 
@@ -155,7 +154,12 @@ rule summarise_sweep:
         runs=sweep_folders,
         metrics=sweep_metrics,
     output:
-        **{table: f"results/{{sweep}}/{table}.parquet" for table in SWEEP_TABLES},
+        summary="results/{sweep}/summary.parquet",
+        runs="results/{sweep}/runs.parquet",
+        figures="results/{sweep}/figures.parquet",
+        dynamics="results/{sweep}/dynamics.parquet",
+        trends="results/{sweep}/trends.parquet",
+        comparisons="results/{sweep}/comparisons.parquet",
         document="results/{sweep}/summary.json",
     log:
         "logs/summarise_sweep/{sweep}.log",

@@ -19,6 +19,10 @@ with reporting_to(snakemake.log[0]):
         study=snakemake.config,
         statistics={Path(path).stem: pl.read_parquet(path) for path in snakemake.input.statistics},
         upcycling={Path(path).stem: pl.read_parquet(path) for path in snakemake.input.upcycling},
+        sweeps={
+            sweep: {Path(path).stem: pl.read_parquet(path) for path in snakemake.input[sweep]}
+            for sweep in snakemake.params.sweeps
+        },
         skipped=snakemake.params.skipped,
     )
     write_report(inputs, Path(snakemake.output.page), vega_bundle=Path(snakemake.input.vega).read_text())

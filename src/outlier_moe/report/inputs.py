@@ -61,6 +61,8 @@ class ReportInputs:
     """The tables of `schemas.comparison` that there are, by the names of their files."""
     upcycling: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """The tables of the experiment dense -> MoE, by the names of their files, if it was run."""
+    sweeps: Mapping[str, Mapping[str, pl.DataFrame]] = field(default_factory=dict)
+    """The tables of each sweep over optimisers and scales, by the names of their files, if it was run."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Models of the study that do not exist, each with its reason."""
 

@@ -19,6 +19,7 @@ from outlier_moe.report.charts import Picture, comparison_pictures, model_pictur
 from outlier_moe.report.explorer import COLUMNS, HORIZONTAL, LABEL_RULES, VERTICAL, explorer_study
 from outlier_moe.report.findings import findings
 from outlier_moe.report.inputs import ReportContents, ReportInputs, read_contents
+from outlier_moe.report.sweeps import sweep_pictures, sweep_tables
 from outlier_moe.report.tables import (
     comparison_tables,
     peaks_table,
@@ -45,7 +46,11 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
     template = page.from_string((ASSETS / "report.html.j2").read_text())
     # The tests check every kind of chart against Vega-Lite's schema; for hundreds of charts that takes seconds.
     with debug_mode(False):
-        groups = comparison_pictures(inputs, contents) + upcycling_pictures(inputs.upcycling)
+        groups = [
+            *comparison_pictures(inputs, contents),
+            *upcycling_pictures(inputs.upcycling),
+            *sweep_pictures(inputs.sweeps),
+        ]
         of_models = {model.name: model_pictures(inputs, model) for model in contents.models}
     text = template.render(
         version=__version__,
@@ -69,7 +74,7 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
         model_pictures=of_models,
         peaks={model.name: peaks_table(model) for model in contents.models},
         comparison=comparison_tables(inputs, contents),
-        statistics=statistics_tables(inputs),
+        statistics=statistics_tables(inputs) + sweep_tables(inputs.sweeps),
         provenance=provenance_table(contents.models),
         runs=run_documents(contents.models),
         columns=COLUMNS,

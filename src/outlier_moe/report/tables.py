@@ -130,11 +130,12 @@ def statistics_tables(inputs: ReportInputs) -> list[Table]:
         if "first_token" in frame.columns:
             frame = frame.filter(pl.col("first_token").cast(pl.String) == "included")
         more = f" The first {MOST_ROWS} of {len(frame):,} rows; the file has all." if len(frame) > MOST_ROWS else ""
-        tables.append(_plain(name, title, text + more, frame.head(MOST_ROWS)))
+        tables.append(plain_table(name, title, text + more, frame.head(MOST_ROWS)))
     return tables
 
 
-def _plain(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
+def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
+    """A table as it is, but for columns that say nothing."""
     shown = [
         column
         for column, dtype in frame.schema.items()
