@@ -1,6 +1,6 @@
-"""Tokens per second of the training loop beside transformers' Trainer: same model, same batches, same optimiser.
+"""Speed of the training loop beside transformers' Trainer: same model, same batches, same optimiser.
 
-    python benchmarks/training.py [--steps 60] [--repeats 3] [--pair simple]
+    python benchmarks/training.py [--steps 60] [--repeats 3] [--model simple|smollm|vit]
 
 Both train in turns, in one process, from the same weights; the median of the repeats is taken. The losses of the last
 step are shown too: the two do the same work if they are alike.
@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -19,68 +22,105 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from outlier_moe.scale_sweep.classifiers import classification_loss
+from outlier_moe.scale_sweep.study import Geometry, Scale
+from outlier_moe.scale_sweep.vit import new_vit
 from outlier_moe.training.loop import TrainingTask, train
 from outlier_moe.training.optimizers import adamw
 from outlier_moe.training.options import TrainingOptions
-from outlier_moe.training.steps import Batch
+from outlier_moe.training.steps import Batch, LossFunction
 from outlier_moe.upcycling.language_loss import language_loss
 from outlier_moe.upcycling.pairs import model_config, new_model
-from outlier_moe.upcycling.study import PAIRS, ModelSizes, Pair
+from outlier_moe.upcycling.study import PAIRS, ModelSizes
 
-BATCH_SIZE, LENGTH, LR = 8, 128, 3e-4
+LENGTH, LR = 128, 3e-4
+IMAGES = Geometry(image_size=8, n_channels=1, patch_size=2)
 WARM_UP = 5
 
 
 class Speed(NamedTuple):
     """What a run came to."""
 
-    tokens_per_s: float
+    units_per_s: float
     """After the first steps."""
     loss: float
     """Of the last step."""
 
 
-class Windows(Dataset):
-    """Random tokens, the same for both."""
+class Examples(Dataset):
+    """Random examples, the same for both."""
 
-    def __init__(self, n_steps: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(0, 1024, (n_steps * BATCH_SIZE, LENGTH), generator=generator)
+    def __init__(self, tensors: Batch, batch_size: int) -> None:
+        self.tensors = tensors
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tensors["labels"])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+        return {name: tensor[index] for name, tensor in self.tensors.items()}
 
     def batch(self, step: int) -> Batch:
-        """The windows of a step."""
-        step %= len(self.tokens) // BATCH_SIZE
-        return {"input_ids": self.tokens[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]}
+        """The examples of a step."""
+        step %= len(self) // self.batch_size
+        chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return {name: tensor[chosen] for name, tensor in self.tensors.items()}
 
 
-def model_of(pair: Pair) -> PreTrainedModel:
-    """The demo's dense model, always from the same weights."""
-    sizes = ModelSizes(1024, 128, 4, 4, 512 if pair == "simple" else 344, LENGTH)
-    return new_model(model_config(pair, sizes)).train()
+@dataclass(frozen=True)
+class Contest:
+    """What both sides train."""
+
+    new: Callable[[], PreTrainedModel]
+    """The model, always from the same weights."""
+    loss: LossFunction
+    """Our loss; the Trainer takes the model's own."""
+    examples: Examples
+    """What it is trained on."""
+    unit: str
+    """What is counted."""
+    units_per_example: int
+    """How many of them an example has."""
+
+    @property
+    def units_per_step(self) -> int:
+        """How many a step has."""
+        return self.examples.batch_size * self.units_per_example
 
 
-def ours(pair: Pair, windows: Windows, n_steps: int) -> Speed:
+def language_contest(pair: str, n_steps: int) -> Contest:
+    """The demo's dense model on random tokens."""
+    sizes = ModelSizes(1024, LENGTH, 4, 4, 512 if pair == "simple" else 344, LENGTH)
+    tokens = torch.randint(0, 1024, (n_steps * 8, LENGTH), generator=torch.Generator().manual_seed(0))
+    new = partial(new_model, model_config(pair, sizes))  # type: ignore[arg-type]
+    return Contest(new, language_loss(), Examples({"input_ids": tokens, "labels": tokens}, 8), "tokens", LENGTH)
+
+
+def image_contest(n_steps: int) -> Contest:
+    """The laptop preset's largest classifier on random images."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn((n_steps * 64, 1, 8, 8), generator=generator)
+    labels = torch.randint(0, 10, (n_steps * 64,), generator=generator)
+    new = partial(new_vit, Scale(96, 4, 6), IMAGES)
+    return Contest(new, classification_loss, Examples({"pixel_values": pixels, "labels": labels}, 64), "images", 1)
+
+
+def ours(contest: Contest, n_steps: int) -> Speed:
     """The loop of `outlier_moe.training`."""
-    model = model_of(pair)
+    model = contest.new().train()
     asked: list[float] = []
 
     def batches(step: int) -> Batch:
         asked.append(time.monotonic())
-        return windows.batch(step)
+        return contest.examples.batch(step)
 
-    task = TrainingTask(model, [adamw(model, lr=LR)], batches, language_loss())
+    task = TrainingTask(model, [adamw(model, lr=LR)], batches, contest.loss)
     with TemporaryDirectory() as folder:
         # One step more, whose start is the end of the last one that counts: history and log are in the time.
         options = TrainingOptions(n_steps=n_steps + 1, checkpoint_every=10**9, device="cpu")
         history = train(task, options, Path(folder)).history
     seconds = asked[n_steps] - asked[WARM_UP]
-    return Speed((n_steps - WARM_UP) * BATCH_SIZE * LENGTH / seconds, history["loss"][n_steps - 1])
+    return Speed((n_steps - WARM_UP) * contest.units_per_step / seconds, history["loss"][n_steps - 1])
 
 
 class Clock(TrainerCallback):
@@ -103,15 +143,15 @@ class Sequential(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def trainers(pair: Pair, windows: Windows, n_steps: int) -> Speed:
+def trainers(contest: Contest, n_steps: int) -> Speed:
     """Transformers' Trainer."""
     clock = Clock()
-    model = model_of(pair)
+    model = contest.new().train()
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=n_steps,
-            per_device_train_batch_size=BATCH_SIZE,
+            per_device_train_batch_size=contest.examples.batch_size,
             learning_rate=LR,
             lr_scheduler_type="cosine",
             max_grad_norm=1.0,
@@ -125,14 +165,12 @@ def trainers(pair: Pair, windows: Windows, n_steps: int) -> Speed:
         )
         optimizers = (adamw(model, lr=LR), None)
         trainer = Sequential(
-            model=model, args=arguments, train_dataset=windows, optimizers=optimizers, callbacks=[clock]
+            model=model, args=arguments, train_dataset=contest.examples, optimizers=optimizers, callbacks=[clock]
         )
         trainer.train()
-    tokens = (n_steps - WARM_UP) * BATCH_SIZE * LENGTH
     with torch.no_grad():
-        last = windows.batch(n_steps - 1)["input_ids"]
-        loss = model(input_ids=last, labels=last).loss.item()
-    return Speed(tokens / (clock.ended - clock.started), loss)
+        loss = model(**contest.examples.batch(n_steps - 1)).loss.item()
+    return Speed((n_steps - WARM_UP) * contest.units_per_step / (clock.ended - clock.started), loss)
 
 
 def main() -> None:
@@ -140,19 +178,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pair", choices=PAIRS, default="simple")
+    parser.add_argument("--model", choices=[*PAIRS, "vit"], default="simple")
     arguments = parser.parse_args()
-    windows = Windows(arguments.steps)
+    is_vit = arguments.model == "vit"
+    contest = image_contest(arguments.steps) if is_vit else language_contest(arguments.model, arguments.steps)
     found: dict[str, list[Speed]] = {"ours": [], "Trainer": []}
     for repeat in range(arguments.repeats):
         sides = [("ours", ours), ("Trainer", trainers)]
         for name, run in sides if repeat % 2 == 0 else reversed(sides):
-            found[name].append(run(arguments.pair, windows, arguments.steps))
-            print(f"{name}: {found[name][-1].tokens_per_s:,.0f} tokens/s", flush=True)
-    medians = {name: statistics.median(speed.tokens_per_s for speed in speeds) for name, speeds in found.items()}
-    print(f"\n{arguments.pair}, {torch.get_num_threads()} threads, median of {arguments.repeats}:")
+            found[name].append(run(contest, arguments.steps))
+            print(f"{name}: {found[name][-1].units_per_s:,.0f} {contest.unit}/s", flush=True)
+    medians = {name: statistics.median(speed.units_per_s for speed in speeds) for name, speeds in found.items()}
+    print(f"\n{arguments.model}, {torch.get_num_threads()} threads, median of {arguments.repeats}:")
     for name, speed in medians.items():
-        print(f"  {name:8} {speed:10,.0f} tokens/s, last loss {found[name][-1].loss:.4f}")
+        print(f"  {name:8} {speed:10,.0f} {contest.unit}/s, last loss {found[name][-1].loss:.4f}")
     print(f"  ours / Trainer: {medians['ours'] / medians['Trainer']:.3f}")
 
 

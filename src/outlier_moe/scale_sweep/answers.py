@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
+import dataframely as dy
 import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
 
+from outlier_moe.schemas.sweeps import SweepComparison, SweepTrend
 from outlier_moe.statistics.comparable import false_discovery_rates
 from outlier_moe.statistics.intervals import Interval, bca_interval
 from outlier_moe.statistics.permutations import kendall
@@ -47,7 +49,7 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
         # A seed counts where it has a value at every scale: it is resampled as a whole.
         values = table.drop_nulls().select(scales).to_numpy().astype(np.float64)
         rows.append(found | {"n_seeds": len(values)} | _trend(x, values, seed, confidence_level))
-    return _with_q(rows)
+    return _with_q(rows, SweepTrend)
 
 
 def _trend(
@@ -90,7 +92,7 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
                 chosen = pairs if scale == ALL_SCALES else pairs.filter(scale=scale)
                 found = {"figure": figure, "moment": moment, "scale": scale, "optimizer": optimizer, "other": other}
                 rows.append(found | _difference(chosen, seed, confidence_level))
-    return _with_q(rows)
+    return _with_q(rows, SweepComparison)
 
 
 def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict[str, Any]:
@@ -133,11 +135,8 @@ def _groups(table: pl.DataFrame, *columns: str) -> Sequence[tuple[tuple[Any, ...
     return list(table.group_by(columns, maintain_order=True))
 
 
-_NUMBERS = {name: pl.Float64 for name in ("slope", "difference", "low", "high", "effect", "p_value")}
-
-
-def _with_q(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    columns = rows[0] if rows else {}
-    overrides = {name: dtype for name, dtype in _NUMBERS.items() if name in columns} | {"reason": pl.String}
-    table = pl.DataFrame(rows, schema_overrides=overrides, infer_schema_length=None)
-    return table.with_columns(q_value=false_discovery_rates(table["p_value"])) if rows else table
+def _with_q(rows: list[dict[str, Any]], schema: type[dy.Schema]) -> pl.DataFrame:
+    columns = {name: column.dtype for name, column in schema.columns().items() if name != "q_value"}
+    table = pl.DataFrame(rows, schema=columns)
+    table = table.with_columns(q_value=false_discovery_rates(table["p_value"]))
+    return schema.validate(table.select(schema.column_names()))

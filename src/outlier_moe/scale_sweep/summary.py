@@ -10,6 +10,7 @@ import polars as pl
 
 from outlier_moe.scale_sweep.answers import comparisons, trends
 from outlier_moe.scale_sweep.figures import COST, MOMENTS, SweptRun, at_moments, figures_over_steps, target_loss
+from outlier_moe.schemas.sweeps import SweptFigure, SweptRunFacts
 from outlier_moe.terminal.presentation import Column
 
 TABLE = {
@@ -38,15 +39,15 @@ class SweepTables(NamedTuple):
     """A row per (scale, optimizer): how many runs, how many diverged, and the means over their seeds at the end; with
     the suffix `_matched` at matched training loss."""
     runs: pl.DataFrame
-    """A row per run: sizes, learning rate, batch, steps, times, and where it diverged."""
+    """`schemas.sweeps.SweptRunFacts`."""
     figures: pl.DataFrame
-    """A row per (run, moment, figure)."""
+    """`schemas.sweeps.SweptFigure`."""
     dynamics: pl.DataFrame
     """A row per (run, checkpoint), a column per figure."""
     trends: pl.DataFrame
-    """`answers.trends`."""
+    """`schemas.sweeps.SweepTrend`."""
     comparisons: pl.DataFrame
-    """`answers.comparisons`."""
+    """`schemas.sweeps.SweepComparison`."""
 
 
 def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
@@ -73,15 +74,15 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     known = compared.filter(pl.col("value").is_not_null())
     return SweepTables(
         summary=_summary(facts, compared, targets),
-        runs=facts,
-        figures=figures,
+        runs=SweptRunFacts.validate(facts.select(SweptRunFacts.column_names()), cast=True),
+        figures=SweptFigure.validate(figures.select(SweptFigure.column_names()), cast=True),
         dynamics=pl.concat(dynamics, how="diagonal_relaxed"),
         trends=trends(known),
         comparisons=comparisons(known),
     )
 
 
-_OVERRIDES = {"diverged_at": pl.Int64, "max_gradient_norm": pl.Float64}
+_OVERRIDES = {"diverged_at": pl.Int64}
 
 
 def _facts(run: SweptRun) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""The tables of the sweeps over optimisers and scales: `results/{scale_sweep,lm_scale_sweep}/*.parquet`.
+
+`scale` is the name of a model's sizes, `optimizer` and `seed` say which run of it a row is of. A `moment` is the start,
+the end, or `matched`: where the run's training loss first is what all runs of its scale that did not diverge reached.
+`summary.parquet` and `dynamics.parquet` have a column for each figure of `scale_sweep.figures.FIGURES`.
+"""
+
+from __future__ import annotations
+
+import dataframely as dy
+import polars as pl
+
+MOMENTS = ["start", "matched", "end"]
+
+
+class SweptRunFacts(dy.Schema):
+    """`runs.parquet`: a row per run."""
+
+    scale = dy.String(primary_key=True)
+    optimizer = dy.String(primary_key=True)
+    seed = dy.Int64(primary_key=True)
+    d_model = dy.Int64(min=1)
+    n_parameters = dy.Int64(min=1)
+    n_layers = dy.Int64(min=1)
+    n_steps = dy.Int64(min=0)
+    """Steps that were done."""
+    diverged_at = dy.Int64(nullable=True, min=0)
+    """The zero-based step whose loss was not finite; null if there is none."""
+    batch_size = dy.Int64(min=1)
+    n_accumulate = dy.Int64(min=1)
+    """Parts that a batch was cut into at the end: more than 1 where memory ran out."""
+    learning_rate = dy.Float64(min=0)
+    weight_decay = dy.Float64(min=0)
+    step_time_s = dy.Float64(min=0)
+    """The median."""
+    time_training_s = dy.Float64(min=0)
+    time_evaluation_s = dy.Float64(min=0)
+    """Of losses and accuracies, at all checkpoints."""
+    time_recording_s = dy.Float64(min=0)
+    """Of outliers."""
+    time_measures_s = dy.Float64(min=0)
+    """Of ranks and sparsity."""
+
+
+class SweptFigure(dy.Schema):
+    """`figures.parquet`: a row per run, moment and figure."""
+
+    scale = dy.String(primary_key=True)
+    optimizer = dy.String(primary_key=True)
+    seed = dy.Int64(primary_key=True)
+    moment = dy.String(primary_key=True)
+    figure = dy.String(primary_key=True)
+    d_model = dy.Int64(min=1)
+    n_parameters = dy.Int64(min=1)
+    step = dy.Float64(nullable=True, min=0)
+    """Between two checkpoints where the loss is matched there; null where it is never reached."""
+    value = dy.Float64(nullable=True)
+
+    @dy.rule()
+    def known_moment(cls) -> pl.Expr:
+        return pl.col("moment").is_in(MOMENTS)
+
+
+class SweepTrend(dy.Schema):
+    """`trends.parquet`: how a figure goes with the number of parameters, per optimiser."""
+
+    figure = dy.String(primary_key=True)
+    moment = dy.String(primary_key=True)
+    optimizer = dy.String(primary_key=True)
+    n_scales = dy.Int64(min=1)
+    n_seeds = dy.Int64(min=0)
+    """Those with the figure at every scale."""
+    slope = dy.Float64(nullable=True)
+    """Change of the figure per doubling of the parameters."""
+    low = dy.Float64(nullable=True)
+    high = dy.Float64(nullable=True)
+    """Interval of the slope, over resampled seeds."""
+    effect = dy.Float64(nullable=True, min=-1, max=1)
+    """Kendall's tau of all runs."""
+    p_value = dy.Float64(nullable=True, min=0, max=1)
+    """Two-sided, by permutation."""
+    q_value = dy.Float64(nullable=True, min=0, max=1)
+    """With all tests of the table accounted for (Benjamini-Hochberg)."""
+    reason = dy.String(nullable=True)
+    """Why there is no interval, or no test."""
+
+
+class SweepComparison(dy.Schema):
+    """`comparisons.parquet`: how two optimisers differ; the scale `all` pools the pairs of all scales."""
+
+    figure = dy.String(primary_key=True)
+    moment = dy.String(primary_key=True)
+    scale = dy.String(primary_key=True)
+    optimizer = dy.String(primary_key=True)
+    other = dy.String(primary_key=True)
+    n_seeds = dy.Int64(min=0)
+    n_pairs = dy.Int64(min=1)
+    """Pairs of runs of one scale and seed, which share weights and data."""
+    difference = dy.Float64()
+    """The mean of optimizer less other."""
+    low = dy.Float64(nullable=True)
+    high = dy.Float64(nullable=True)
+    """Its interval, over resampled seeds."""
+    effect = dy.Float64(nullable=True, min=-1, max=1)
+    """The share of the pairs above 0 less the share below."""
+    p_value = dy.Float64(nullable=True, min=0, max=1)
+    """Of the signed-rank test, two-sided."""
+    q_value = dy.Float64(nullable=True, min=0, max=1)
+    """With all tests of the table accounted for (Benjamini-Hochberg)."""
+    reason = dy.String(nullable=True)
+    """Why there is no interval, or no test."""

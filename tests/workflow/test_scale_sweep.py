@@ -1,0 +1,97 @@
+"""Both sweeps on a tiny configuration: what they leave, what a change of a key reruns, and mistakes before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from outlier_moe.recording_files import read_recording
+from tests.workflow.study_folder import ROOT, StudyFolder, make_study
+
+# Each job costs some seconds of starting a process: as few as show that every rule works.
+SUMMARY = "results/scale_sweep/summary.parquet"
+LM_SUMMARY = "results/lm_scale_sweep/summary.parquet"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    shipped = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    sweep = shipped["scale_sweep"] | {"scales": ["w8"], "optimizers": ["muon"], "seeds": [0], "n_steps": 4}
+    sweep |= {"multiples": [30.0], "n_checkpoints": 2, "n_evaluated": 16, "n_recorded": 2}
+    sweep["sizes"] |= {"w8": {"d_model": 8, "n_layers": 2, "n_heads": 2}}
+    lm = shipped["lm_scale_sweep"] | {"d_models": [16], "d_head": 8, "n_layers": 2, "optimizers": ["adamw"]}
+    lm |= {"n_steps": 4, "n_checkpoints": 2, "n_evaluated": 2, "n_recorded": 2}
+    upcycle = shipped["upcycle"]
+    upcycle["text"] |= {"corpus": "small", "held_out_fraction": 0.5}
+    upcycle["model"] |= {"vocab_size": 280, "sequence_length": 16}
+    folder = make_study(
+        tmp_path_factory.mktemp("sweeps") / "study",
+        {"tiny": "gpt2"},
+        scale_sweep_preset="laptop",
+        scale_sweep=sweep,
+        lm_scale_sweep=lm,
+        upcycle=upcycle,
+    )
+    words = "the quick brown fox jumps over the lazy dog that does not mind it at all".split()
+    for document in range(4):
+        (folder.path / f"words{document}.txt").write_text(" ".join(words[document:] * 9))
+    registry = yaml.safe_load((folder.path / "config/models.yaml").read_text())
+    registry["corpora"]["small"]["source"]["paths"] = ["words*.txt"]
+    (folder.path / "config/models.yaml").write_text(yaml.safe_dump(registry, sort_keys=False))
+    folder.snakemake(SUMMARY, LM_SUMMARY)
+    return folder
+
+
+def test_every_run_has_its_metrics_and_every_scale_its_line(study: StudyFolder) -> None:
+    metrics = pl.read_parquet(study.path / "results/scale_sweep/w8/muon/seed0/metrics.parquet")
+    assert metrics["step"].unique().sort().to_list() == [0, 2, 4]
+    found = set(metrics["metric"])
+    assert {"weight_effective_rank_share", "loss_nats", "accuracy", "n_systematic", "max_median_ratio", "peak"} <= found
+    summary = pl.read_parquet(study.path / SUMMARY)
+    assert summary.select("scale", "optimizer", "n_seeds", "n_diverged").rows() == [("w8", "muon", 1, 0)]
+    assert json.loads((study.path / "results/scale_sweep/summary.json").read_text()) == json.loads(summary.write_json())
+    figures = pl.read_parquet(study.path / "results/scale_sweep/figures.parquet")
+    assert set(figures["moment"]) == {"start", "matched", "end"}
+
+
+def test_language_models_go_the_same_way(study: StudyFolder) -> None:
+    summary = pl.read_parquet(study.path / LM_SUMMARY)
+    assert summary.select("scale", "optimizer").rows() == [("d16", "adamw")]
+    assert summary["kurtosis_of_feature_rms"].is_not_null().all()
+    assert summary["test_accuracy"].null_count() == 1
+    run = study.path / "results/lm_scale_sweep/d16/adamw/seed0/run"
+    recording = read_recording(run / "recordings/step_00000004/outliers")
+    assert set(recording.sites()["tap"].cast(pl.String)) == {"attn_in", "mlp_in", "residual", "residual_rms"}
+    metrics = pl.read_parquet(run.parent / "metrics.parquet")
+    assert {"q_proj", "k_proj", "v_proj"} <= set(metrics["place"]), "the fused projection is three matrices"
+
+
+def test_a_threshold_and_another_seed_train_nothing_again(study: StudyFolder) -> None:
+    assert study.planned(SUMMARY, LM_SUMMARY) == {}
+    assert study.planned(SUMMARY, "--config", "magnitude=2.0") == {"measure_run": 1, "summarise_sweep": 1}
+    more = study.planned(SUMMARY, "--config", "scale_sweep={seeds: [0, 1]}")
+    assert more == {"train_classifier": 1, "measure_run": 1, "summarise_sweep": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("scale_sweep={scales: [w9]}", "w8"),
+        ("scale_sweep_preset=quik", "quick"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_runs(study: StudyFolder, change: str, says: str) -> None:
+    done = study.snakemake("--dry-run", "scale_sweep", "--config", change, check=False)
+    assert done.returncode != 0
+    assert says in done.stdout
+
+
+def test_one_target_of_the_shipped_study_takes_three_stages(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", {"tiny": "gpt2"})
+    stages = {"prepare_images": 1, "try_learning_rates": 1, "train_classifier": 1, "measure_run": 1}
+    assert folder.planned("results/scale_sweep/small/muon/seed0/metrics.parquet") == stages
+    assert folder.planned("scale_sweep", "--config", "scale_sweep_preset=quick")["train_classifier"] == 27
