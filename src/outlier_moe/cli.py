@@ -12,7 +12,7 @@ from typing import get_args
 import polars as pl
 
 from outlier_moe import __version__
-from outlier_moe.commands import compare, count_params, plan, upcycling, verify
+from outlier_moe.commands import compare, count_params, plan, sweep, upcycling, verify
 from outlier_moe.commands.tables import read_table
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_parser(commands, shared)
     plan.add_parser(commands)
     count_params.add_parser(commands, shared)
+    sweep.add_parser(commands, shared)
     upcycling.add_parser(commands, shared)
     return parser
 

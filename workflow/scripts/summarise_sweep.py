@@ -4,7 +4,8 @@ from pathlib import Path
 
 from outlier_moe.reporting import reporting_to
 from outlier_moe.scale_sweep.figures import SweptRun
-from outlier_moe.scale_sweep.summary import TABLE, for_terminal, summarise_sweep
+from outlier_moe.scale_sweep.summary import summarise_sweep
+from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal
 from outlier_moe.terminal.presentation import show_frame
 
 with reporting_to(snakemake.log[0]):

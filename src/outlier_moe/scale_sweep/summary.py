@@ -10,26 +10,8 @@ import polars as pl
 
 from outlier_moe.scale_sweep.answers import comparisons, trends
 from outlier_moe.scale_sweep.figures import COST, MOMENTS, SweptRun, at_moments, figures_over_steps, target_loss
+from outlier_moe.scale_sweep.terminal_table import TABLE
 from outlier_moe.schemas.sweeps import SweptFigure, SweptRunFacts
-from outlier_moe.terminal.presentation import Column
-
-TABLE = {
-    "scale": Column("scale"),
-    "optimizer": Column("optimiser"),
-    "n_seeds": Column("seeds", "count"),
-    "n_diverged": Column("div.", "count"),
-    "train_loss_nats": Column("train\nloss", "decimal"),
-    "test_loss_nats": Column("test\nloss", "decimal"),
-    "test_accuracy": Column("test\nacc. %", "percent"),
-    "weight_effective_rank": Column("rank of\nweights %", "percent"),
-    "weight_effective_rank_matched": Column("matched", "percent"),
-    "feature_effective_rank": Column("rank of\nfeatures %", "percent"),
-    "feature_effective_rank_matched": Column("matched", "percent"),
-    "hoyer": Column("Hoyer", "decimal"),
-    "kurtosis_of_feature_rms": Column("kurt.", "decimal"),
-    "peak": Column("peak", "magnitude"),
-    "step_time_s": Column("s a step", "text"),
-}
 
 
 class SweepTables(NamedTuple):
@@ -136,10 +118,3 @@ def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, floa
         means = means.rename({name: f"{name}{suffix}" for name in means.columns if name not in key})
         table = table.join(means, on=key, how="left", maintain_order="left")
     return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in TABLE if name not in table.columns)
-
-
-def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:
-    """The summary with the times of steps in as many digits as tell them apart."""
-    return summary.with_columns(
-        pl.col(COST).map_elements(lambda value: f"{value:.3f}", return_dtype=pl.String).fill_null("-")
-    )

@@ -11,9 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from outlier_moe.cli import main
 from outlier_moe.scale_sweep.answers import comparisons, trends
 from outlier_moe.scale_sweep.figures import SweptRun, at_moments, target_loss
-from outlier_moe.scale_sweep.summary import TABLE, for_terminal, summarise_sweep
+from outlier_moe.scale_sweep.summary import summarise_sweep
+from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal
 
 
 def steps(losses: list[float | None], **figures: list[float | None]) -> pl.DataFrame:
@@ -142,6 +144,17 @@ def test_a_diverged_run_is_shown_and_compares_with_nothing(tmp_path: Path) -> No
     assert shown["value"].to_list() == pytest.approx([0.6])
     assert set(TABLE) <= set(for_terminal(tables.summary).columns)
     assert tables.comparisons.filter(figure="train_loss_nats", moment="end")["n_pairs"].to_list() == [1]
+
+
+def test_the_command_shows_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, "adamw", 0, [2.0, 1.0, 0.5])
+    (tmp_path / "lm_scale_sweep").mkdir()
+    summarise_sweep([run]).summary.write_parquet(tmp_path / "lm_scale_sweep/summary.parquet")
+    assert main(["sweep", "lm_scale_sweep", "--results", str(tmp_path), "--format", "json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["optimizer"], row["train_loss_nats"]) == ("adamw", 0.5)
+    assert main(["sweep", "--results", str(tmp_path)]) == 1
+    assert "snakemake scale_sweep" in capsys.readouterr().err
 
 
 def test_a_sweep_that_diverged_as_a_whole_still_has_its_tables(tmp_path: Path) -> None:
