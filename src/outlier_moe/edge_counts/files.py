@@ -61,7 +61,10 @@ def read_edge_counts(path: Path) -> dict[CountShape, StoredCounts]:
         document = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise StudyError(
-            "A model's counts at every edge cannot be read.", file=path, got=str(error), remedy=f"Run: snakemake {path}"
+            "A model's counts at every edge cannot be read.",
+            file=path,
+            got=str(error),
+            remedy=f"Remove it, if it is there, and run: snakemake {path}",
         ) from error
     if document.get("format") != FORMAT:
         raise StudyError(

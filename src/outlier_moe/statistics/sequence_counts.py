@@ -46,7 +46,7 @@ class SequenceCounts:
             edge: Its index on the ladder, from the floor.
         """
         if edge not in self._at_edges:
-            self._at_edges[edge] = self._scan("counts").filter(pl.col("edge") == edge).collect()
+            self._at_edges[edge] = self._read("counts", pl.col("edge") == edge)
         later = {f"later_{name}": pl.col(name) - pl.col(f"first_{name}") for name in ("n_positions", "n_values")}
         of_view = self._at_edges[edge].filter(pl.col("view").cast(pl.String) == view)
         return of_view.select("sequence", "feature", "n_positions", "n_values", **later)
@@ -79,22 +79,28 @@ class SequenceCounts:
 
     @cached_property
     def _steps(self) -> pl.DataFrame:
-        return self._scan("steps").collect()
+        return self._read("steps")
 
     @cached_property
     def _peaks(self) -> pl.DataFrame:
-        return self._scan("peaks").collect()
+        return self._read("peaks")
 
     @cached_property
     def _massive(self) -> pl.DataFrame:
-        return self._scan("massive").collect()
+        return self._read("massive")
 
-    def _scan(self, name: str) -> pl.LazyFrame:
+    def _read(self, name: str, *chosen: pl.Expr) -> pl.DataFrame:
         path = self.directory / f"{name}.parquet"
-        if not path.exists():
-            remedy = f"Run: snakemake {self.directory}"
-            raise StudyError("A model's counts by sequence cannot be read.", file=path, got="no file", remedy=remedy)
-        return pl.scan_parquet(path)
+        try:
+            return pl.scan_parquet(path).filter(*chosen, True).collect()
+        except (FileNotFoundError, pl.exceptions.PolarsError) as error:
+            raise StudyError(
+                "A model's counts by sequence cannot be read.",
+                file=path,
+                expected="a whole table",
+                got=str(error).splitlines()[0] if path.exists() else "no file",
+                remedy=f"Remove its folder and run: snakemake {self.directory}",
+            ) from error
 
 
 def write_sequence_counts(recording: Recording, massive: list[Preset], directory: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, systematic_features
 from outlier_moe.statistics.judged import judged_features
-from outlier_moe.statistics.sequence_counts import SequenceCounts, write_sequence_counts
+from outlier_moe.statistics.sequence_counts import FILES, SequenceCounts, write_sequence_counts
 from outlier_moe.statistics.sequence_tables import sequence_tables
 from outlier_moe.statistics.stored_tables import stored_tables
 from tests.recordings import made_up_activations, write_recording
@@ -48,3 +48,14 @@ def test_stored_counts_judge_as_the_recording_does(tmp_path: Path, seed: int) ->
 def test_counts_that_were_not_made_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="snakemake"):
         SequenceCounts(tmp_path / "counts").steps("", ["residual"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_table_is_named(tmp_path: Path, name: str) -> None:
+    activations = made_up_activations(n_layers=1, shape=(2, 8, 8), seed=0)
+    recording = write_recording(tmp_path / "outliers", activations)
+    write_sequence_counts(recording, [MASSIVE], tmp_path / "counts")
+    path = tmp_path / "counts" / f"{name}.parquet"
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(StudyError, match=f"{name}.parquet"):
+        list(stored_tables(recording, SequenceCounts(tmp_path / "counts"), PRESETS))
