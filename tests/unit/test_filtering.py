@@ -143,7 +143,7 @@ def test_any_thresholds_equal_the_plain_definitions(
     layer_fraction: float,
     position_fraction: float,
 ) -> None:
-    activations = made_up_activations(n_layers=n_layers, shape=(n_sequences, n_positions, 16), seed=seed)
+    activations = made_up_activations(n_layers=n_layers, shape=(n_sequences, n_positions, 9), seed=seed)
     chosen = [
         replace(preset, magnitude=edge, layer_fraction=layer_fraction, position_fraction=position_fraction)
         for preset in PRESETS

@@ -125,7 +125,7 @@ def test_any_draw_at_any_threshold_equals_the_definition(
     position_fraction: float,
     draw: st.DataObject,
 ) -> None:
-    activations = made_up_activations(n_layers=n_layers, shape=(n_sequences, n_positions, 16), seed=seed)
+    activations = made_up_activations(n_layers=n_layers, shape=(n_sequences, n_positions, 9), seed=seed)
     sequence = st.integers(0, n_sequences - 1)
     drawn = draw.draw(st.lists(st.lists(sequence, min_size=1, max_size=6), min_size=1, max_size=3))
     changed = {"magnitude": edge, "layer_fraction": layer_fraction, "position_fraction": position_fraction}

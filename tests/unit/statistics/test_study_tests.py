@@ -1,0 +1,32 @@
+"""The tests of a whole study: of one preset, and of all of them, whose number the q-values pay for."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from outlier_moe.schemas.comparison import ModelResample
+from outlier_moe.statistics import study_tests
+from tests.unit.plots.comparisons import made_up_comparison
+
+PRESETS = ("dettmers2022", "survey2025", "residual", "scale_free", "sun2024")
+NO_RESAMPLES = ModelResample.create_empty()
+
+
+def tables_of(models: pl.DataFrame, presets: tuple[str, ...]) -> study_tests.StudyTests:
+    return study_tests.tests_of_study(models, NO_RESAMPLES, presets=list(presets), seed=0)
+
+
+def test_all_presets_are_tested_and_paid_for() -> None:
+    models = made_up_comparison(6, presets=PRESETS)
+    one, every = tables_of(models, PRESETS[:1]), tables_of(models, PRESETS)
+    for name in one._fields:
+        table, alone = getattr(every, name), getattr(one, name)
+        assert set(table["preset"]) == set(PRESETS)
+        figures = [column for column in alone.columns if column != "q_value"]
+        assert table.filter(preset=PRESETS[0]).select(figures).equals(alone.select(figures)), name
+    for table in (every.dense_moe, every.phase_transitions):
+        tried = table.drop_nulls("p_value").sort("p_value")
+        # Benjamini and Hochberg: the largest p-value pays nothing, the smallest at most for all.
+        assert tried["q_value"].is_sorted()
+        assert tried["q_value"][-1] == tried["p_value"][-1]
+        assert tried["q_value"][0] <= tried["p_value"][0] * len(tried)
