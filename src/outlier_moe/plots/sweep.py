@@ -71,6 +71,8 @@ def size_chart(
 ) -> alt.FacetChart:
     """Figures against the number of parameters: the mean of the seeds with their range, at the end and at matched loss.
 
+    Runs that diverged have a cross of their own, at the last that was measured.
+
     Args:
         figures: The table of figures.
         panels: Those to show, with their titles.
@@ -78,12 +80,15 @@ def size_chart(
         width: Pixels between the axis' ends.
         height: Pixels between the axis' ends.
     """
+    shown = figures.filter(
+        pl.col("moment") != "start", pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null()
+    )
     rows = (
-        figures.filter(pl.col("moment") != "start", pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null())
-        .group_by("figure", "moment", "optimizer", "scale", "n_parameters")
+        shown.filter((pl.col("moment") == "end") | ~pl.col("is_diverged"))
+        .group_by("figure", "moment", "optimizer", "scale", "n_parameters", "is_diverged")
         .agg(y=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), n_seeds=pl.len())
         .with_columns(panel=pl.col("figure").replace_strict(panels, return_dtype=pl.String))
-        .sort("figure", "moment", "optimizer", "n_parameters")
+        .sort("figure", "moment", "optimizer", "n_parameters", "is_diverged")
         .rows(named=True)
     )
     x = alt.X(
@@ -93,7 +98,18 @@ def size_chart(
         axis=alt.Axis(format=".2~s", values=sorted({row["n_parameters"] for row in rows}), labelOverlap=True),
     )
     base = alt.Chart().encode(x=x, color=_colour(rows))
-    line = base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
+    tooltip = [
+        "optimizer:N",
+        "scale:N",
+        "moment:N",
+        alt.Tooltip("y:Q", format=",.4~r", title="mean"),
+        alt.Tooltip("low:Q", format=",.4~r", title="lowest seed"),
+        alt.Tooltip("high:Q", format=",.4~r", title="highest seed"),
+        alt.Tooltip("n_seeds:Q", title="seeds"),
+        alt.Tooltip("is_diverged:N", title="diverged"),
+    ]
+    whole = base.transform_filter("!datum.is_diverged")
+    line = whole.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
         y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
         strokeDash=alt.StrokeDash(
             "moment:N",
@@ -105,20 +121,15 @@ def size_chart(
                 labelExpr="datum.label == 'matched' ? 'at matched loss' : 'at the end'",
             ),
         ),
-        tooltip=[
-            "optimizer:N",
-            "scale:N",
-            "moment:N",
-            alt.Tooltip("y:Q", format=",.4~r", title="mean"),
-            alt.Tooltip("low:Q", format=",.4~r", title="lowest seed"),
-            alt.Tooltip("high:Q", format=",.4~r", title="highest seed"),
-            alt.Tooltip("n_seeds:Q", title="seeds"),
-        ],
+        tooltip=tooltip,
     )
-    bar = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
+    # The last that was measured of runs that diverged.
+    cross = base.transform_filter("datum.is_diverged").mark_point(shape="cross", angle=45, size=60, filled=True)
+    cross = cross.encode(y=alt.Y("y:Q", title=None), tooltip=tooltip)
+    bar = whole.mark_rule(strokeWidth=1, opacity=0.7).encode(
         y=alt.Y("low:Q", title=None), y2="high:Q", detail="moment:N"
     )
-    return _faceted(alt.layer(bar, line, data=named(rows, name)), list(panels.values()), width, height)
+    return _faceted(alt.layer(bar, line, cross, data=named(rows, name)), list(panels.values()), width, height)
 
 
 def dynamics_chart(dynamics: pl.DataFrame, *, width: int = 220, height: int = 150) -> alt.FacetChart:

@@ -19,7 +19,10 @@ _TITLES = {
     "lm_scale_sweep": "Optimisers and scales: small language models",
 }
 _PICTURES = {
-    "performance": ("Performance against size", "Lines: means of the seeds, solid at the end, dashed at matched loss."),
+    "performance": (
+        "Performance against size",
+        "Means of the seeds: solid at the end, dashed at matched loss; crosses are runs that diverged.",
+    ),
     "ranks": ("Rank against size", "Of weight matrices, of the residual stream, and of what the head reads."),
     "sparsity": ("Sparsity against size", "Behind the GELU, in three ways; near 0 is below 0.001."),
     "outliers": ("Outliers against size", "Of the residual stream, each the mean over the layers but for the largest."),

@@ -43,7 +43,7 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
         dynamics.append(steps.select(*(pl.lit(value).alias(name) for name, value in key.items()), pl.all()))
         moments = at_moments(steps, targets[run.scale])
         for moment in MOMENTS:
-            shown = {"step": moments[moment]["step"]}
+            shown = {"step": moments[moment]["step"], "is_diverged": run.facts()["diverged_at"] is not None}
             values = {name: value for name, value in moments[moment].items() if name != "step"}
             if moment == "end":
                 values[COST] = run.facts()["step_time_s"]
@@ -51,8 +51,7 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
             rows += [{**key, "moment": moment, **shown, "figure": name, "value": v} for name, v in values.items()]
     figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"value": pl.Float64, "step": pl.Float64})
     # A diverged run's last figures are those of a checkpoint before it did.
-    whole = facts.filter(pl.col("diverged_at").is_null()).select("scale", "optimizer", "seed")
-    compared = figures.join(whole, on=["scale", "optimizer", "seed"], how="semi", maintain_order="left")
+    compared = figures.filter(~pl.col("is_diverged"))
     known = compared.filter(pl.col("value").is_not_null())
     return SweepTables(
         summary=_summary(facts, compared, targets),

@@ -52,6 +52,8 @@ class SweptFigure(dy.Schema):
     figure = dy.String(primary_key=True)
     d_model = dy.Int64(min=1)
     n_parameters = dy.Int64(min=1)
+    is_diverged = dy.Bool()
+    """Whether the run diverged: its end is the last checkpoint before, and it is in no mean, trend or comparison."""
     step = dy.Float64(nullable=True, min=0)
     """Between two checkpoints where the loss is matched there; null where it is never reached."""
     value = dy.Float64(nullable=True)

@@ -53,6 +53,8 @@ def test_every_picture_is_drawn(n_seeds: int, diverges: bool, tmp_path: Path) ->
     rows = json.loads(json.loads(themed(charts["ranks"], "light"))["data"]["values"])
     assert {row["moment"] for row in rows} == {"end", "matched"}
     assert {row["n_seeds"] for row in rows if row["scale"] == "w16"} == {n_seeds}
+    crosses = {(row["scale"], row["optimizer"], row["n_seeds"]) for row in rows if row["is_diverged"]}
+    assert crosses == ({("w8", "muon", 1)} if diverges else set())
     steps = json.loads(json.loads(themed(charts["dynamics"], "dark"))["data"]["values"])
     assert {row["step"] for row in steps} == {0, 5, 10} and {row["scale"] for row in steps} == {"w16"}
 
