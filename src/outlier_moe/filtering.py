@@ -178,7 +178,8 @@ def _shape(recording: Recording, preset: Preset) -> _Shape:
     )
 
 
-def _without_first(rows: pl.LazyFrame, first_token: FirstToken) -> pl.LazyFrame:
+def without_first(rows: pl.LazyFrame, first_token: FirstToken) -> pl.LazyFrame:
+    """A table of `Hits`, with or without what only the first token reaches."""
     if first_token == "included":
         return rows
     return rows.with_columns(n=pl.col("n") - pl.col("first")).filter(pl.col("n") > 0)
@@ -204,7 +205,7 @@ def _judged(found: Hits, preset: Preset, shape: _Shape, first_token: FirstToken)
     positions = shape.position_denominator(preset, first_token)
     site = pl.struct("tap", "layer").n_unique()
     over_sites = (
-        _without_first(found.sites.lazy(), first_token)
+        without_first(found.sites.lazy(), first_token)
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by(unit)
         .agg(
@@ -214,7 +215,7 @@ def _judged(found: Hits, preset: Preset, shape: _Shape, first_token: FirstToken)
             **_peak_columns(first_token),
         )
     )
-    over_union = _without_first(found.any_site.lazy(), first_token).group_by(unit).agg(n_positions=pl.col("n").sum())
+    over_union = without_first(found.any_site.lazy(), first_token).group_by(unit).agg(n_positions=pl.col("n").sum())
     counted = over_sites.join(over_union, on=unit, how="left", validate="1:1").collect()
     return counted.with_columns(
         fraction(counted["n_layers"], shape.layer_denominator(preset)).alias("layer_fraction"),

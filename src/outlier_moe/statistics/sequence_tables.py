@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int64, UInt64
 
-from outlier_moe.filtering import FirstToken, Hits, Preset, hits, massive_rows, view_sites
+from outlier_moe.filtering import FirstToken, Hits, Preset, hits, massive_rows, view_sites, without_first
 from outlier_moe.recording_files import Recording
 from outlier_moe.taps import VIEWS, View
 
@@ -180,7 +180,7 @@ def _arrays(found: Hits, shape: ViewShape, first_token: FirstToken, *, by_value:
     """The arrays of `SequenceTables`; `by_value` says that `n` marks a row and counts nothing."""
     n_taps = len(shape.taps)
     arrays = table_arrays(shape)
-    rows = _counted(found.sites, first_token)
+    rows = without_first(found.sites.lazy(), first_token).collect()
     sequence = np.searchsorted(shape.sequences, rows["sequence"])
     feature = rows["feature"].to_numpy()
     layer = np.searchsorted(shape.layers, rows["layer"])
@@ -191,13 +191,7 @@ def _arrays(found: Hits, shape: ViewShape, first_token: FirstToken, *, by_value:
     np.maximum.at(arrays["peak"], (sequence, feature), largest)
     if not by_value:
         np.add.at(arrays["n_values"], (sequence, feature), rows["n"].to_numpy())
-        union = _counted(found.any_site, first_token)
+        union = without_first(found.any_site.lazy(), first_token).collect()
         at = np.searchsorted(shape.sequences, union["sequence"]), union["feature"].to_numpy()
         arrays["n_positions"][at] = union["n"]
     return arrays
-
-
-def _counted(rows: pl.DataFrame, first_token: FirstToken) -> pl.DataFrame:
-    if first_token == "included":
-        return rows
-    return rows.with_columns(n=pl.col("n") - pl.col("first")).filter(pl.col("n") > 0)
