@@ -102,8 +102,8 @@ def named_optimizers(
 ) -> list[Optimizer]:
     """The optimiser of a name for a model: one, or Muon with AdamW for what is no hidden matrix.
 
-    Weight decay is of all that has two dimensions and more, never of norms and biases. SGD's is the gradient of a
-    penalty, which its momentum carries on; the others' is apart from the gradient.
+    Weight decay is of all that has two dimensions and more, never of norms and biases, and means the same to all: a
+    step takes the learning rate times it off a weight (with SGD in the long run, through its momentum).
 
     Args:
         model: The model.
@@ -122,10 +122,11 @@ def named_optimizers(
         hidden = hidden_matrices(model, layers)
         muon = MuonOfParts(hidden.matrices, hidden.fused, lr=lr, weight_decay=weight_decay)
         return [muon, AdamW(_groups(hidden.others, weight_decay), lr=adamw_lr, betas=(0.9, 0.95), fused=True)]
-    groups = _groups(model.parameters(), weight_decay)
     if name == "sgd":
+        # Its decay is part of the gradient, which momentum counts 1 / (1 - momentum) times in the end.
+        groups = _groups(model.parameters(), weight_decay * (1 - MOMENTUM))
         return [SGD(groups, lr=lr, momentum=MOMENTUM)]
-    return [_of_library(name, groups, lr)]
+    return [_of_library(name, _groups(model.parameters(), weight_decay), lr)]
 
 
 def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
