@@ -8,6 +8,7 @@ import altair as alt
 import polars as pl
 
 from outlier_moe.plots.marks import Layered, named
+from outlier_moe.plots.theme import INK
 
 OPTIMIZERS = ["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
 PANELS: Mapping[str, Mapping[str, str]] = {
@@ -17,7 +18,6 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "test_accuracy": "test accuracy",
         "generalisation_gap_nats": "generalisation gap (nats)",
         "step_time_s": "time of a step (s)",
-        "learning_rate": "learning rate",
     },
     "ranks": {
         "weight_effective_rank": "effective rank of weights / min(m, n)",
@@ -117,6 +117,7 @@ def size_chart(
             scale=alt.Scale(domain=["end", "matched"]),
             legend=alt.Legend(
                 symbolType="stroke",
+                symbolStrokeColor=INK["dark"]["muted"],
                 symbolSize=400,
                 labelExpr="datum.label == 'matched' ? 'at matched loss' : 'at the end'",
             ),

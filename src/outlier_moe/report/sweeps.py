@@ -43,6 +43,9 @@ def sweep_pictures(sweeps: Mapping[str, Sweep]) -> list[PictureGroup]:
     groups = []
     for name, tables in sweeps.items():
         charts = sweep_charts(figures=tables["figures"], dynamics=tables["dynamics"])
+        if tables["runs"]["scale"].n_unique() == 1:
+            # Against size there would be single marks.
+            charts = {"dynamics": charts["dynamics"]}
         pictures = [
             Picture(f"{name}-{chart}", *_PICTURES[chart], of.to_dict(validate=False), is_wide=True)
             for chart, of in charts.items()
@@ -72,7 +75,8 @@ def _text(tables: Sweep) -> str:
     for figure in _ANSWERS:
         said = [*_trends(tables["trends"], figure), *_differences(tables["comparisons"], figure)]
         if said:
-            parts.append(f"{_TITLE_OF[figure].capitalize()}: {'; '.join(said)}.")
+            title = _TITLE_OF[figure]
+            parts.append(f"{title[0].upper()}{title[1:]}: {'; '.join(said)}.")
     return " ".join(parts)
 
 

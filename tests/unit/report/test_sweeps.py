@@ -75,3 +75,10 @@ def test_without_a_sweep_the_report_is_silent_and_of_one_seed_it_says_so(tmp_pat
     shown = {table.id: table for table in sweep_tables({"lm_scale_sweep": tables})}
     assert set(shown) == {f"lm_scale_sweep-{name}" for name in ("summary", "trends", "comparisons", "runs")}
     assert len(shown["lm_scale_sweep-summary"].rows) == 4
+
+
+def test_of_a_single_scale_only_the_steps_are_drawn(tmp_path: Path) -> None:
+    tables = made_up_sweep(tmp_path, n_seeds=1, diverges=False)
+    single = {name: of.filter(scale="w16") if "scale" in of.columns else of for name, of in tables.items()}
+    [group] = sweep_pictures({"lm_scale_sweep": single})
+    assert [picture.id for picture in group.pictures] == ["lm_scale_sweep-dynamics"]
