@@ -76,18 +76,20 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
     Raises:
         StudyError: If a threshold is not on the recording's ladder, or a view was not recorded.
     """
-    # Presets share what is read: the counts of one view at one magnitude.
-    known: dict[tuple[View, float], Hits] = {}
+    # Presets share what is read: the counts of all views at one magnitude.
+    known: dict[float, dict[View, Hits]] = {}
     tables = []
     for preset in presets:
         shape = _shape(recording, preset)
         if preset.rule == "massive":
-            tables += [_massive(recording, preset, shape, first_token) for first_token in ("included", "excluded")]
+            found = massive_rows(recording, preset).collect()
+            tables += [_massive(found, preset, shape, first_token) for first_token in ("included", "excluded")]
             continue
-        key = (preset.view, preset.magnitude)
-        if key not in known:
-            known[key] = hits(recording, preset)
-        tables += [_judged(known[key], preset, shape, first_token) for first_token in ("included", "excluded")]
+        if preset.magnitude not in known:
+            alike = [each for each in presets if each.rule != "massive" and each.magnitude == preset.magnitude]
+            known[preset.magnitude] = hits(recording, alike)
+        found_here = known[preset.magnitude][preset.view]
+        tables += [_judged(found_here, preset, shape, first_token) for first_token in ("included", "excluded")]
     order = ["preset", "first_token", "feature", "sequence"]
     columns = schemas.Systematic.column_names()
     tables = [table.select(pl.col(name) for name in columns if name in table.columns) for table in tables]
@@ -104,49 +106,56 @@ class Hits(NamedTuple):
     """Per (sequence, feature): at any site of the view."""
 
 
-def hits(recording: Recording, preset: Preset) -> Hits:
-    """What of a recording reaches a preset's magnitude.
+def hits(recording: Recording, alike: list[Preset]) -> dict[View, Hits]:
+    """What of a recording reaches the magnitude that some presets share, read once for all their views.
 
     Raises:
         StudyError: If the magnitude is not on the recording's ladder.
     """
+    magnitude = alike[0].magnitude
+    views: set[View] = {preset.view for preset in alike}
     edge = recording.ladder.index(
-        preset.magnitude, key=f"magnitude of the preset {preset.name}", file=str(recording.directory / "run.json")
+        magnitude, key=f"magnitude of the preset {alike[0].name}", file=str(recording.directory / "run.json")
     )
-    reaching = pl.col("peak") >= preset.magnitude
+    reaching = pl.col("peak") >= magnitude
     counted = [
         pl.col("n_positions").list.get(edge, null_on_oob=True).cast(pl.UInt32).alias("n"),
-        (pl.col("first_token_magnitude") >= preset.magnitude).alias("first"),
+        (pl.col("first_token_magnitude") >= magnitude).alias("first"),
     ]
     place = ["peak", "peak_position", "later_peak", "later_peak_position"]
-    sites = (
-        recording.layer_outliers()
-        .filter(reaching, pl.col("tap").is_in(VIEWS[preset.view]))
-        .select("tap", "layer", "sequence", "feature", *counted, *place)
+    sites, any_site = pl.collect_all(
+        [
+            recording.layer_outliers()
+            .filter(reaching, pl.col("tap").is_in([tap for view in views for tap in VIEWS[view]]))
+            .select("tap", "layer", "sequence", "feature", *counted, *place),
+            recording.any_layer_outliers()
+            .filter(reaching, pl.col("view").is_in(views))
+            .select("view", "sequence", "feature", *counted),
+        ]
     )
-    any_site = (
-        recording.any_layer_outliers()
-        .filter(reaching, pl.col("view") == preset.view)
-        .select("sequence", "feature", *counted)
-    )
-    return Hits(*pl.collect_all([sites, any_site]))
+    return {
+        view: Hits(sites.filter(pl.col("tap").is_in(VIEWS[view])), any_site.filter(pl.col("view") == view).drop("view"))
+        for view in views
+    }
 
 
-def massive_rows(recording: Recording, preset: Preset, peak: pl.Expr) -> pl.LazyFrame:
+def massive_rows(recording: Recording, preset: Preset) -> pl.LazyFrame:
     """Rows that are massive by Sun et al. 2024 (arXiv 2402.17762): above a magnitude and a multiple of the median.
 
-    Args:
-        recording: The recording.
-        preset: The definition.
-        peak: The |x| that is judged: of all positions, or of those after the first.
+    The first token counts; without it fewer rows may be massive, and no others.
     """
     medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
     return (
         recording.layer_outliers()
-        .filter(pl.col("tap").is_in(VIEWS[preset.view]), peak > preset.magnitude)
+        .filter(pl.col("tap").is_in(VIEWS[preset.view]), pl.col("peak") > preset.magnitude)
         .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
-        .filter(peak >= preset.median_ratio * pl.col("median_magnitude"))
+        .filter(_is_massive(preset, "peak"))
     )
+
+
+def _is_massive(preset: Preset, peak: str) -> pl.Expr:
+    is_above = pl.col(peak) > preset.magnitude
+    return is_above & (pl.col(peak) >= preset.median_ratio * pl.col("median_magnitude"))
 
 
 def view_sites(recording: Recording, preset: Preset) -> pl.DataFrame:
@@ -228,14 +237,14 @@ def _judged(found: Hits, preset: Preset, shape: _Shape, first_token: FirstToken)
     )
 
 
-def _massive(recording: Recording, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
-    peak = pl.col("peak" if first_token == "included" else "later_peak")
-    found = (
-        massive_rows(recording, preset, peak)
+def _massive(found: pl.DataFrame, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
+    judged = (
+        found.lazy()
+        .filter(_is_massive(preset, "peak" if first_token == "included" else "later_peak"))
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by("feature")
         .agg(n_layers=pl.col("layer").n_unique(), **_peak_columns(first_token))
         .with_columns(preset=pl.lit(preset.name), first_token=pl.lit(first_token), is_systematic=pl.lit(True))
         .collect()
     )
-    return found.with_columns(fraction(found["n_layers"], shape.n_layers).alias("layer_fraction"))
+    return judged.with_columns(fraction(judged["n_layers"], shape.n_layers).alias("layer_fraction"))

@@ -125,12 +125,13 @@ def sequence_tables(recording: Recording, presets: list[Preset]) -> Iterator[Seq
         ratio = preset.median_ratio if preset.rule == "massive" else 0.0
         groups.setdefault((preset.rule, preset.view, preset.magnitude, ratio), []).append(preset)
     for alike in groups.values():
-        shape = view_shape(recording, alike[0])
-        found = _massive_hits(recording, alike[0]) if alike[0].rule == "massive" else hits(recording, alike[0])
+        preset = alike[0]
+        shape = view_shape(recording, preset)
+        found = _massive_hits(recording, preset) if preset.rule == "massive" else hits(recording, alike)[preset.view]
         for first_token in get_args(FirstToken):
-            arrays = _arrays(found, shape, first_token, by_value=alike[0].rule == "massive")
-            for preset in alike:
-                yield SequenceTables.of(preset, first_token, shape, arrays)
+            arrays = _arrays(found, shape, first_token, by_value=preset.rule == "massive")
+            for each in alike:
+                yield SequenceTables.of(each, first_token, shape, arrays)
 
 
 def view_shape(recording: Recording, preset: Preset) -> ViewShape:
@@ -154,7 +155,7 @@ def _massive_hits(recording: Recording, preset: Preset) -> Hits:
     """Peaks that are massive by the preset; without the first token they must be so by the later peak."""
     least = preset.median_ratio * pl.col("median_magnitude")
     sites = (
-        massive_rows(recording, preset, pl.col("peak"))
+        massive_rows(recording, preset)
         .with_columns(
             n=pl.lit(1, pl.Int64), first=(pl.col("later_peak") <= preset.magnitude) | (pl.col("later_peak") < least)
         )
