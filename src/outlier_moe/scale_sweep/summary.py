@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from outlier_moe.scale_sweep.answers import comparisons, trends
-from outlier_moe.scale_sweep.figures import COST, MOMENTS, SweptRun, at_moments, figures_over_steps, target_loss
+from outlier_moe.scale_sweep.figures import COST, MOMENTS, TARGET, SweptRun, at_moments, figures_over_steps, target_loss
 from outlier_moe.scale_sweep.terminal_table import TABLE
 from outlier_moe.schemas.sweeps import SweptFigure, SweptRunFacts
 
@@ -52,7 +52,9 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"value": pl.Float64, "step": pl.Float64})
     # A diverged run's last figures are those of a checkpoint before it did.
     compared = figures.filter(~pl.col("is_diverged"))
-    known = compared.filter(pl.col("value").is_not_null())
+    # Nothing is asked of what is chosen or the same by definition.
+    is_given = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
+    known = compared.filter(pl.col("value").is_not_null(), pl.col("moment") != "start", ~is_given)
     return SweepTables(
         summary=_summary(facts, compared, targets),
         runs=SweptRunFacts.validate(facts.select(SweptRunFacts.column_names()), cast=True),
