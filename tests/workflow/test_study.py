@@ -13,7 +13,7 @@ import pytest
 from outlier_moe import schemas
 from outlier_moe.filtering import presets, systematic_features
 from outlier_moe.recording_files import read_recording
-from outlier_moe.schemas import comparison
+from outlier_moe.schemas import checked, comparison, tested
 from outlier_moe.study import validated_study
 from tests.workflow.study_folder import StudyFolder, make_study
 
@@ -92,14 +92,14 @@ TABLES: dict[str, type[dy.Schema]] = {
     "differences": comparison.FigureDifference,
     "stability": comparison.Stability,
     "resamples": comparison.ModelResample,
-    "dense_moe": comparison.RankTestResult,
-    "pairs": comparison.MatchedPair,
-    "groups": comparison.GroupSummary,
-    "phase_transitions": comparison.PhaseTransition,
-    "trends": comparison.TrendComparison,
-    "verification": comparison.Verification,
-    "super_experts": comparison.SuperExpert,
-    "outlier_routing": comparison.OutlierRouting,
+    "dense_moe": tested.RankTestResult,
+    "pairs": tested.MatchedPair,
+    "groups": tested.GroupSummary,
+    "phase_transitions": tested.PhaseTransition,
+    "trends": tested.TrendComparison,
+    "verification": checked.Verification,
+    "super_experts": checked.SuperExpert,
+    "outlier_routing": checked.OutlierRouting,
 }
 
 
