@@ -8,7 +8,6 @@ import altair as alt
 import polars as pl
 
 from outlier_moe.plots.marks import Layered, named
-from outlier_moe.plots.theme import INK
 
 OPTIMIZERS = ["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
 PANELS: Mapping[str, Mapping[str, str]] = {
@@ -111,17 +110,7 @@ def size_chart(
     whole = base.transform_filter("!datum.is_diverged")
     line = whole.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
         y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
-        strokeDash=alt.StrokeDash(
-            "moment:N",
-            title=None,
-            scale=alt.Scale(domain=["end", "matched"]),
-            legend=alt.Legend(
-                symbolType="stroke",
-                symbolStrokeColor=INK["dark"]["muted"],
-                symbolSize=400,
-                labelExpr="datum.label == 'matched' ? 'at matched loss' : 'at the end'",
-            ),
-        ),
+        strokeDash=alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None),
         tooltip=tooltip,
     )
     # The last that was measured of runs that diverged.
@@ -130,7 +119,9 @@ def size_chart(
     bar = whole.mark_rule(strokeWidth=1, opacity=0.7).encode(
         y=alt.Y("low:Q", title=None), y2="high:Q", detail="moment:N"
     )
-    return _faceted(alt.layer(bar, line, cross, data=named(rows, name)), list(panels.values()), width, height)
+    chart = _faceted(alt.layer(bar, line, cross, data=named(rows, name)), list(panels.values()), width, height)
+    lines = alt.Title("solid: at the end; dashed: at matched training loss", fontWeight="normal", fontSize=11)
+    return chart.properties(title=lines)
 
 
 def dynamics_chart(dynamics: pl.DataFrame, *, width: int = 220, height: int = 150) -> alt.FacetChart:
