@@ -98,8 +98,8 @@ def test_figures_of_a_draw_equal_those_of_its_sequences(tmp_path: Path) -> None:
 
 
 def test_more_layers_than_bits_in_a_word(tmp_path: Path) -> None:
-    activations = made_up_activations(n_layers=70, shape=(3, 4, 6), seed=1)
-    recording = write_recording(tmp_path / "outliers", activations)
+    activations = made_up_activations(n_layers=66, shape=(3, 4, 6), seed=1)
+    recording = write_recording(tmp_path / "outliers", activations, chunk=3)
     check_draws(recording, activations, [DETTMERS, SURVEY, SUN], [[0, 1, 2], [1, 1, 1], [0, 2, 2]])
 
 
