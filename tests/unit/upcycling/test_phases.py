@@ -123,11 +123,11 @@ def train_until_step_13(places: tuple[Path, ...], arguments: dict[str, Any], rea
     """In a process of its own: go on training, and stand still in the middle of a step."""
     plain = loop._Run.step
 
-    def standing_still(run: Any) -> dict[str, Any]:
-        if run.n_done == 13:
+    def standing_still(self: loop._Run) -> dict[str, Any]:
+        if self.n_done == 13:
             reached.touch()
             time.sleep(600)
-        return plain(run)
+        return plain(self)
 
     loop._Run.step = standing_still
     continue_training(*places, **arguments)

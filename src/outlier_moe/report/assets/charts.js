@@ -41,12 +41,15 @@ async function draw(element, spec) {
 const LEGEND = 120;
 const NARROW = 560;
 
+// Panels take what room there is, up to this many times their own width.
+const STRETCH = 1.6;
+
 // As many panels beside each other as have room, none wider than the element.
 function panels(element, spec) {
   const isNarrow = element.clientWidth < NARROW;
   const room = element.clientWidth - (isNarrow ? 0 : LEGEND);
   const columns = Math.max(1, Math.min(spec.columns ?? 1, Math.floor(room / (spec.spec.width + BESIDE))));
-  const width = Math.min(spec.spec.width, Math.max(room / columns - BESIDE, 120));
+  const width = Math.min(STRETCH * spec.spec.width, Math.max(room / columns - BESIDE, 120));
   const legend = isNarrow ? { config: { legend: { orient: "bottom", columns: 3 } } } : {};
   return { ...spec, ...legend, columns, spec: { ...spec.spec, width } };
 }
