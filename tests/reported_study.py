@@ -11,8 +11,9 @@ import polars as pl
 
 from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.edge_counts import shape_of, write_edge_counts
-from outlier_moe.filtering import presets, systematic_features
+from outlier_moe.filtering import systematic_features
 from outlier_moe.layer_peaks import peaks_by_layer
+from outlier_moe.presets import presets
 from outlier_moe.report.inputs import ModelFiles, ReportInputs
 from tests.recordings import made_up_activations, write_recording
 from tests.upcycling_tables import made_up_tables

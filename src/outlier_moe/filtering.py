@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
+from outlier_moe.presets import FirstToken, Preset
 from outlier_moe.recording_files import Recording
 from outlier_moe.taps import VIEWS, View
-
-FirstToken = Literal["included", "excluded"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One definition of an outlier feature."""
-
-    name: str
-    """Its name."""
-    rule: Literal["systematic", "massive"]
-    """By the fractions of layers and positions affected, or by the size against the hidden state's median."""
-    view: View
-    """The taps judged together."""
-    magnitude: float
-    """The |x| from which a value counts."""
-    layers: Literal["decoder_layers", "sites"] = "decoder_layers"
-    """What the layer fraction is taken over."""
-    unit: Literal["feature", "feature_sequence"] = "feature"
-    """What is counted; `feature_sequence` judges each sequence alone."""
-    layer_fraction: float = 0.25
-    """Least fraction of the layers affected."""
-    position_fraction: float = 0.06
-    """Least fraction of the positions affected."""
-    median_ratio: float = 1000.0
-    """For `massive`: least ratio of |x| to the median magnitude of the hidden state."""
-
-
-def presets(study: Mapping[str, Any]) -> list[Preset]:
-    """The presets of a study's configuration; what one leaves out is the study's own threshold."""
-    shared = {key: study[key] for key in ("magnitude", "layer_fraction", "position_fraction")}
-    chosen = study["filter_systematic"]["presets"]
-    return [Preset(name=name, **{**shared, **definition}) for name, definition in chosen.items()]
 
 
 class _Shape(NamedTuple):

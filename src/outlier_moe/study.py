@@ -10,8 +10,8 @@ import yaml
 
 from outlier_moe.configuration import read_yaml, validate
 from outlier_moe.errors import StudyError, nearest
-from outlier_moe.filtering import presets
 from outlier_moe.ladder import Ladder
+from outlier_moe.presets import presets
 from outlier_moe.scale_sweep.study import check_sweeps
 from outlier_moe.sharding import Shard
 from outlier_moe.taps import VIEWS

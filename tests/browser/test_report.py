@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.filtering import presets, systematic_features
+from outlier_moe.filtering import systematic_features
 from outlier_moe.plots.labels import place_labels
+from outlier_moe.presets import presets
 from tests.browser.conftest import ARTEFACTS, recording_of
 from tests.reported_study import HOSTILE, MODELS, STUDY
 

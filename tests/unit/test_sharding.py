@@ -16,7 +16,8 @@ from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.record import record_outliers
 from outlier_moe.recording_files import read_recording
 from outlier_moe.registry import DirectorySource
-from outlier_moe.sharding import WHOLE, Shard, merge_shards, shards_to_record
+from outlier_moe.shard_merging import merge_shards
+from outlier_moe.sharding import WHOLE, Shard, shards_to_record
 from outlier_moe.sources.models import fetch_model
 from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
 from tests.tiny_models import VOCABULARY, save_tiny_model

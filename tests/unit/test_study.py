@@ -10,7 +10,7 @@ import pytest
 
 from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import presets
+from outlier_moe.presets import presets
 from outlier_moe.study import validated_study
 
 SCHEMA = Path("workflow/schemas/config.schema.yaml")

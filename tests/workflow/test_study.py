@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from outlier_moe import schemas
-from outlier_moe.filtering import presets, systematic_features
+from outlier_moe.filtering import systematic_features
+from outlier_moe.presets import presets
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas import checked, comparison, tested
 from outlier_moe.study import validated_study

@@ -7,13 +7,13 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from outlier_moe.edge_counts.counting import (
+from outlier_moe.errors import StudyError
+from outlier_moe.presets import (
     LEAST_LAYER_FRACTION,
     LEAST_POSITION_FRACTION,
+    presets,
     shape_of,
 )
-from outlier_moe.errors import StudyError
-from outlier_moe.filtering import presets
 from outlier_moe.registry import load_registry
 from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep
 from outlier_moe.sharding import shards_to_record

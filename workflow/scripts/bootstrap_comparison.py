@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from outlier_moe.filtering import Preset
+from outlier_moe.presets import Preset
 from outlier_moe.reporting import reporting_to
 from outlier_moe.statistics.bootstrap import BootstrapOptions
 from outlier_moe.statistics.study_bootstrap import StudyFiles, bootstrap_study

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from outlier_moe.comparison import compare_models, judged_model
-from outlier_moe.filtering import Preset
+from outlier_moe.presets import Preset
 from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from outlier_moe.edge_counts import CountShape
-from outlier_moe.filtering import Preset
 from outlier_moe.layer_peaks import CountFiles, count_recording
+from outlier_moe.presets import CountShape, Preset
 from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from outlier_moe.filtering import presets, systematic_features
+from outlier_moe.filtering import systematic_features
+from outlier_moe.presets import presets
 from outlier_moe.recording_files import read_recording
 from outlier_moe.reporting import reporting_to
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from outlier_moe.filtering import presets
+from outlier_moe.presets import presets
 from outlier_moe.reporting import reporting_to
 from outlier_moe.scale_sweep.figures import metrics_of_run
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from outlier_moe.reporting import reporting_to
-from outlier_moe.sharding import merge_shards
+from outlier_moe.shard_merging import merge_shards
 
 with reporting_to(snakemake.log[0]):
     merge_shards([Path(shard) for shard in snakemake.input.shards], Path(snakemake.output.outliers))

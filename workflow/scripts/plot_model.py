@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from outlier_moe.filtering import presets
 from outlier_moe.plots.gallery import model_charts, save_charts
+from outlier_moe.presets import presets
 from outlier_moe.recording_files import read_recording
 from outlier_moe.reporting import reporting_to
 

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from outlier_moe.edge_counts.counting import CountShape, EdgeCounts
+from outlier_moe.edge_counts.counting import EdgeCounts
+from outlier_moe.presets import CountShape
 
 Stream = Int64[np.ndarray, " _length"]
 

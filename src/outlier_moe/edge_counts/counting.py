@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int64, UInt8
 
-from outlier_moe.filtering import Preset
 from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
+from outlier_moe.presets import LEAST_LAYER_FRACTION, LEAST_POSITION_FRACTION, CountShape
 from outlier_moe.recording_files import Recording
-from outlier_moe.taps import VIEWS, View
-
-LEAST_LAYER_FRACTION = 0.05
-LEAST_POSITION_FRACTION = 0.01
-"""The lowest thresholds that can be asked for unless the study's own are lower: what lies below both is not kept."""
-
-
-class CountShape(NamedTuple):
-    """What of a preset decides its counts, the thresholds aside."""
-
-    view: View
-    layers: Literal["decoder_layers", "sites"]
-    unit: Literal["feature", "feature_sequence"]
-
-    @property
-    def name(self) -> str:
-        """Its name in files."""
-        return "-".join(self)
-
-    @classmethod
-    def named(cls, name: str) -> CountShape:
-        """The shape of a name."""
-        return cls(*name.split("-"))  # type: ignore[arg-type]
-
-
-def shape_of(preset: Preset) -> CountShape | None:
-    """The counts that a preset is judged by; None for massive activations, which are no matter of counts."""
-    return CountShape(preset.view, preset.layers, preset.unit) if preset.rule == "systematic" else None
+from outlier_moe.taps import VIEWS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from outlier_moe.edge_counts.coding import StoredCounts
-from outlier_moe.filtering import FirstToken
+from outlier_moe.presets import FirstToken
 
 
 class Figures(NamedTuple):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from outlier_moe.edge_counts.coding import StoredCounts, packed, stored, unpacked
-from outlier_moe.edge_counts.counting import CountShape, count_at_edges
+from outlier_moe.edge_counts.counting import count_at_edges
 from outlier_moe.errors import StudyError
+from outlier_moe.presets import CountShape
 from outlier_moe.recording_files import Recording
 
 FORMAT = 1

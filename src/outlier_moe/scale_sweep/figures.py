@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from outlier_moe.filtering import Preset
+from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
 from outlier_moe.upcycling.checkpoint_recording import RECORDED, filter_checkpoints
 

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from outlier_moe.filtering import Preset
+from outlier_moe.presets import Preset
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording_files import read_recording
 from outlier_moe.scale_sweep.classifiers import (
