@@ -16,6 +16,7 @@ from torch import Tensor
 from outlier_moe.architectures.moe_hooks import ExpertOutputs
 from outlier_moe.architectures.moe_parts import Experts
 from outlier_moe.ladder import N_EDGES, Ladder
+from outlier_moe.recording.arrow_arrays import arrow_array
 from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.taps import Tap
 
@@ -250,7 +251,7 @@ def _at_least(values: Num[np.ndarray, "group step=256"], counts: Num[np.ndarray,
     sums = values[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     reached = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] > 0
     offsets = np.concatenate([[0], reached.sum(axis=1).cumsum()])
-    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(sums[reached])))
+    return pl.Series(pa.LargeListArray.from_arrays(arrow_array(offsets), arrow_array(sums[reached])))
 
 
 def load_entropy(load: Num[np.ndarray, " expert"]) -> float | None:

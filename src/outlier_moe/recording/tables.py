@@ -11,6 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float64, UInt32
 
 from outlier_moe import schemas
+from outlier_moe.recording.arrow_arrays import arrow_array
 from outlier_moe.recording.observer import OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
 from outlier_moe.taps import TAPS, VIEWS, View
@@ -42,13 +43,13 @@ def _rows_of_sequence(rows: SiteSketch | OutlierRows, sequence: int) -> slice:
 def _counts(rows: SiteSketch | OutlierRows, chosen: slice) -> pa.Array:
     offsets = rows.offsets[chosen.start : chosen.stop + 1]
     values = rows.n_positions[offsets[0] : offsets[-1]]
-    return pa.LargeListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(values))
+    return pa.LargeListArray.from_arrays(arrow_array(offsets - offsets[0]), arrow_array(values))
 
 
 def _constant(name: str, code: int, length: int, categories: Sequence[str], schema: pa.Schema) -> pa.Array:
     kind = schema.field(name).type
-    codes = pa.array(np.full(length, code), type=kind.index_type)
-    return pa.DictionaryArray.from_arrays(codes, pa.array(list(categories), type=kind.value_type), ordered=True)
+    codes = arrow_array(np.full(length, code, kind.index_type.to_pandas_dtype()))
+    return pa.DictionaryArray.from_arrays(codes, arrow_array(categories), ordered=True)
 
 
 def layer_batch(layer: int, tap_sketch: TapSketch, sequence: int, *, first_sequence: int) -> pa.RecordBatch:
@@ -56,11 +57,11 @@ def layer_batch(layer: int, tap_sketch: TapSketch, sequence: int, *, first_seque
     tap, sketch = tap_sketch
     chosen = _rows_of_sequence(sketch, sequence)
     length = chosen.stop - chosen.start
-    columns = {name: pa.array(getattr(sketch, name)[chosen]) for name in _COLUMNS}
+    columns = {name: arrow_array(getattr(sketch, name)[chosen]) for name in _COLUMNS}
     columns["n_positions"] = _counts(sketch, chosen)
     columns["tap"] = _constant("tap", TAPS.index(tap), length, TAPS, LAYER_SCHEMA)
-    columns["layer"] = pa.array(np.full(length, layer, np.uint16))
-    columns["sequence"] = pa.array(np.full(length, first_sequence + sequence, np.uint16))
+    columns["layer"] = arrow_array(np.full(length, layer, np.uint16))
+    columns["sequence"] = arrow_array(np.full(length, first_sequence + sequence, np.uint16))
     return pa.record_batch([columns[name] for name in LAYER_SCHEMA.names], schema=LAYER_SCHEMA)
 
 
@@ -68,10 +69,10 @@ def any_layer_batch(view: View, rows: OutlierRows, sequence: int, *, first_seque
     """The rows of `schemas.AnyLayerOutlier` of one view and one sequence of a chunk."""
     chosen = _rows_of_sequence(rows, sequence)
     length = chosen.stop - chosen.start
-    columns = {name: pa.array(getattr(rows, name)[chosen]) for name in (*_COLUMNS, "layer")}
+    columns = {name: arrow_array(getattr(rows, name)[chosen]) for name in (*_COLUMNS, "layer")}
     columns["n_positions"] = _counts(rows, chosen)
     columns["view"] = _constant("view", list(VIEWS).index(view), length, list(VIEWS), ANY_LAYER_SCHEMA)
-    columns["sequence"] = pa.array(np.full(length, first_sequence + sequence, np.uint16))
+    columns["sequence"] = arrow_array(np.full(length, first_sequence + sequence, np.uint16))
     return pa.record_batch([columns[name] for name in ANY_LAYER_SCHEMA.names], schema=ANY_LAYER_SCHEMA)
 
 
