@@ -16,16 +16,21 @@ FRACTION_FIGURES = tuple(
     for kind in ("mean", "median")
 )
 
-FIGURES = (
-    *COUNT_FIGURES,
-    *FRACTION_FIGURES,
-    "peak_median",
-    "peak_largest",
+SEQUENCE_FIGURES = (
     "perplexity",
     "kurtosis_of_feature_rms_mean",
     "kurtosis_of_feature_rms_median",
     "excess_kurtosis_mean",
     "excess_kurtosis_median",
+)
+"""Figures that depend on the sequences and the view alone, and on no threshold."""
+
+FIGURES = (
+    *COUNT_FIGURES,
+    *FRACTION_FIGURES,
+    "peak_median",
+    "peak_largest",
+    *SEQUENCE_FIGURES,
 )
 """The figures that are resampled, named as in `ModelComparison`. Kurtosis is that of the preset's view: the mean or the
 median over its sites of each site's mean over the sequences."""

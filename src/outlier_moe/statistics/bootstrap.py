@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cached_property
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,25 @@ from jaxtyping import Float64, Int64
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import Recording
-from outlier_moe.schemas.comparison import FIGURES, FigureDifference, FigureInterval, ModelResample
-from outlier_moe.statistics.intervals import bca_interval
+from outlier_moe.schemas.comparison import (
+    FIGURES,
+    SEQUENCE_FIGURES,
+    FigureDifference,
+    FigureInterval,
+    ModelResample,
+)
+from outlier_moe.statistics.intervals import Interval, bca_intervals
 from outlier_moe.statistics.resampled_figures import Figures, preset_figures, sequence_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables, sequence_tables
 from outlier_moe.taps import VIEWS, View
 
 _KEY = ["preset", "first_token", "figure"]
+_INTERVAL = {
+    **dict.fromkeys(("low", "high", "standard_error", "share_below", "share_above"), pl.Float64),
+    "n_resamples": pl.Int64,
+    "reason": pl.String,
+}
+"""The columns of `Interval`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ def resample_model(
     model: str,
     options: BootstrapOptions | None = None,
     tables: Iterable[SequenceTables] | None = None,
+    known: Mapping[View, Figures] | None = None,
 ) -> pl.DataFrame:
     """Every figure of every preset for each draw of a model's sequences.
 
@@ -75,6 +89,7 @@ def resample_model(
         model: Its name.
         options: How it is resampled.
         tables: The tables of these presets, where they are at hand (`stored_tables`); else the recording is read.
+        known: The figures of a view that no threshold moves, where they are at hand (`unmoved_figures`).
 
     Returns:
         The table `ModelResample`. Memory: some 40 bytes for each row of the tables that reaches a threshold, 80 for
@@ -88,16 +103,16 @@ def resample_model(
     sites = recording.sites()
     n_sequences = sites["sequence"].n_unique()
     weights = _weights(n_sequences, options)
+    by_view = dict(known or {})
     views: set[View] = {preset.view for preset in presets}
-    by_view = {
-        view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), recording.sequences(), weights)
-        for view in views
-    }
-    rows = [
-        _rows(tables, {**preset_figures(tables, weights), **by_view[tables.preset.view]})
-        for tables in (sequence_tables(recording, presets) if tables is None else tables)
-    ]
-    table = pl.concat([ModelResample.create_empty().drop("model"), *rows], how="diagonal_relaxed").with_columns(
+    for view in views - set(by_view):
+        of_view = sites.filter(pl.col("tap").is_in(VIEWS[view]))
+        by_view[view] = sequence_figures(of_view, recording.sequences(), weights)
+    rows: dict[tuple[str, str, str], Float64[np.ndarray, " draw"]] = {}
+    for table in sequence_tables(recording, presets) if tables is None else tables:
+        figures = {**preset_figures(table, weights), **by_view[table.preset.view]}
+        rows |= {(table.preset.name, table.first_token, name): figures[name] for name in FIGURES if name in figures}
+    table = _table(rows, n_first=1 + (n_sequences if n_sequences > 1 else 0)).with_columns(
         model=pl.lit(model),
         n_sequences=pl.lit(n_sequences),
         seed=pl.lit(options.seed),
@@ -105,6 +120,18 @@ def resample_model(
         text_sha256=pl.lit(text_sha256(recording.run)),
     )
     return ModelResample.validate(table.select(ModelResample.column_names()), cast=True)
+
+
+def unmoved_figures(resamples: pl.DataFrame) -> Figures:
+    """The figures that no threshold moves, as `resample_model` has them before they are put in a table.
+
+    Args:
+        resamples: The rows of one model and preset in `ModelResample`.
+    """
+    rows = resamples.filter(pl.col("figure").is_in(SEQUENCE_FIGURES), pl.col("first_token") == "included")
+    of = _Resampled.of(rows)
+    values = np.concatenate([of.estimates[:, None], of.leave_one_out, of.resamples], axis=1)
+    return dict(zip(rows["figure"].to_list(), values, strict=True))
 
 
 def _weights(n_sequences: int, options: BootstrapOptions) -> Int64[np.ndarray, "draw sequence"]:
@@ -115,54 +142,56 @@ def _weights(n_sequences: int, options: BootstrapOptions) -> Int64[np.ndarray, "
     return np.concatenate([whole, whole - np.eye(n_sequences, dtype=np.int64), drawn_weights(n_sequences, options)])
 
 
-def _rows(tables: SequenceTables, figures: Figures) -> pl.DataFrame:
-    """One row a figure; its first value is that of all sequences, then come those that leave one out."""
-    n_first = 1 + (tables.n_sequences if tables.n_sequences > 1 else 0)
-    names = [name for name in FIGURES if name in figures]
-    return pl.DataFrame(
-        {
-            "preset": tables.preset.name,
-            "first_token": tables.first_token,
-            "figure": names,
-            "estimate": [figures[name][0] for name in names],
-            "resamples": _lists([figures[name][n_first:] for name in names]),
-            "leave_one_out": _lists([figures[name][1:n_first] for name in names]),
-        },
-    ).with_columns(pl.col("estimate").fill_nan(None))
+def _table(rows: Mapping[tuple[str, str, str], Float64[np.ndarray, " draw"]], *, n_first: int) -> pl.DataFrame:
+    """The columns of `ModelResample` that differ by row; the first draws are that of all sequences, then the others."""
+    values = np.stack(list(rows.values())) if rows else np.empty((0, n_first))
+    keys = pl.DataFrame(list(rows), schema=dict.fromkeys(_KEY, pl.String), orient="row")
+    return keys.with_columns(
+        pl.Series("estimate", values[:, 0]).fill_nan(None),
+        _lists("leave_one_out", values[:, 1:n_first]),
+        _lists("resamples", values[:, n_first:]),
+    )
 
 
-def _lists(rows: list[Float64[np.ndarray, " draw"]]) -> pl.Series:
-    """Rows of one length as lists, null where there is no figure."""
-    if not rows or not len(rows[0]):
-        return pl.Series([[] for _ in rows], dtype=pl.List(pl.Float64))
-    together = pl.Series(np.concatenate(rows)).fill_nan(None)
-    return together.reshape((len(rows), len(rows[0]))).arr.to_list()
+def _lists(name: str, values: Float64[np.ndarray, "figure draw"]) -> pl.Series:
+    """Rows as lists, null where there is no figure."""
+    if not values.size:
+        return pl.Series(name, [[] for _ in values], dtype=pl.List(pl.Float64))
+    return pl.Series(name, values.ravel()).fill_nan(None).reshape(values.shape).arr.to_list()
 
 
-def _arrays(lists: pl.Series) -> list[Float64[np.ndarray, " draw"]]:
-    """The lists of `_lists`."""
-    ends = np.cumsum(lists.list.len().to_numpy().astype(np.int64))
-    return np.split(lists.explode(empty_as_null=False).cast(pl.Float64).fill_null(np.nan).to_numpy(), ends[:-1])
+@dataclass(frozen=True)
+class _Resampled:
+    """The rows of one model's `ModelResample`, as arrays; nan where there is no figure."""
+
+    facts: pl.DataFrame
+    """Their other columns."""
+    estimates: Float64[np.ndarray, " figure"]
+    resamples: Float64[np.ndarray, "figure draw"]
+    leave_one_out: Float64[np.ndarray, "figure sequence"]
+
+    @classmethod
+    def of(cls, table: pl.DataFrame) -> _Resampled:
+        lists = [_array(table[name]) for name in ("resamples", "leave_one_out")]
+        estimates = table["estimate"].fill_null(np.nan).to_numpy()
+        return cls(table.drop("estimate", "resamples", "leave_one_out"), estimates, *lists)
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What is the same for all rows of a model: its name, its text, how it was resampled."""
+        return self.facts.drop(_KEY).row(0, named=True)
+
+    def rows(self, chosen: pl.DataFrame) -> _Resampled:
+        """Those of some keys, in that order."""
+        at = chosen.join(self.facts.with_row_index("_row"), on=_KEY, how="left", maintain_order="left")["_row"]
+        index = at.to_numpy()
+        return _Resampled(self.facts[at], self.estimates[index], self.resamples[index], self.leave_one_out[index])
 
 
-class _Resampled(NamedTuple):
-    """One row of `ModelResample`, as arrays; nan where there is no figure."""
-
-    facts: dict[str, Any]
-    estimate: float
-    resamples: Float64[np.ndarray, " draw"]
-    leave_one_out: Float64[np.ndarray, " sequence"]
-
-
-def _resampled(table: pl.DataFrame) -> dict[tuple[str, ...], _Resampled]:
-    """The rows of one model by (preset, first_token, figure)."""
-    lists = table.select("resamples", "leave_one_out")
-    rows = {}
-    of_rows = zip(*(_arrays(lists[name]) for name in lists.columns), strict=True)
-    for facts, arrays in zip(table.drop(lists.columns).iter_rows(named=True), of_rows, strict=True):
-        estimate = np.nan if facts["estimate"] is None else facts["estimate"]
-        rows[tuple(facts[name] for name in _KEY)] = _Resampled(facts, estimate, *arrays)
-    return rows
+def _array(lists: pl.Series) -> Float64[np.ndarray, "figure draw"]:
+    """The lists of `_lists`, which are of one length."""
+    values = lists.explode(empty_as_null=False).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    return values.reshape(len(lists), -1) if len(lists) else values.reshape(0, 0)
 
 
 def bootstrap_comparison(resamples: pl.DataFrame, *, confidence_level: float = 0.95) -> pl.DataFrame:
@@ -175,12 +204,12 @@ def bootstrap_comparison(resamples: pl.DataFrame, *, confidence_level: float = 0
     Returns:
         The table `FigureInterval`.
     """
-    rows = []
+    tables = []
     for _, table in resamples.group_by("model", maintain_order=True):
-        for row in _resampled(table).values():
-            interval = bca_interval(row.estimate, row.resamples, [row.leave_one_out], confidence_level=confidence_level)
-            rows.append({**row.facts, **interval._asdict(), "confidence_level": confidence_level})
-    return _validated(rows, FigureInterval)
+        of = _Resampled.of(table)
+        intervals = bca_intervals(of.estimates, of.resamples, [of.leave_one_out], confidence_level=confidence_level)
+        tables.append(_with_intervals(of.facts, of.estimates, intervals))
+    return _validated(tables, FigureInterval, confidence_level)
 
 
 def bootstrap_differences(
@@ -203,39 +232,68 @@ def bootstrap_differences(
     Raises:
         StudyError: If a pair was recorded on different texts, or a model has no resamples.
     """
-    by_model = {str(key[0]): _resampled(table) for key, table in resamples.group_by("model", maintain_order=True)}
-    rows = []
+    by_model = {str(key[0]): _Resampled.of(table) for key, table in resamples.group_by("model", maintain_order=True)}
+    differences = []
     for model, other in combinations(by_model, 2) if pairs is None else pairs:
         for name in (model, other):
             if name not in by_model:
                 raise StudyError("A model has no resamples.", key="pairs", expected=", ".join(by_model), got=name)
-        shared = [key for key in by_model[model] if key in by_model[other]]
-        rows += [_difference(by_model[model][key], by_model[other][key], confidence_level) for key in shared]
-    return _validated(rows, FigureDifference)
+        one, another = _sharing(by_model[model], by_model[other])
+        if len(one.facts):
+            differences.append(_difference(one, another, confidence_level))
+    if not differences:
+        return _validated([], FigureDifference, confidence_level)
+    # Put together once: hundreds of small tables take longer than what is in them.
+    facts, estimates, intervals, pairing = zip(*differences, strict=True)
+    columns = pl.DataFrame([pair for pair, of in zip(pairing, facts, strict=True) for _ in range(len(of))])
+    table = _with_intervals(pl.concat(facts), np.concatenate(estimates), list(chain.from_iterable(intervals)))
+    return _validated([table.with_columns(*columns)], FigureDifference, confidence_level)
 
 
-def _difference(first: _Resampled, second: _Resampled, confidence_level: float) -> dict[str, Any]:
-    _refuse_other_text(first.facts, second.facts)
+def _sharing(one: _Resampled, other: _Resampled) -> tuple[_Resampled, _Resampled]:
+    """The rows of the figures that both have."""
+    keys, others = one.facts.select(_KEY), other.facts.select(_KEY)
+    if keys.equals(others):
+        return one, other
+    shared = keys.join(others, on=_KEY, how="semi", maintain_order="left")
+    return one.rows(shared), other.rows(shared)
+
+
+class _Difference(NamedTuple):
+    """The rows of one pair of models."""
+
+    facts: pl.DataFrame
+    """What is known of the first model's rows."""
+    estimates: Float64[np.ndarray, " figure"]
+    intervals: list[Interval]
+    pairing: dict[str, Any]
+    """What is the same for all: the other model, and how the two were paired."""
+
+
+def _difference(first: _Resampled, second: _Resampled, confidence_level: float) -> _Difference:
+    facts, others = first.shared, second.shared
+    _refuse_other_text(facts, others)
     unpaired = _why_unpaired(first, second)
-    estimate = first.estimate - second.estimate
+    estimates = first.estimates - second.estimates
     if unpaired is None:
         drawn, left_out = first.resamples - second.resamples, [first.leave_one_out - second.leave_one_out]
     else:
-        n = min(len(first.resamples), len(second.resamples))
+        n = min(first.resamples.shape[1], second.resamples.shape[1])
         # One seed draws the same numbers for both; in another order they are independent.
-        shuffled = np.random.default_rng(first.facts["seed"]).permutation(second.resamples)
-        drawn = first.resamples[:n] - shuffled[:n]
-        left_out = [first.leave_one_out - second.estimate, first.estimate - second.leave_one_out]
-    return {
-        **first.facts,
-        **bca_interval(estimate, drawn, left_out, confidence_level=confidence_level)._asdict(),
-        "other": second.facts["model"],
-        "n_sequences_other": second.facts["n_sequences"],
-        "estimate": None if np.isnan(estimate) else estimate,
+        order = np.random.default_rng(facts["seed"]).permutation(second.resamples.shape[1])
+        drawn = first.resamples[:, :n] - second.resamples[:, order[:n]]
+        left_out = [
+            first.leave_one_out - second.estimates[:, None],
+            first.estimates[:, None] - second.leave_one_out,
+        ]
+    pairing = {
+        "other": others["model"],
+        "n_sequences_other": others["n_sequences"],
         "is_paired": unpaired is None,
         "pairing": unpaired or "resample i draws the same sequences of tokens for both",
-        "confidence_level": confidence_level,
     }
+    intervals = bca_intervals(estimates, drawn, left_out, confidence_level=confidence_level)
+    return _Difference(first.facts, estimates, intervals, pairing)
 
 
 def _refuse_other_text(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -250,13 +308,24 @@ def _refuse_other_text(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def _why_unpaired(first: _Resampled, second: _Resampled) -> str | None:
-    if first.facts["text_sha256"] != second.facts["text_sha256"]:
+    facts, others = first.shared, second.shared
+    if facts["text_sha256"] != others["text_sha256"]:
         return "resampled independently: sequence i does not hold the same tokens (another tokenizer or length)"
-    if first.facts["seed"] != second.facts["seed"] or len(first.resamples) != len(second.resamples):
+    if facts["seed"] != others["seed"] or first.resamples.shape[1] != second.resamples.shape[1]:
         return "resampled independently: the two were drawn by another seed or another number of times"
     return None
 
 
-def _validated(rows: list[dict[str, Any]], schema: type[FigureInterval] | type[FigureDifference]) -> pl.DataFrame:
-    table = pl.DataFrame(rows, infer_schema_length=None) if rows else schema.create_empty()
-    return schema.validate(table.select(schema.column_names()), cast=True)
+def _with_intervals(
+    facts: pl.DataFrame, estimates: Float64[np.ndarray, " figure"], intervals: list[Interval]
+) -> pl.DataFrame:
+    columns = pl.DataFrame(intervals, schema=_INTERVAL, orient="row")
+    return facts.with_columns(pl.Series("estimate", estimates).fill_nan(None), *columns)
+
+
+def _validated(
+    tables: list[pl.DataFrame], schema: type[FigureInterval] | type[FigureDifference], confidence_level: float
+) -> pl.DataFrame:
+    columns = schema.column_names()
+    table = pl.concat(tables).with_columns(confidence_level=confidence_level) if tables else schema.create_empty()
+    return schema.validate(table.select(columns), cast=True)

@@ -25,7 +25,7 @@ POOLED = (
 """What a column of `pooled_figures` holds."""
 
 GROUP = 4
-"""Sequences whose subsets' unions are made once, so that a draw takes one for each group of them."""
+"""Sequences whose subsets' unions are made once, so that a draw takes one for each group of them; `_add` has four."""
 
 
 class Drawn(NamedTuple):
@@ -94,18 +94,19 @@ def _pool(
     weights: Int64[np.ndarray, " sequence"],
     unions: UInt64[np.ndarray, "group subset word feature"],
     largest: Float32[np.ndarray, "group subset feature"],
-    counts: Int32[np.ndarray, "sequence kind=2 feature"] | Int64[np.ndarray, "sequence kind=2 feature"],
+    counts: Int32[np.ndarray, "padded kind=2 feature"] | Int64[np.ndarray, "padded kind=2 feature"],
     drawn: Drawn,
 ) -> None:
     """Put the sequences of one draw together: sites by union, values and positions by sum, peaks by the largest."""
     sites, sums, peak = drawn
     sums[:] = 0
     for group in range(len(unions)):
-        subset = 0
-        for s in range(group * GROUP, min((group + 1) * GROUP, len(weights))):
+        first, subset = group * GROUP, 0
+        for s in range(first, min(first + GROUP, len(weights))):
             if weights[s] != 0:
-                subset |= 1 << (s - group * GROUP)
-                _add(weights[s], counts[s], sums)
+                subset |= 1 << (s - first)
+        if subset != 0:
+            _add(weights, first, counts, sums)
         union, top = unions[group, subset], largest[group, subset]
         if group == 0:
             sites[:] = union
@@ -116,21 +117,27 @@ def _pool(
             for f in range(len(bits)):
                 into[f] |= bits[f]
         for f in range(len(peak)):
-            peak[f] = max(peak[f], top[f])
+            peak[f] = top[f] if top[f] > peak[f] else peak[f]
 
 
 @_compiled
 def _add(
-    weight: int,
-    counts: Int32[np.ndarray, "kind=2 feature"] | Int64[np.ndarray, "kind=2 feature"],
+    weights: Int64[np.ndarray, " sequence"],
+    first: int,
+    counts: Int32[np.ndarray, "padded kind=2 feature"] | Int64[np.ndarray, "padded kind=2 feature"],
     sums: Int32[np.ndarray, "kind=2 feature"] | Int64[np.ndarray, "kind=2 feature"],
 ) -> None:
-    """Add a sequence's counts as often as it is drawn."""
+    """Add the counts of a group's sequences, each as often as it is drawn: one walk over the sums for all of them."""
+    n = len(weights)
+    number = counts.dtype.type
+    weight_a, weight_b = number(weights[first]), number(weights[first + 1] if first + 1 < n else 0)
+    weight_c = number(weights[first + 2] if first + 2 < n else 0)
+    weight_d = number(weights[first + 3] if first + 3 < n else 0)
     for kind in range(len(sums)):
-        into, count = sums[kind], counts[kind]
-        times = count.dtype.type(weight)
-        for f in range(len(count)):
-            into[f] += times * count[f]
+        into = sums[kind]
+        a, b, c, d = counts[first, kind], counts[first + 1, kind], counts[first + 2, kind], counts[first + 3, kind]
+        for f in range(len(into)):
+            into[f] += weight_a * a[f] + weight_b * b[f] + weight_c * c[f] + weight_d * d[f]
 
 
 @_compiled
@@ -144,14 +151,17 @@ def _count_layers(
     words_per_tap = drawn_sites.shape[0] // n_taps
     layers[:] = 0
     n_sites[:] = 0
+    union = np.empty(len(layers), np.uint64)
     for word in range(words_per_tap):
+        union[:] = 0
+        # Features innermost: only innermost loops are turned into vector instructions.
+        for tap in range(n_taps):
+            bits = drawn_sites[tap * words_per_tap + word]
+            for f in range(len(layers)):
+                n_sites[f] += np.int32(_ones(bits[f]))
+                union[f] |= bits[f]
         for f in range(len(layers)):
-            union = np.uint64(0)
-            for tap in range(n_taps):
-                bits = drawn_sites[tap * words_per_tap + word, f]
-                n_sites[f] += np.int32(_ones(bits))
-                union |= bits
-            layers[f] += np.int32(_ones(union))
+            layers[f] += np.int32(_ones(union[f]))
 
 
 @_compiled
@@ -285,7 +295,7 @@ def pooled_figures(
     weights: Int64[np.ndarray, "draw sequence"],
     unions: UInt64[np.ndarray, "group subset word feature"],
     largest: Float32[np.ndarray, "group subset feature"],
-    counts: Int32[np.ndarray, "sequence kind=2 feature"] | Int64[np.ndarray, "sequence kind=2 feature"],
+    counts: Int32[np.ndarray, "padded kind=2 feature"] | Int64[np.ndarray, "padded kind=2 feature"],
     n_taps: int,
     by_site: bool,
     wholes: tuple[int, int],
@@ -298,7 +308,7 @@ def pooled_figures(
         weights: How often each sequence is drawn.
         unions: Bits of the layers, tap after tap, of every subset of each group of sequences.
         largest: The largest |x| of the same subsets.
-        counts: Outlier values, and positions affected at any site.
+        counts: Outlier values, and positions affected at any site, by sequence; rows of zeros fill the last group.
         n_taps: Taps of the view.
         by_site: Whether the layer fraction is taken over sites.
         wholes: What it is taken over, and the positions of one sequence.

@@ -88,11 +88,16 @@ def _of_subsets(
     return found
 
 
-def _counts(tables: SequenceTables, most_drawn: int) -> Shaped[np.ndarray, "sequence kind=2 feature"]:
-    """Values and positions of every sequence, in the smallest integers that hold the sums of any draw."""
+def _counts(tables: SequenceTables, most_drawn: int) -> Shaped[np.ndarray, "padded kind=2 feature"]:
+    """Values and positions of every sequence, in the smallest integers that hold the sums of any draw.
+
+    Sequences without counts fill the last group.
+    """
     counts = np.stack([tables.n_values, tables.n_positions], axis=1)
     is_small = int(counts.max(initial=0)) * most_drawn < np.iinfo(np.int32).max
-    return np.ascontiguousarray(counts, np.int32 if is_small else np.int64)
+    padded = np.zeros((-(-len(counts) // GROUP) * GROUP, *counts.shape[1:]), np.int32 if is_small else np.int64)
+    padded[: len(counts)] = counts
+    return padded
 
 
 def _paired(tables: SequenceTables, weights: Weights) -> dict[str, Float64[np.ndarray, " draw"]]:

@@ -7,7 +7,7 @@ each edge (summed over the sites of a view), and the peaks: a tenth of the bytes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset
@@ -28,7 +28,25 @@ FILES = ("counts", "steps", "peaks", "massive")
 _ROWS_OF_A_GROUP = 1 << 16
 Side = Literal["", "later_"]
 """Of all positions, or of those after the first."""
+SIDES: tuple[Side, ...] = get_args(Side)
 Steps = dict[tuple[str, int], UInt8[np.ndarray, "sequence feature"]]
+
+
+class Counted(NamedTuple):
+    """Per (sequence, feature) that reaches an edge at any site of a view."""
+
+    sequence: Int64[np.ndarray, " row"]
+    feature: Int64[np.ndarray, " row"]
+    n_positions: Mapping[Side, Int64[np.ndarray, " row"]]
+    n_values: Mapping[Side, Int64[np.ndarray, " row"]]
+
+
+class Peaks(NamedTuple):
+    """Per (sequence, feature) above the floor at any site of a view: the largest |x|."""
+
+    sequence: Int64[np.ndarray, " row"]
+    feature: Int64[np.ndarray, " row"]
+    peak: Mapping[Side, Float32[np.ndarray, " row"]]
 
 
 @dataclass(frozen=True)
@@ -38,18 +56,17 @@ class SequenceCounts:
     directory: Path
     """Their folder."""
 
-    def counts(self, view: View, edge: int) -> pl.DataFrame:
-        """Per (sequence, feature) that reaches an edge: `n_positions`, `n_values`, and the same without first tokens.
+    def counts(self, view: View, edge: int) -> Counted:
+        """What reaches an edge.
 
         Args:
             view: The taps counted together.
             edge: Its index on the ladder, from the floor.
         """
         if edge not in self._at_edges:
-            self._at_edges[edge] = self._read("counts", pl.col("edge") == edge)
-        later = {f"later_{name}": pl.col(name) - pl.col(f"first_{name}") for name in ("n_positions", "n_values")}
-        of_view = self._at_edges[edge].filter(pl.col("view").cast(pl.String) == view)
-        return of_view.select("sequence", "feature", "n_positions", "n_values", **later)
+            rows = self._read("counts", pl.col("edge") == edge)
+            self._at_edges[edge] = {view: _counted(of_view) for view, of_view in _by_view(rows).items()}
+        return self._at_edges[edge][view]
 
     def steps(self, side: Side, taps: Iterable[str]) -> Steps:
         """Per (tap, layer): how many edges every feature's peak reaches in each sequence.
@@ -58,32 +75,40 @@ class SequenceCounts:
             side: Of all peaks, or of those after the first token.
             taps: The taps looked at.
         """
-        rows = self._steps.filter(pl.col("tap").cast(pl.String).is_in(list(taps)))
-        columns = rows.select(pl.col("tap").cast(pl.String), "layer", "d_model", f"{side}step").iter_rows()
-        return {
-            (tap, layer): np.frombuffer(step, np.uint8).reshape(-1, d_model) for tap, layer, d_model, step in columns
-        }
+        chosen = set(taps)
+        return {place: steps for place, steps in self._steps[side].items() if place[0] in chosen}
 
-    def peaks(self, view: View) -> pl.DataFrame:
-        """Per (sequence, feature): the `peak` over a view's sites, and the `later_peak`."""
-        return self._peaks.filter(pl.col("view").cast(pl.String) == view).drop("view")
+    def peaks(self, view: View) -> Peaks:
+        """The peaks over a view's sites."""
+        return self._peaks[view]
 
     def massive(self) -> pl.DataFrame:
         """The rows that could be massive by one of the study's presets, with their hidden state's median magnitude."""
         return self._massive
 
     @cached_property
-    def _at_edges(self) -> dict[int, pl.DataFrame]:
+    def _at_edges(self) -> dict[int, dict[View, Counted]]:
         """The counts of all views at the edges asked for so far."""
         return {}
 
     @cached_property
-    def _steps(self) -> pl.DataFrame:
-        return self._read("steps")
+    def _steps(self) -> dict[Side, Steps]:
+        rows = self._read("steps")
+        places = list(zip(rows["tap"].cast(pl.String).to_list(), rows["layer"].to_list(), strict=True))
+        d_model = int(rows["d_model"][0]) if len(rows) else 0
+        steps: dict[Side, Steps] = {}
+        for side in SIDES:
+            arrays = [np.frombuffer(step, np.uint8).reshape(-1, d_model) for step in rows[f"{side}step"].to_list()]
+            steps[side] = dict(zip(places, arrays, strict=True))
+        return steps
 
     @cached_property
-    def _peaks(self) -> pl.DataFrame:
-        return self._read("peaks")
+    def _peaks(self) -> dict[View, Peaks]:
+        found = {}
+        for view, rows in _by_view(self._read("peaks")).items():
+            peak: dict[Side, Float32[np.ndarray, " row"]] = {side: rows[f"{side}peak"].to_numpy() for side in SIDES}
+            found[view] = Peaks(*_places(rows), peak)
+        return found
 
     @cached_property
     def _massive(self) -> pl.DataFrame:
@@ -101,6 +126,22 @@ class SequenceCounts:
                 got=str(error).splitlines()[0] if path.exists() else "no file",
                 remedy=f"Remove its folder and run: snakemake {self.directory}",
             ) from error
+
+
+def _by_view(rows: pl.DataFrame) -> dict[View, pl.DataFrame]:
+    return {view: rows.filter(pl.col("view") == view) for view in VIEWS}
+
+
+def _places(rows: pl.DataFrame) -> tuple[Int64[np.ndarray, " row"], Int64[np.ndarray, " row"]]:
+    return rows["sequence"].to_numpy().astype(np.int64), rows["feature"].to_numpy().astype(np.int64)
+
+
+def _counted(rows: pl.DataFrame) -> Counted:
+    def by_side(name: str) -> dict[Side, Int64[np.ndarray, " row"]]:
+        all_of_them, first = (rows[column].to_numpy().astype(np.int64) for column in (name, f"first_{name}"))
+        return {"": all_of_them, "later_": all_of_them - first}
+
+    return Counted(*_places(rows), by_side("n_positions"), by_side("n_values"))
 
 
 def write_sequence_counts(recording: Recording, massive: list[Preset], directory: Path) -> None:
@@ -146,7 +187,7 @@ def _steps_of(rows: pl.DataFrame, recording: Recording, *, tap: str, layer: int)
     shape = recording.run["n_sequences"], recording.run["d_model"]
     at = rows["sequence"].to_numpy(), rows["feature"].to_numpy()
     columns = {}
-    for side in get_args(Side):
+    for side in SIDES:
         dense = np.zeros(shape, np.uint8)
         dense[at] = _ladder_steps(rows[f"{side}peak"], recording.ladder)
         # As one value, which is read much faster than a list of as many numbers.

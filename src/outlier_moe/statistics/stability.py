@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import polars as pl
@@ -70,26 +70,38 @@ def stability(
     rows = []
     for table in sequence_tables(recording, presets) if tables is None else tables:
         figures = {**preset_figures(table, weights), **by_view[table.preset.view]}
-        for name in (name for name in FIGURES if name in figures):
-            for size, first, stop in zip(taken, bounds[:-1], bounds[1:], strict=True):
-                spread = _spread(figures[name][first:stop])
-                key = {"preset": table.preset.name, "first_token": table.first_token, "figure": name}
+        names = [name for name in FIGURES if name in figures]
+        values = np.stack([figures[name] for name in names])
+        spreads = [_spreads(values[:, first:stop]) for first, stop in pairwise(bounds)]
+        for name, of_sizes in zip(names, zip(*spreads, strict=True), strict=True):
+            key = {"preset": table.preset.name, "first_token": table.first_token, "figure": name}
+            for size, spread in zip(taken, of_sizes, strict=True):
                 exhaustive = math.comb(n_sequences, size) <= most_choices
                 rows.append({**key, "n_sequences": size, "is_exhaustive": exhaustive, **spread})
     found = pl.DataFrame(rows, infer_schema_length=None).with_columns(model=pl.lit(model))
     return Stability.validate(found.select(Stability.column_names()), cast=True)
 
 
-def _spread(values: Float64[np.ndarray, " choice"]) -> dict[str, float | int | str | None]:
-    known = values[~np.isnan(values)]
-    if not len(known):
-        names = ("mean", "standard_deviation", "smallest", "largest")
-        return {**dict.fromkeys(names), "n_choices": 0, "reason": "the figure exists for none of the choices"}
-    return {
-        "mean": float(known.mean()),
-        "standard_deviation": float(known.std(ddof=1)) if len(known) > 1 else None,
-        "smallest": float(known.min()),
-        "largest": float(known.max()),
-        "n_choices": len(known),
-        "reason": None if len(known) == len(values) else f"{len(values) - len(known)} choices do not have the figure",
-    }
+_Spread = dict[str, float | int | str | None]
+
+
+def _spreads(values: Float64[np.ndarray, "figure choice"]) -> list[_Spread]:
+    """What is said of the choices of one size, figure by figure."""
+    is_known = ~np.isnan(values)
+    if is_known.all():
+        return _spreads_of(values, values.shape[1])
+    return [_spreads_of(row[known][None], len(row))[0] for row, known in zip(values, is_known, strict=True)]
+
+
+def _spreads_of(values: Float64[np.ndarray, "figure choice"], n_choices: int) -> list[_Spread]:
+    n = values.shape[1]
+    names = ("mean", "standard_deviation", "smallest", "largest")
+    if not n:
+        nothing = {**dict.fromkeys(names), "n_choices": 0, "reason": "the figure exists for none of the choices"}
+        return [nothing] * len(values)
+    reason = None if n == n_choices else f"{n_choices - n} choices do not have the figure"
+    deviations = values.std(axis=1, ddof=1).tolist() if n > 1 else [None] * len(values)
+    columns = values.mean(axis=1).tolist(), deviations, values.min(axis=1).tolist(), values.max(axis=1).tolist()
+    return [
+        {**dict(zip(names, row, strict=True)), "n_choices": n, "reason": reason} for row in zip(*columns, strict=True)
+    ]

@@ -10,7 +10,7 @@ import polars as pl
 
 from outlier_moe.filtering import FirstToken, Preset
 from outlier_moe.recording_files import Recording
-from outlier_moe.statistics.sequence_counts import SequenceCounts, Side, Steps
+from outlier_moe.statistics.sequence_counts import SequenceCounts, Side
 from outlier_moe.statistics.sequence_tables import WORD, SequenceTables, ViewShape, table_arrays, view_shape
 from outlier_moe.taps import View
 
@@ -28,18 +28,17 @@ def stored_tables(recording: Recording, counts: SequenceCounts, presets: list[Pr
     Raises:
         StudyError: If a view was not recorded, or a threshold is not on the recording's ladder.
     """
-    steps: dict[tuple[View, FirstToken], Steps] = {}
+    shapes: dict[View, ViewShape] = {}
     for alike in _sharing(presets):
         preset = alike[0]
-        shape = view_shape(recording, preset)
+        if preset.view not in shapes:
+            shapes[preset.view] = view_shape(recording, preset)
+        shape = shapes[preset.view]
         for first_token in get_args(FirstToken):
             if preset.rule == "massive":
-                arrays = _massive(counts, shape, preset, first_token)
+                arrays = _massive(counts, shape, preset, _SIDES[first_token])
             else:
-                key = preset.view, first_token
-                if key not in steps:
-                    steps[key] = counts.steps(_SIDES[first_token], shape.taps)
-                arrays = _counted(recording, counts, steps[key], shape, preset, first_token)
+                arrays = _counted(recording, counts, shape, preset, _SIDES[first_token])
             for one in alike:
                 yield SequenceTables.of(one, first_token, shape, arrays)
 
@@ -54,48 +53,41 @@ def _sharing(presets: list[Preset]) -> list[list[Preset]]:
 
 
 def _counted(
-    recording: Recording,
-    counts: SequenceCounts,
-    steps: Steps,
-    shape: ViewShape,
-    preset: Preset,
-    first_token: FirstToken,
+    recording: Recording, counts: SequenceCounts, shape: ViewShape, preset: Preset, side: Side
 ) -> dict[str, np.ndarray]:
     edge = recording.ladder.index(
         preset.magnitude, key=f"magnitude of the preset {preset.name}", file=str(recording.directory / "run.json")
     )
-    side = _SIDES[first_token]
     arrays = table_arrays(shape)
-    rows = counts.counts(preset.view, edge)
-    at = np.searchsorted(shape.sequences, rows["sequence"]), rows["feature"].to_numpy()
-    arrays["n_positions"][at] = rows[f"{side}n_positions"]
-    arrays["n_values"][at] = rows[f"{side}n_values"]
-    peaks = counts.peaks(preset.view).filter(pl.col(f"{side}peak") >= preset.magnitude)
-    arrays["peak"][np.searchsorted(shape.sequences, peaks["sequence"]), peaks["feature"].to_numpy()] = peaks[
-        f"{side}peak"
-    ]
-    for (tap, layer), step in steps.items():
+    counted = counts.counts(preset.view, edge)
+    at = np.searchsorted(shape.sequences, counted.sequence), counted.feature
+    arrays["n_positions"][at] = counted.n_positions[side]
+    arrays["n_values"][at] = counted.n_values[side]
+    peaks = counts.peaks(preset.view)
+    # In its own precision, in which the threshold is exact.
+    reaches = peaks.peak[side] >= np.float32(preset.magnitude)
+    at = np.searchsorted(shape.sequences, peaks.sequence[reaches]), peaks.feature[reaches]
+    arrays["peak"][at] = peaks.peak[side][reaches]
+    for (tap, layer), step in counts.steps(side, shape.taps).items():
         place = shape.layers.index(layer)
         words = arrays["sites"][:, shape.taps.index(tap), place // WORD]
         words |= (step[shape.sequences] > edge).astype(np.uint64) << np.uint64(place % WORD)
     return arrays
 
 
-def _massive(
-    counts: SequenceCounts, shape: ViewShape, preset: Preset, first_token: FirstToken
-) -> dict[str, np.ndarray]:
-    side = _SIDES[first_token]
+def _massive(counts: SequenceCounts, shape: ViewShape, preset: Preset, side: Side) -> dict[str, np.ndarray]:
     peak = pl.col(f"{side}peak")
     rows = counts.massive().filter(
-        pl.col("tap").cast(pl.String).is_in(shape.taps),
+        pl.col("tap").is_in(shape.taps),
         peak > preset.magnitude,
         peak >= preset.median_ratio * pl.col("median_magnitude"),
     )
     arrays = table_arrays(shape)
-    for tap, layer, sequence, feature, value in rows.select(
-        pl.col("tap").cast(pl.String), "layer", "sequence", "feature", f"{side}peak"
-    ).iter_rows():
-        at, place = shape.sequences.index(sequence), shape.layers.index(layer)
-        arrays["sites"][at, shape.taps.index(tap), place // WORD, feature] |= np.uint64(1 << place % WORD)
-        arrays["peak"][at, feature] = max(arrays["peak"][at, feature], value)
+    sequence = np.searchsorted(shape.sequences, rows["sequence"].to_numpy())
+    feature = rows["feature"].to_numpy()
+    place = np.searchsorted(shape.layers, rows["layer"].to_numpy())
+    tap = np.array([shape.taps.index(name) for name in rows["tap"].cast(pl.String).to_list()], np.int64)
+    bit = np.uint64(1) << (place % WORD).astype(np.uint64)
+    np.bitwise_or.at(arrays["sites"], (sequence, tap, place // WORD, feature), bit)
+    np.maximum.at(arrays["peak"], (sequence, feature), rows[f"{side}peak"].to_numpy())
     return arrays

@@ -8,14 +8,14 @@ import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from outlier_moe.filtering import Preset
+from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
 from outlier_moe.statistics.bootstrap import (
@@ -23,17 +23,20 @@ from outlier_moe.statistics.bootstrap import (
     bootstrap_comparison,
     bootstrap_differences,
     resample_model,
+    unmoved_figures,
 )
+from outlier_moe.statistics.resampled_figures import Figures
 from outlier_moe.statistics.sequence_counts import SequenceCounts
 from outlier_moe.statistics.stability import stability
 from outlier_moe.statistics.stored_tables import stored_tables
+from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)
 
 MOST_CHOICES = 500
 """Choices of 4 or 8 of a model's sequences that stand for all of them."""
 
-REVISION = 1
+REVISION = 2
 """Raised when the same counts give other resamples, so that kept ones are not taken for them."""
 
 
@@ -86,21 +89,9 @@ def bootstrap_study(
     looked_at = [preset for preset in presets if preset.name in closely]
 
     def of_model(model: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        recording, counts = read_recording(models[model].outliers), SequenceCounts(models[model].counts)
-        path, key = kept / f"{model}.parquet", _key(models[model], presets, options)
-        resampled = _kept(path, key)
-        tables = list(stored_tables(recording, counts, presets if resampled is None else looked_at))
-        if resampled is None:
-            resampled = resample_model(recording, presets, model=model, options=options, tables=tables)
-            kept.mkdir(parents=True, exist_ok=True)
-            resampled.write_parquet(path, metadata={"key": key})
-        closer = [table for table in tables if table.preset in looked_at]
-        log.info("%s: %d figures resampled", model, len(resampled))
-        return (
-            resampled.filter(pl.col("preset").is_in(closely)),
-            bootstrap_comparison(resampled, confidence_level=confidence_level),
-            stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=closer),
-        )
+        resampled, steady = _of_model(models[model], presets, looked_at, model, options, kept)
+        intervals = bootstrap_comparison(resampled, confidence_level=confidence_level)
+        return resampled.filter(pl.col("preset").is_in(closely)), intervals, steady
 
     nothing = ModelResample.create_empty(), FigureInterval.create_empty(), Stability.create_empty()
     # Much of it holds no lock: what polars reads, and the loop over draws.
@@ -114,22 +105,80 @@ def bootstrap_study(
     return StudyBootstrap(intervals, differences, steady, resamples)
 
 
-def _key(files: StudyFiles, presets: list[Preset], options: BootstrapOptions) -> str:
-    """What decides a model's resamples."""
+def _of_model(
+    files: StudyFiles,
+    presets: list[Preset],
+    looked_at: list[Preset],
+    model: str,
+    options: BootstrapOptions,
+    kept: Path,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A model's resamples by all presets, and its stability by those that are looked at."""
+    recording, counts = read_recording(files.outliers), SequenceCounts(files.counts)
+    before = KeptResamples.of(kept / f"{model}.parquet", _key(files, options))
+    moved = [preset for preset in presets if preset not in before.presets]
+    tables = list(stored_tables(recording, counts, moved + [one for one in looked_at if one not in moved]))
+    resampled = before.table.filter(pl.col("preset").is_in([one.name for one in presets if one not in moved]))
+    if moved:
+        of_moved = [table for table in tables if table.preset in moved]
+        known = before.unmoved_figures()
+        new = resample_model(recording, moved, model=model, options=options, tables=of_moved, known=known)
+        resampled = pl.concat([resampled, new])
+    resampled = _in_order(resampled, presets)
+    if moved:
+        before.keep(resampled, presets)
+    log.info("%s: %d figures resampled, by %d of %d presets", model, len(resampled), len(moved), len(presets))
+    closer = [table for table in tables if table.preset in looked_at]
+    return resampled, stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=closer)
+
+
+def _in_order(resamples: pl.DataFrame, presets: list[Preset]) -> pl.DataFrame:
+    """A model's rows in one order, whichever of them were kept."""
+    names = [preset.name for preset in presets]
+    return resamples.sort(pl.col("preset").cast(pl.Enum(names)), "first_token", "figure")
+
+
+def _key(files: StudyFiles, options: BootstrapOptions) -> str:
+    """What decides a model's resamples, the presets aside."""
     run = hashlib.sha256((files.outliers / "run.json").read_bytes()).hexdigest()
     counted = [(path.name, path.stat().st_size) for path in sorted(files.counts.iterdir())]
-    told = [REVISION, run, counted, [asdict(preset) for preset in presets], asdict(options)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([REVISION, run, counted, asdict(options)]).encode()).hexdigest()
 
 
-def _kept(path: Path, key: str) -> pl.DataFrame | None:
-    """The resamples that were kept, if they are these."""
-    try:
-        if pl.read_parquet_metadata(path).get("key") != key:
-            return None
-        return pl.read_parquet(path)
-    except (FileNotFoundError, pl.exceptions.PolarsError):
-        return None
+@dataclass(frozen=True)
+class KeptResamples:
+    """A model's last resamples, so that going back and forth costs only the presets that moved."""
+
+    path: Path
+    """Their file."""
+    key: str
+    """What decides them beside the presets."""
+    presets: list[Preset]
+    """Those that they are of; none if there are none, or they are of other counts or options."""
+    table: pl.DataFrame
+    """`ModelResample`."""
+
+    @classmethod
+    def of(cls, path: Path, key: str) -> KeptResamples:
+        """Those of a file, as far as they are still right."""
+        try:
+            metadata = pl.read_parquet_metadata(path)
+            if metadata.get("key") == key:
+                presets = [Preset(**preset) for preset in json.loads(metadata["presets"])]
+                return cls(path, key, presets, pl.read_parquet(path))
+        except (FileNotFoundError, pl.exceptions.PolarsError):
+            pass
+        return cls(path, key, [], ModelResample.create_empty())
+
+    def unmoved_figures(self) -> dict[View, Figures]:
+        """The figures of each view that no threshold moves."""
+        return {preset.view: unmoved_figures(self.table.filter(preset=preset.name)) for preset in self.presets}
+
+    def keep(self, table: pl.DataFrame, presets: list[Preset]) -> None:
+        """Keep a table in place of what was there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"key": self.key, "presets": json.dumps([asdict(preset) for preset in presets])}
+        table.write_parquet(self.path, metadata=told, compression="lz4")
 
 
 def _pairs(resamples: pl.DataFrame) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from outlier_moe.filtering import Preset
 from outlier_moe.statistics.bootstrap import BootstrapOptions, drawn_weights
-from outlier_moe.statistics.intervals import bca_interval
+from outlier_moe.statistics.intervals import bca_interval, bca_intervals
 from outlier_moe.statistics.resampled_figures import preset_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables
 
@@ -67,6 +67,22 @@ def test_a_few_resamples_without_the_figure_are_left_out() -> None:
     found = bca_interval(0.0, resamples, [np.array([-1.0, 0.0, 1.0])])
     assert found.n_resamples == 999
     assert found.reason is None
+
+
+def test_many_figures_at_once_have_the_intervals_of_each() -> None:
+    random = np.random.default_rng(3)
+    estimates = np.array([0.5, np.nan, 2.0, 0.0, 0.4, 9.0])
+    resamples = random.normal(estimates[:, None], 1.0, (6, 200))
+    resamples[1] = np.nan
+    resamples[2] = 2.0
+    resamples[4, 7] = np.nan
+    resamples[5, ::2] = np.nan
+    left_out = [random.normal(size=(6, 5)), random.normal(size=(6, 4))]
+    found = bca_intervals(estimates, resamples, left_out)
+    alone = [bca_interval(estimates[i], resamples[i], [sample[i] for sample in left_out]) for i in range(6)]
+    assert found == alone
+    assert [interval.reason is None for interval in found] == [True, False, False, True, True, False]
+    assert [interval.n_resamples for interval in found] == [200, 0, 200, 200, 199, 100]
 
 
 def test_shares_say_which_way_the_resamples_fell() -> None:
