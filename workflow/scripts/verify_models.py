@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from outlier_moe.reporting import reporting_to
-from outlier_moe.statistics.study_tests import CheckedModel, checks_of_study
+from outlier_moe.statistics.study_checks import CheckedModel, checks_of_study
 
 with reporting_to(snakemake.log[0]):
     params = snakemake.params

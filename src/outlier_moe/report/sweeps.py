@@ -9,7 +9,7 @@ import polars as pl
 from outlier_moe.plots.sweep import PANELS, sweep_charts
 from outlier_moe.report.charts import Picture, PictureGroup
 from outlier_moe.report.tables import Table, plain_table
-from outlier_moe.scale_sweep.answers import ALL_SCALES
+from outlier_moe.scale_sweep.study import ALL_SCALES
 
 Sweep = Mapping[str, pl.DataFrame]
 """The tables of `scale_sweep.summary.SweepTables`, by name."""

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
 
+from outlier_moe.scale_sweep.study import ALL_SCALES
 from outlier_moe.schemas.sweeps import SweepComparison, SweepTrend
 from outlier_moe.statistics.comparable import false_discovery_rates
 from outlier_moe.statistics.intervals import Interval, bca_interval
@@ -22,7 +23,6 @@ from outlier_moe.statistics.permutations import kendall
 from outlier_moe.statistics.rank_tests import paired
 
 N_RESAMPLES = 2000
-ALL_SCALES = "all"
 
 Values = Float64[np.ndarray, "seed _value"]
 

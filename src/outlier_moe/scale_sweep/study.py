@@ -14,6 +14,8 @@ OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 LIBRARY = "pytorch_optimizer"
 OF_LIBRARY: tuple[OptimizerName, ...] = ("shampoo", "soap", "ademamix")
 """Those that torch lacks; the package of that name has them."""
+ALL_SCALES = "all"
+"""Stands in tables for the pairs of all scales together."""
 INSTALL = "pip install 'pytorch-optimizer>=4.1,<5'"
 
 PresetChoices = (

@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
-from scipy import stats
 
 from outlier_moe.ladder import Ladder
 from outlier_moe.schemas.checked import OutlierRouting
@@ -92,6 +91,9 @@ def _statement(
         return {**found, "reason": f"no token {lacking} at this magnitude"}
     if outliers.shape[1] < 2:
         return {**found, "reason": "there is but one expert"}
+    # Most studies have no experts, and start faster without it.
+    from scipy import stats
+
     chi_square, *_ = cast(tuple[float, ...], stats.chi2_contingency(np.stack(totals), correction=False))
     chi_square = float(chi_square)
     shares = [total / total.sum() for total in totals]

@@ -1,0 +1,87 @@
+"""Each model of a study against what others published of it, and its experts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from outlier_moe.ladder import Ladder
+from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.schemas.checked import OutlierRouting, SuperExpert, Verification
+from outlier_moe.statistics.routing import outlier_routing
+from outlier_moe.statistics.super_experts import forming_layers, super_experts
+from outlier_moe.statistics.verification import verify
+
+log = logging.getLogger(__name__)
+
+
+class StudyChecks(NamedTuple):
+    """The tables of `checks_of_study`, named as their files."""
+
+    verification: pl.DataFrame
+    """`Verification`: every published figure of every model."""
+    super_experts: pl.DataFrame
+    """`SuperExpert`, with the column `model`."""
+    outlier_routing: pl.DataFrame
+    """`OutlierRouting`."""
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """One model, to be held against what others published of it."""
+
+    name: str
+    """Its id."""
+    outliers: Path
+    """Its recording."""
+    revision: str = "main"
+    """The revision that the registry asks of the hub."""
+
+
+def checks_of_study(
+    models: list[CheckedModel], features: pl.DataFrame, *, presets: list[str], magnitude: float, seed: int
+) -> StudyChecks:
+    """Hold every model against what others published of it, and look at its experts.
+
+    Args:
+        models: The models.
+        features: The table `JudgedFeature`, with the column `model`.
+        presets: Names of the presets that they were judged by.
+        magnitude: The |x| from which a token is an outlier token.
+        seed: Decides all random draws.
+    """
+    verified: list[pl.DataFrame] = [Verification.create_empty()]
+    supers: list[pl.DataFrame] = [SuperExpert.create_empty().select(pl.lit("").alias("model"), pl.all())]
+    routed: list[pl.DataFrame] = [OutlierRouting.create_empty()]
+    for model in models:
+        recording = read_recording(model.outliers)
+        experts = recording.experts()
+        of_model = features.filter(model=model.name)
+        verified.append(
+            verify(recording, of_model, model=model.name, experts=experts, revision=model.revision, presets=presets)
+        )
+        if experts is not None:
+            supers.append(_super_experts(model.name, recording, experts))
+            least = _reachable(model.name, recording.ladder, magnitude)
+            routed.append(
+                outlier_routing(experts, ladder=recording.ladder, magnitude=least, model=model.name, seed=seed)
+            )
+    return StudyChecks(pl.concat(verified), pl.concat(supers), pl.concat(routed))
+
+
+def _super_experts(name: str, recording: Recording, experts: pl.DataFrame) -> pl.DataFrame:
+    found = super_experts(experts, forming_layers(recording))
+    if found.reason is not None:
+        log.warning("%s has no super experts: %s", name, found.reason)
+    return found.experts.select(pl.lit(name).alias("model"), pl.all())
+
+
+def _reachable(name: str, ladder: Ladder, magnitude: float) -> float:
+    if magnitude >= ladder.floor:
+        return magnitude
+    log.warning("%s: outlier tokens are those that reach its floor of %g, not %g", name, ladder.floor, magnitude)
+    return ladder.floor
