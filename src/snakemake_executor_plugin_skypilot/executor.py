@@ -1,0 +1,270 @@
+"""The executor: it checks, makes each job a thread of its own, and tells Snakemake how they ended."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+
+from snakemake_executor_plugin_skypilot import preflight, scripts
+from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask, import_sky
+from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, wildcards_of
+from snakemake_executor_plugin_skypilot.ledger import Ledger
+from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
+from snakemake_executor_plugin_skypilot.names import job_name, node_name, project_name
+from snakemake_executor_plugin_skypilot.nodes_wanted import wanted_node
+from snakemake_executor_plugin_skypilot.pool import NodePool
+from snakemake_executor_plugin_skypilot.prices import Prices
+from snakemake_executor_plugin_skypilot.remote_job import Expected, RemoteJob, Run
+from snakemake_executor_plugin_skypilot.runs import RunLock, orphans
+from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
+from snakemake_executor_plugin_skypilot.staging import fill
+
+# Jobs report by themselves: looking at them costs nothing.
+SECONDS_BETWEEN_LOOKS = 1
+RESUME_EVERY_S = 300
+STATE = "skypilot"
+
+
+class Executor(RemoteExecutor):
+    """Runs each job on a node that SkyPilot rents."""
+
+    def __post_init__(self) -> None:
+        """Check all that can be, before anything is rented."""
+        settings = self.executor_settings
+        assert isinstance(settings, ExecutorSettings)
+        self._settings = settings
+        # The interfaces do not name all that is behind them.
+        self._dag: Any = self.dag
+        self._logger: Any = self.logger
+        self._root = Path.cwd()
+        self._state = Path(self.workflow.persistence.path) / STATE
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._jobs: list[RemoteJob] = []
+        self._is_over = False
+        self.next_seconds_between_status_checks = SECONDS_BETWEEN_LOOKS
+        preflight.load_environment(self._root / settings.env_file)
+        self._check_settings()
+        self._run: Run | None = None
+        jobs = [job for job in self._dag.needrun_jobs() if not job.is_local]
+        if jobs:
+            self._prepare(jobs)
+
+    @property
+    def cores(self) -> str:
+        """A node has one job at a time, which gets all of it."""
+        return "all"
+
+    def run_job(self, job: Job) -> None:
+        """Start a job's thread."""
+        if self._run is None:
+            self._prepare([job])
+        assert self._run is not None
+        self._end_on_signals()
+        wildcards = wildcards_of(job)
+        name = job_name(job.name, wildcards)
+        # Formatting a job looks into the DAG, which is this thread's.
+        command = self.format_job_exec(job)
+        files = job_files(job, self._root)
+        wanted = self._wanted(job)
+        price = preflight.price_per_hour(name, wanted, self._prices, self._settings.max_price_per_hour)
+        folder = Path(self.tmpdir) / f"node-files-{job.jobid}"
+        task = NodeTask(
+            name=name,
+            folder=folder,
+            setup=self._setup_script,
+            run=scripts.run_script(command, files.outputs, self._environment, self._settings.prelude),
+            secrets=self._secrets,
+            wanted=wanted,
+        )
+        log_path = self._state / "logs" / job.name / f"{name}.{self._lock.name}.{job.jobid}.{job.attempt}.log"
+        thread = RemoteJob(
+            task,
+            partial(self._fill, folder, inputs_of(job)),
+            files,
+            MaskedLog(log_path, self._secrets.values()),
+            expected=Expected(_minutes(job), price),
+            shared=self._run,
+        )
+        self._jobs.append(thread)
+        self.report_job_submission(SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log_path}))
+        thread.start()
+
+    async def check_active_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, active_jobs: list[SubmittedJobInfo]
+    ) -> AsyncGenerator[SubmittedJobInfo, None]:
+        """Report the jobs whose threads are through; the others are looked at again."""
+        for info in active_jobs:
+            assert info.aux is not None
+            thread: RemoteJob = info.aux["thread"]
+            if thread.is_alive():
+                yield info
+            elif thread.problem is None:
+                self.report_job_success(info)
+            else:
+                last = "".join(f"    {line}\n" for line in thread.last_lines)
+                said = f"{thread.problem}\nThe end of its output:\n{last}" if last else f"{thread.problem}\n"
+                self.report_job_error(info, msg=said, aux_logs=[str(info.aux["log"])])
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """Stop what is being rented, and end all nodes."""
+        if self._run is None:
+            return
+        for job in self._jobs:
+            job.cancel()
+        self._cloud.cancel()
+        self._run.pool.close()
+        for job in self._jobs:
+            job.join(timeout=60)
+        # A node that a job's thread asked for in the last moment.
+        self._run.pool.close()
+
+    def shutdown(self) -> None:
+        """End all nodes, and say what they cost."""
+        super().shutdown()
+        self._end()
+
+    def _end(self) -> None:
+        if self._run is None or self._is_over:
+            return
+        self._is_over = True
+        self._run.pool.close()
+        if self._settings.keep_running:
+            self._logger.warning("Nodes are kept running, and cost money: end them with sky down NAME.")
+        else:
+            self._lock.release()
+        if summary := self._run.ledger.summary():
+            self._logger.info(summary)
+
+    def _check_settings(self) -> None:
+        settings = self._settings
+        for key in ("reuse", "max_recoveries", "idle_minutes", "disk_size"):
+            least = 0 if key in ("reuse", "max_recoveries") else 1
+            if getattr(settings, key) < least:
+                raise told(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
+        if settings.requirements is not None and not Path(settings.requirements).is_file():
+            raise told("There is no such file of requirements.", key="requirements", got=settings.requirements)
+
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        """Check what the jobs need, say what they are going to cost, and open the run."""
+        sky, settings = import_sky(), self._settings
+        # SkyPilot gives the root logger handlers, with which every message of Snakemake's would appear twice.
+        self._logger.propagate = False
+        # Before any contact: what can be told from the workflow alone.
+        planned = [preflight.Planned(_said(job), self._wanted(job), _minutes(job)) for job in jobs]
+        self._prices = Prices(settings.infra, sky.catalog)
+        caps = {"max_price_per_hour": settings.max_price_per_hour, "max_price_total": settings.max_price_total}
+        lines = preflight.expected_cost(planned, self._prices, **caps)
+        preflight.check_access(sky, settings.infra)
+        self._logger.info("\n".join(lines))
+        self._cloud = Cloud(
+            settings.infra,
+            image=settings.image,
+            max_price_per_hour=settings.max_price_per_hour,
+            idle_minutes=None if settings.keep_running else settings.idle_minutes,
+        )
+        runs = self._state / "runs"
+        self._project = project_name(self._root, settings.project)
+        self._tell_orphans(runs)
+        self._lock = RunLock(runs)
+        numbers = itertools.count()
+        pool = NodePool(
+            lambda: node_name(self._project, self._lock.name, next(numbers)),
+            self._cloud.end,
+            reuse=settings.reuse,
+            keep_running=settings.keep_running,
+            report=self._logger.error,
+        )
+        self._run = Run(
+            name=self._lock.name,
+            root=self._root,
+            cloud=self._cloud,
+            pool=pool,
+            ledger=Ledger(self._state / "costs.jsonl"),
+            max_recoveries=settings.max_recoveries,
+            max_price_total=settings.max_price_total,
+            resume_every_s=RESUME_EVERY_S,
+            say=self._logger.info,
+        )
+        atexit.register(self._end)
+
+    def _tell_orphans(self, runs: Path) -> None:
+        left = orphans(self._cloud.nodes(), self._project, runs)
+        if left:
+            # Only now: asking the cloud takes SkyPilot seconds for each node.
+            left = orphans(self._cloud.nodes(refresh=True), self._project, runs)
+        names = [node["name"] for node in left]
+        if not names:
+            return
+        if self._settings.end_orphans:
+            self._logger.warning(f"Ending nodes that earlier runs left: {', '.join(names)}")
+            for name in names:
+                self._cloud.end(name)
+        else:
+            remedy = "They end themselves when idle; --skypilot-end-orphans, or sky down, ends them now."
+            self._logger.warning(f"Earlier runs left nodes, which cost money: {', '.join(names)}. {remedy}")
+
+    def _end_on_signals(self) -> None:
+        """Have SIGTERM and SIGHUP end the run as Ctrl-C does: Snakemake itself would wait for hours of rented jobs."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, _interrupt)
+
+    def _wanted(self, job: Job) -> Any:
+        return wanted_node(job.resources, job.threads, self._settings, job=_said(job))
+
+    def _fill(self, folder: Path, inputs: list[str]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        sources = self._sources
+        if self._settings.requirements is not None:
+            sources = sources | {self._settings.requirements}
+        fill(folder, sources, inputs, root=self._root)
+
+    @cached_property
+    def _sources(self) -> set[str]:
+        return set(self._dag.get_sources())
+
+    @cached_property
+    def _secrets(self) -> dict[str, str]:
+        return preflight.secret_values(self._settings.secrets) | dict(self.envvars())
+
+    @cached_property
+    def _python(self) -> str:
+        return self._settings.python or ".".join(platform.python_version_tuple()[:2])
+
+    @cached_property
+    def _environment(self) -> str | None:
+        requirements = self._settings.requirements
+        return None if requirements is None else scripts.environment_path(Path(requirements), self._python)
+
+    @cached_property
+    def _setup_script(self) -> str:
+        settings = self._settings
+        return scripts.setup_script(settings.requirements, self._environment, self._python, settings.setup)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    # Once: a second signal must not break off the ending of nodes.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _said(job: Job) -> str:
+    return job_name(job.name, wildcards_of(job))
+
+
+def _minutes(job: Job) -> float:
+    runtime = job.resources.get("runtime")
+    return float(runtime) if isinstance(runtime, int | float) else 0.0

@@ -1,0 +1,49 @@
+"""The files of a job: what a node has to get, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_skypilot.remote_job import JobFiles
+from snakemake_executor_plugin_skypilot.staging import inside
+
+# A job of Snakemake's, or a group of them. JobExecutorInterface does not name all that they have.
+Job = Any
+
+
+def inputs_of(job: Job) -> list[str]:
+    """What a node has to get, and what a killed try of the job left to go on from.
+
+    Files of a storage provider are not among them: the job on the node brings those itself.
+    """
+    return [*_local(job.input), *(path for path in _resume(job) if Path(path).exists())]
+
+
+def job_files(job: Job, root: Path) -> JobFiles:
+    """What a job gives back, as paths in the workflow's folder.
+
+    Raises:
+        WorkflowError: If one is outside of it.
+    """
+    single = job.jobs if job.is_group() else [job]
+    benchmarks = [each.benchmark for each in single if each.benchmark]
+    return JobFiles(
+        outputs=[inside(path, root) for path in _local(job.output)],
+        logs=[inside(path, root) for path in (*_local(job.log), *_local(benchmarks))],
+        resume=[inside(path, root) for path in _resume(job)],
+    )
+
+
+def wildcards_of(job: Job) -> dict[str, str]:
+    """The wildcards of a job; of a group there are none."""
+    return {} if job.is_group() else dict(job.wildcards_dict)
+
+
+def _local(paths: Iterable[str]) -> list[str]:
+    return [str(path) for path in paths if not getattr(path, "is_storage", False)]
+
+
+def _resume(job: Job) -> list[str]:
+    return str(job.resources.get("resume") or "").split()

@@ -1,0 +1,95 @@
+"""What a run's nodes cost: by job as they end, in a file beside Snakemake's own, and in sum."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass
+class Rent:
+    """The time that a job had a node."""
+
+    run: str
+    """The run."""
+    job: str
+    """Rule and wildcards."""
+    node: str
+    """The node's name."""
+    what: str
+    """What it is, and where."""
+    price_per_hour: float
+    """Dollars: by the catalogue, and of the node itself as soon as it is there."""
+    expected_minutes: float
+    """How long the job was said to take; 0 where nothing is said."""
+    started: float
+    """When the node was asked for, or taken, in seconds since 1970."""
+    ended: float | None = None
+    """When it was given back."""
+    outcome: str | None = None
+    """How the job ended there: succeeded, failed, lost, cancelled, no capacity."""
+
+    @property
+    def minutes(self) -> float:
+        """So far."""
+        return ((self.ended or time.time()) - self.started) / 60
+
+    @property
+    def dollars(self) -> float:
+        """So far."""
+        return self.minutes / 60 * self.price_per_hour
+
+    @property
+    def expected_dollars(self) -> float:
+        """In the end, if it takes as long as was said."""
+        minutes = self.minutes if self.ended else max(self.minutes, self.expected_minutes)
+        return minutes / 60 * self.price_per_hour
+
+
+class Ledger:
+    """What a run's jobs cost.
+
+    Args:
+        path: A file of JSON lines, to which each ended rent is added.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rents: list[Rent] = []
+        self._lock = threading.Lock()
+
+    def open(self, rent: Rent) -> Rent:
+        """Note that a job has a node from now on."""
+        with self._lock:
+            self._rents.append(rent)
+        return rent
+
+    def close(self, rent: Rent, outcome: str) -> None:
+        """Note that it has it no more."""
+        rent.ended, rent.outcome = time.time(), outcome
+        with self._lock, self._path.open("a") as file:
+            file.write(json.dumps(asdict(rent) | {"dollars": round(rent.dollars, 4)}) + "\n")
+
+    @property
+    def committed(self) -> float:
+        """Dollars that are spent, or will be when the jobs that run have ended."""
+        with self._lock:
+            return sum(rent.expected_dollars for rent in self._rents)
+
+    def summary(self) -> str | None:
+        """What was rented in all, and what each job cost; None if nothing was."""
+        with self._lock:
+            rents = list(self._rents)
+        if not rents:
+            return None
+        by_job: dict[str, float] = {}
+        for rent in rents:
+            by_job[rent.job] = by_job.get(rent.job, 0) + rent.dollars
+        n_nodes, minutes = len({rent.node for rent in rents}), sum(rent.minutes for rent in rents)
+        total = sum(by_job.values())
+        lines = [f"  {job}: ${dollars:.2f}" for job, dollars in by_job.items()]
+        head = f"Rented {n_nodes} node{'s' if n_nodes > 1 else ''} for {minutes:.0f} minutes of jobs: ${total:.2f}"
+        return "\n".join([f"{head}, by SkyPilot's prices ({self._path}).", *lines])

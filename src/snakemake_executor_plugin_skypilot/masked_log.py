@@ -1,0 +1,68 @@
+"""A log that shows no secret and no colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+# Escape sequences of terminals.
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r(?!\n)")
+# A secret of fewer letters would blacken half of a log.
+SHORTEST_SECRET = 4
+
+
+class MaskedLog(io.TextIOBase):
+    """A text file for what a node says, which leaves out the values of secrets and what only a terminal understands.
+
+    Args:
+        path: The file; what is there already stays.
+        secrets: Values that must not be in it.
+        n_last: How many lines are kept for `last_lines`.
+    """
+
+    def __init__(self, path: Path, secrets: Iterable[str], *, n_last: int = 20) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.name = str(path)
+        self._file = path.open("a", encoding="utf-8", errors="replace")
+        self._secrets = sorted((s for s in secrets if len(s) >= SHORTEST_SECRET), key=len, reverse=True)
+        self._last: deque[str] = deque(maxlen=n_last)
+        self._unfinished = ""
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Add text; a line appears when it is whole, as a secret may come in two pieces."""
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        for line in lines:
+            self._add(line)
+        return len(text)
+
+    def _add(self, line: str) -> None:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        line = CONTROL.sub("", line)
+        self._file.write(line + "\n")
+        self._file.flush()
+        if line.strip():
+            self._last.append(line)
+
+    def flush(self) -> None:
+        """Whole lines are in the file already."""
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The last lines that are not empty."""
+        return list(self._last)
+
+    def close(self) -> None:
+        """Write what is unfinished, and close the file."""
+        if not self.closed:
+            if self._unfinished:
+                self._add(self._unfinished)
+            self._file.close()
+        super().close()

@@ -1,0 +1,101 @@
+"""The node that a job wants: its rule's resources, and the settings where they say nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
+
+EXAMPLE = "Write it as accelerators='A100-80GB:1,H100-SXM:1': alternatives by comma, each NAME or NAME:COUNT."
+TRUE, FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+
+
+class Accelerators(NamedTuple):
+    """Some cards of a kind."""
+
+    name: str
+    """As SkyPilot calls it."""
+    number: int
+    """How many in the node."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.number}"
+
+
+class WantedNode(NamedTuple):
+    """What a node has to have."""
+
+    accelerators: tuple[Accelerators, ...]
+    """Alternatives; none: a node without accelerator."""
+    disk_gb: int
+    """Its disk."""
+    spot: bool
+    """Whether it may be taken away."""
+    cpus: int
+    """Processors at least, where it has no accelerator."""
+
+    @property
+    def kind(self) -> tuple[tuple[Accelerators, ...], bool, int]:
+        """What a node must have in common with another to take its jobs, its disk aside."""
+        return self.accelerators, self.spot, self.cpus
+
+    def __str__(self) -> str:
+        cards = " or ".join(map(str, self.accelerators)) or f"{self.cpus} CPUs"
+        return f"{cards}, {self.disk_gb} GB{', spot' if self.spot else ''}"
+
+
+def wanted_node(resources: Mapping[str, Any], threads: int, settings: ExecutorSettings, *, job: str) -> WantedNode:
+    """The node of a job.
+
+    Args:
+        resources: The job's resources.
+        threads: Its threads.
+        settings: What holds where it has no such resource.
+        job: Its name, for messages.
+
+    Raises:
+        WorkflowError: If a resource is of the wrong form.
+    """
+    said = resources.get("accelerators") or settings.accelerators
+    accelerators = parse_accelerators(said, key=f"resources.accelerators of {job}") if said else ()
+    return WantedNode(
+        accelerators=accelerators,
+        disk_gb=_whole(resources.get("disk_gb", settings.disk_size), key=f"resources.disk_gb of {job}"),
+        spot=_truth(resources.get("spot", settings.use_spot), key=f"resources.spot of {job}"),
+        cpus=0 if accelerators else max(1, threads),
+    )
+
+
+def parse_accelerators(text: object, *, key: str) -> tuple[Accelerators, ...]:
+    """Alternatives such as `A100-80GB:1,H100-SXM:1`, each once.
+
+    Args:
+        text: What was written.
+        key: Where, for messages.
+
+    Raises:
+        WorkflowError: If it is of another form.
+    """
+    alternatives = []
+    for part in str(text).split(","):
+        found = re.fullmatch(r"\s*([A-Za-z][\w.-]*)\s*(?::\s*([1-9]\d*)\s*)?", part)
+        if found is None:
+            raise told("Accelerators cannot be read.", key=key, got=text, remedy=EXAMPLE)
+        alternatives.append(Accelerators(found.group(1), int(found.group(2) or 1)))
+    return tuple(dict.fromkeys(alternatives))
+
+
+def _whole(value: object, *, key: str) -> int:
+    if isinstance(value, int) and value > 0:
+        return value
+    raise told("A disk's size is no whole number of GB above 0.", key=key, got=value)
+
+
+def _truth(value: object, *, key: str) -> bool:
+    said = str(value).lower()
+    if said not in TRUE | FALSE:
+        raise told("It is neither true nor false.", key=key, got=value, remedy="Write true or false.")
+    return said in TRUE

@@ -1,0 +1,128 @@
+"""The nodes of a run: rented as jobs want them, kept for following jobs where they are reused, ended with the run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from snakemake_executor_plugin_skypilot.errors import CancelledError
+from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
+
+
+@dataclass
+class Node:
+    """A node of this run, from the moment on that it is asked for."""
+
+    name: str
+    """Its name, which SkyPilot knows too."""
+    wanted: WantedNode
+    """What it was rented for."""
+    is_ready: bool = False
+    """Whether it has been set up: a job of before ran on it."""
+    in_use: bool = field(default=True)
+    """Whether a job has it."""
+
+
+class NodePool:
+    """The nodes of a run. A job takes one and gives it back.
+
+    Args:
+        new_name: Gives the name of the next node.
+        end: Ends a node, by name.
+        reuse: How many nodes of a kind are rented and kept; 0: one for each job, which ends with it.
+        keep_running: Whether none is ended.
+        report: Is told of a node that could not be ended.
+    """
+
+    def __init__(
+        self,
+        new_name: Callable[[], str],
+        end: Callable[[str], None],
+        *,
+        reuse: int,
+        keep_running: bool,
+        report: Callable[[str], None],
+    ) -> None:
+        self._new_name = new_name
+        self._end = end
+        self._reuse = reuse
+        self._keep_running = keep_running
+        self._report = report
+        self._nodes: dict[str, Node] = {}
+        self._changed = threading.Condition()
+        self._is_closed = False
+        # Ending takes seconds to a minute, and no job has to wait for it.
+        self._enders = ThreadPoolExecutor(max_workers=8, thread_name_prefix="end-node")
+        self._ending: dict[str, object] = {}
+
+    def take(self, wanted: WantedNode) -> Node:
+        """A node for a job: one that waits for it, or a new one that is to be launched; waits where enough are rented.
+
+        Raises:
+            CancelledError: If the run is being ended.
+        """
+        with self._changed:
+            while not self._is_closed:
+                of_kind = [node for node in self._nodes.values() if node.wanted.kind == wanted.kind]
+                idle = [node for node in of_kind if not node.in_use]
+                large_enough = [node for node in idle if node.wanted.disk_gb >= wanted.disk_gb]
+                if large_enough:
+                    large_enough[0].in_use = True
+                    return large_enough[0]
+                if self._reuse and len(of_kind) >= self._reuse and idle:
+                    # Those that wait have too small a disk for it.
+                    self._discard(idle[0])
+                    continue
+                if not self._reuse or len(of_kind) < self._reuse:
+                    node = Node(self._new_name(), wanted)
+                    self._nodes[node.name] = node
+                    return node
+                self._changed.wait()
+            raise CancelledError
+
+    def give_back(self, node: Node, *, is_sound: bool) -> None:
+        """Keep a node for the next job, or end it.
+
+        Args:
+            node: The node.
+            is_sound: Whether its job ran to its end there, well or not, so that the next one can.
+        """
+        with self._changed:
+            node.in_use = False
+            if is_sound and self._reuse and not self._is_closed:
+                node.is_ready = True
+            else:
+                self._discard(node)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all nodes, and wait until they are."""
+        with self._changed:
+            self._is_closed = True
+            for node in list(self._nodes.values()):
+                self._discard(node)
+            self._changed.notify_all()
+            ending = list(self._ending.values())
+        wait(ending)  # type: ignore[arg-type]
+
+    @property
+    def names(self) -> list[str]:
+        """The nodes that are not ended yet."""
+        with self._changed:
+            return [*self._nodes, *self._ending]
+
+    def _discard(self, node: Node) -> None:
+        """Forget a node and end it in the background; the lock is held."""
+        if self._nodes.pop(node.name, None) is None or self._keep_running:
+            return
+        self._ending[node.name] = self._enders.submit(self._ended, node.name)
+
+    def _ended(self, name: str) -> None:
+        try:
+            self._end(name)
+        except Exception as error:
+            self._report(f"Node {name} could not be ended: {error}\nEnd it by hand: sky down {name}")
+        with self._changed:
+            self._ending.pop(name, None)

@@ -1,0 +1,184 @@
+"""What is checked before anything is rented: keys, tools, SkyPilot's own check, prices, nodes that were left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dotenv import load_dotenv
+from snakemake_interface_common.exceptions import WorkflowError
+
+from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
+from snakemake_executor_plugin_skypilot.prices import Prices, cheapest
+
+RUNPOD_KEY = "RUNPOD_API_KEY"
+# A private key to use in place of the one that SkyPilot makes.
+SSH_KEY = "SKYPILOT_SSH_KEY"
+WHERE = "Set it in the environment or in .env"
+
+
+class Planned(NamedTuple):
+    """A job of the run."""
+
+    job: str
+    """Rule and wildcards."""
+    wanted: WantedNode
+    """Its node."""
+    minutes: float
+    """Its resource `runtime`; 0 if it has none."""
+
+
+def load_environment(file: Path) -> None:
+    """Add the variables of a file to this process's environment; those that are set stay as they are."""
+    load_dotenv(file, override=False)
+
+
+def secret_values(names: str | None) -> dict[str, str]:
+    """The variables of a list by comma that are set."""
+    wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
+    return {name: os.environ[name] for name in wanted if os.environ.get(name)}
+
+
+def check_access(sky: Any, infra: str) -> None:
+    """Refuse a cloud that cannot be used.
+
+    Raises:
+        WorkflowError: If a tool, a key or SkyPilot's leave is missing, or the key is refused.
+    """
+    for tool in ("ssh", "rsync"):
+        if shutil.which(tool) is None:
+            raise told(
+                f"SkyPilot wants {tool}.", got="it is not installed", remedy="apt-get install openssh-client rsync"
+            )
+    cloud = infra.partition("/")[0].lower()
+    if cloud == "runpod":
+        ensure_runpod_config(Path.home() / ".runpod/config.toml", os.environ)
+    ensure_ssh_key(sky, os.environ.get(SSH_KEY))
+    _refuse_bad_credentials(sky, cloud)
+    if cloud not in _enabled(sky):
+        # Its verdict is kept by SkyPilot until it is asked again.
+        sky.get(sky.client.sdk.check((cloud,), verbose=False))
+        if cloud not in _enabled(sky):
+            raise told("SkyPilot may not use this cloud.", key="infra", got=infra, remedy=f"Run: sky check {cloud}")
+
+
+def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
+    """Write the file that SkyPilot insists on from the key, or compare the two.
+
+    A node ends itself with the key of the file: one that is not the key it was rented with would leave it running.
+
+    Raises:
+        WorkflowError: If there is no key, or the two differ.
+    """
+    key = environment.get(RUNPOD_KEY)
+    if not path.exists():
+        if not key:
+            remedy = f"{WHERE}; RunPod makes one at console.runpod.io/user/settings."
+            raise told("There is no key for RunPod.", key=RUNPOD_KEY, remedy=remedy)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f'[default]\napi_key = "{key}"\n')
+        return
+    try:
+        kept = tomllib.loads(path.read_text())["default"]["api_key"]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        raise told(
+            "The file with RunPod's key cannot be read.", got=path, remedy="Remove it: it is written anew."
+        ) from None
+    if key and key != kept:
+        remedy = f"Remove {path}, which is then written from {RUNPOD_KEY}, or unset {RUNPOD_KEY}."
+        raise told("There are two keys for RunPod, and they differ.", got=f"{RUNPOD_KEY} and {path}", remedy=remedy)
+
+
+def ensure_ssh_key(sky: Any, chosen: str | None) -> None:
+    """Have SkyPilot use a chosen private key; without one it makes a pair of its own.
+
+    Raises:
+        WorkflowError: If the key is missing, or SkyPilot has another one already.
+    """
+    if not chosen:
+        return
+    private = Path(chosen).expanduser()
+    public = private.with_name(private.name + ".pub")
+    for path in (private, public):
+        if not path.is_file():
+            raise told("An ssh key is missing.", key=SSH_KEY, got=path, remedy="Make one with ssh-keygen, or unset it.")
+    auth = sky.utils.auth_utils
+    kept_private, kept_public, _ = auth.get_ssh_key_and_lock_path(sky.utils.common_utils.get_user_hash())
+    target = Path(kept_private).expanduser()
+    if target.exists() and target.read_bytes() != private.read_bytes():
+        raise told("SkyPilot has another ssh key already.", key=SSH_KEY, got=target, remedy=f"Unset {SSH_KEY}.")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(public, Path(kept_public).expanduser())
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(private.read_bytes())
+
+
+def _refuse_bad_credentials(sky: Any, cloud: str) -> None:
+    """Ask the cloud itself: what SkyPilot found out some day may hold no more."""
+    from sky.clouds.cloud import CloudCapability  # pyright: ignore[reportMissingImports]
+    from sky.server.common import is_api_server_local  # pyright: ignore[reportMissingImports]
+    from sky.utils.registry import CLOUD_REGISTRY  # pyright: ignore[reportMissingImports]
+
+    if not is_api_server_local():
+        return
+    try:
+        known = CLOUD_REGISTRY.from_str(cloud)
+    except ValueError as error:
+        raise told("SkyPilot knows no such cloud.", key="infra", got=cloud, remedy=str(error)) from None
+    may, reason = known.check_credentials(CloudCapability.COMPUTE)
+    if not may:
+        raise told(
+            "The cloud refuses the key, or there is none.", key="infra", got=reason, remedy=f"Run: sky check {cloud}"
+        )
+
+
+def _enabled(sky: Any) -> set[str]:
+    return {name.lower() for name in sky.get(sky.client.sdk.enabled_clouds())}
+
+
+def expected_cost(
+    jobs: Iterable[Planned], prices: Prices, *, max_price_per_hour: float | None, max_price_total: float | None
+) -> list[str]:
+    """Lines that say what a run is going to rent and cost.
+
+    Raises:
+        WorkflowError: If a job wants what is not sold or costs too much, or all together cost too much.
+    """
+    lines, total = [], 0.0
+    for job, wanted, minutes in jobs:
+        price = price_per_hour(job, wanted, prices, max_price_per_hour)
+        dollars = minutes / 60 * price
+        total += dollars
+        takes = f", {minutes:.0f} min: ${dollars:.2f}" if minutes else ""
+        lines.append(f"  {job}: {wanted}, from ${price:.2f} an hour{takes}" if price else f"  {job}: {wanted}")
+    if max_price_total is not None and total > max_price_total:
+        remedy = f"Raise it to at least {total:.2f}, or run a part of it."
+        raise told(
+            f"The run may not cost more than ${max_price_total:g}.",
+            key="max-price-total",
+            got=f"${total:.2f}",
+            remedy=remedy,
+        )
+    cap = f" of at most ${max_price_total:g}" if max_price_total is not None else ""
+    return [f"To be rented, if all goes as expected, for ${total:.2f}{cap}:", *lines]
+
+
+def price_per_hour(job: str, wanted: WantedNode, prices: Prices, at_most: float | None) -> float:
+    """Dollars of the cheapest node for a job; 0 of one without accelerators, which the catalogue does not list.
+
+    Raises:
+        WorkflowError: If it wants what is not sold or costs too much.
+    """
+    if not wanted.accelerators:
+        return 0.0
+    try:
+        return cheapest(prices.offers(wanted.accelerators), wanted, at_most)
+    except WorkflowError as error:
+        raise WorkflowError(f"{job}: {error}") from None

@@ -1,0 +1,48 @@
+"""Runs of a workflow's folder, and the nodes that earlier ones left."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from snakemake_executor_plugin_skypilot.names import new_run, run_of
+
+
+class RunLock:
+    """A run that is alive: a file that its process holds a lock of, which ends with it however it ends.
+
+    Args:
+        folder: Where the files of all runs are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = new_run()
+        self._path = folder / self.name
+        self._file: IO[str] = self._path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def release(self) -> None:
+        """The run has ended, and left nothing."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def is_alive(run: str, folder: Path) -> bool:
+    """Whether the process of a run is there."""
+    try:
+        with (folder / run).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def orphans(nodes: Sequence[Any], project: str, folder: Path) -> list[Any]:
+    """Of SkyPilot's nodes those of runs of this project that are over."""
+    runs = {node["name"]: run_of(node["name"], project) for node in nodes}
+    return [node for node in nodes if (run := runs[node["name"]]) is not None and not is_alive(run, folder)]

@@ -1,0 +1,68 @@
+"""What travels to a node: the workflow's sources, and a job's inputs, in one folder as they lie here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from snakemake_executor_plugin_skypilot.errors import told
+
+# In a folder that has this file SkyPilot leaves out what it names, and not what .gitignore does, as results are.
+SKYIGNORE = ".skyignore"
+# Names of files with secrets, which stay here even if somebody put them under version control.
+SECRET_NAMES = (".env", ".env.*", ".netrc")
+
+
+def fill(folder: Path, sources: Iterable[str], inputs: Iterable[str], *, root: Path) -> None:
+    """Put a job's files into a folder, by hard links where that is possible.
+
+    Args:
+        folder: An empty folder, which is the workflow's on the node.
+        sources: Files that belong to the workflow; one that is not there is left out.
+        inputs: Files and folders that the job reads.
+        root: The workflow's folder here.
+
+    Raises:
+        WorkflowError: If an input lies elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SKYIGNORE).write_text("")
+    for source in sorted(sources):
+        path = Path(source)
+        if ".." in path.parts or any(path.match(name) for name in SECRET_NAMES) or not (root / path).is_file():
+            continue
+        if path.name != SKYIGNORE:
+            _place(root / path, folder / path)
+    for given in inputs:
+        relative = inside(given, root)
+        if (root / relative).is_dir():
+            shutil.copytree(root / relative, folder / relative, copy_function=_place, dirs_exist_ok=True)
+        else:
+            _place(root / relative, folder / relative)
+
+
+def inside(path: str, root: Path) -> str:
+    """A path as seen from the workflow's folder.
+
+    Raises:
+        WorkflowError: If it is outside.
+    """
+    relative = os.path.relpath(os.path.join(root, path), root)
+    if relative.startswith(".."):
+        remedy = "Link or copy it into the workflow's folder, or name it through a storage plugin."
+        raise told("A file that a node would have to get is outside of the workflow's folder.", got=path, remedy=remedy)
+    return relative
+
+
+def _place(source: str | Path, target: str | Path) -> str:
+    """A file at another place: the same one where both are on one disk, a copy elsewhere; of a link what it names."""
+    source, target = Path(source).resolve(), Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return str(target)

@@ -1,0 +1,169 @@
+"""A laboratory for the executor: a stand-in for RunPod, whose pods are namespaces of this machine, and SkyPilot itself.
+
+Nothing leaves the machine: RunPod's address is one on loopback, and a pod's only network is a veth pair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from tests.cloud.stand_in.catalog import write_catalog
+
+STAND_IN = Path(__file__).parent / "stand_in"
+KEY = "made-up-key-of-the-stand-in"
+COMMANDS = ("ip", "unshare", "rsync", "ssh", "/usr/sbin/sshd")
+
+
+def why_not() -> str | None:
+    """Why there can be no laboratory here; None if there can."""
+    try:
+        import sky  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return "SkyPilot is not installed here: make test-cloud"
+    if os.geteuid() != 0:
+        return "pods are namespaces, which only root can make"
+    missing = [command for command in COMMANDS if shutil.which(command) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (Debian: iproute2 rsync openssh-client openssh-server)"
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        return "this kernel has no overlayfs"
+    return None
+
+
+class Lab:
+    """The stand-in and SkyPilot's server, with a home of their own.
+
+    Args:
+        folder: For all files; pods do not see it.
+        image: What pods have beside this machine's root; made if it is not there.
+    """
+
+    def __init__(self, folder: Path, image: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.image = image
+        self.port = _free_port()
+        self.environment = self._environment()
+        self._api: subprocess.Popen[bytes] | None = None
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SKYPILOT", "RUNPOD", "HF_"))}
+        tools = Path(sys.executable).parent
+        return kept | {
+            "HOME": str(self.home),
+            "PATH": f"{tools}:{kept['PATH']}",
+            "RUNPOD_API_BASE_URL": f"http://127.0.0.1:{self.port}",
+            "RUNPOD_API_KEY": KEY,
+            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+            "SKYPILOT_API_SERVER_LOCAL_PORT": str(_free_port()),
+            "no_proxy": "*",
+        }
+
+    def start(self) -> None:
+        """Make the image if need be, and start the stand-in; SkyPilot's server is started by whoever asks it first."""
+        self.home.mkdir(parents=True)
+        write_catalog(self.home)
+        make_image(self.image)
+        environment = self.environment | {
+            "POD_IMAGE": str(self.image),
+            "POD_HIDES": str(self.folder),
+            "POD_API_PORT": str(self.port),
+        }
+        command = [sys.executable, STAND_IN / "runpod_api.py", str(self.port), KEY, self.folder]
+        log = (self.folder / "runpod_api.log").open("w")
+        self._api = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        _wait_for(lambda: _listens(self.port), seconds=30)
+
+    def stop(self) -> None:
+        """End SkyPilot's server, all pods and the stand-in."""
+        subprocess.run(["sky", "api", "stop"], env=self.environment, capture_output=True, timeout=60)
+        for pod in self.pods:
+            self.steer("preempt", id=pod["id"])
+        if self._api is not None:
+            self._api.terminate()
+            self._api.wait()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Pods and events, as the stand-in tells them."""
+        with urlopen(f"http://127.0.0.1:{self.port}/state") as answer:
+            return json.load(answer)
+
+    @property
+    def pods(self) -> list[dict[str, Any]]:
+        """The pods there are, those that do not run among them."""
+        return self.state["pods"]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What happened of a kind."""
+        return [event for event in self.state["events"] if event["event"] == kind]
+
+    def steer(self, action: str, **values: object) -> None:
+        """Have something happen: preempt, cut, refuse, break (see stand_in/runpod_api.py)."""
+        query = "&".join(f"{name}={value}" for name, value in values.items())
+        with urlopen(Request(f"http://127.0.0.1:{self.port}/{action}?{query}", data=b"")) as answer:
+            answer.read()
+
+    def wait_for_no_pod(self, seconds: float) -> float:
+        """Wait until all pods are gone; how many seconds that took."""
+        start = time.monotonic()
+        _wait_for(lambda: not self.pods, seconds=seconds)
+        return time.monotonic() - start
+
+    def snakemake(self, folder: Path, *arguments: str, **extra: str) -> subprocess.Popen[str]:
+        """Start Snakemake in a workflow's folder."""
+        command = [sys.executable, "-m", "snakemake", "--executor", "skypilot", *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=self.environment | extra,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def make_image(folder: Path) -> None:
+    """What pods have beside this machine's root: a minute, once."""
+    import sky  # pyright: ignore[reportMissingImports]
+    from sky.skylet.constants import SKY_REMOTE_RAY_VERSION  # pyright: ignore[reportMissingImports]
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    base = Path(sys.base_prefix) / "bin/python3"
+    subprocess.run([STAND_IN / "image.sh", folder, base, sky.__version__, SKY_REMOTE_RAY_VERSION], check=True)
+
+
+def end(process: subprocess.Popen[str], signal_number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process that may be gone."""
+    if process.poll() is None:
+        process.send_signal(signal_number)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(holds: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"It did not come true within {seconds:.0f} s.")
+        time.sleep(0.5)
