@@ -14,6 +14,7 @@ from outlier_moe.plots.marks import (
     label_rows,
     named,
     position,
+    sized,
 )
 from outlier_moe.plots.scales import PixelScale, domain_of
 
@@ -50,7 +51,7 @@ def expert_load_chart(experts: pl.DataFrame, *, width: int = 460, height: int = 
         .sort("layer", "rank")
         .rows(named=True)
     )
-    return (
+    chart = (
         alt.Chart(named(rows, "cells"))
         .mark_rect()
         .encode(
@@ -70,8 +71,8 @@ def expert_load_chart(experts: pl.DataFrame, *, width: int = 460, height: int = 
                 alt.Tooltip("relative:Q", title="of an equal share", format=".2f"),
             ],
         )
-        .properties(width=width, height=height)
     )
+    return sized(chart, width=width, height=height)
 
 
 def expert_peak_chart(experts: pl.DataFrame, *, width: int = 460, height: int = 280) -> Layered:
@@ -116,8 +117,9 @@ def expert_peak_chart(experts: pl.DataFrame, *, width: int = 460, height: int = 
         "tooltip": tooltip,
     }
     others = [row for row in rows if not row["is_super"]][:MOST_MARKS]
-    return alt.layer(
+    chart = alt.layer(
         alt.Chart(named(others, "others")).mark_point(size=20, filled=True, opacity=0.5).encode(x=x, y=y, **look),
         alt.Chart(named(found[:MOST_NAMED], "points")).mark_point(size=80, filled=True).encode(x=x, y=y, **look),
         *label_layers(label_rows(found[:MOST_NAMED], across, down), x, y),
-    ).properties(width=width, height=height, usermeta=label_meta())
+    )
+    return sized(chart, width=width, height=height, usermeta=label_meta())

@@ -7,7 +7,7 @@ from typing import Literal
 import altair as alt
 import polars as pl
 
-from outlier_moe.plots.marks import Layered, logarithmic, named
+from outlier_moe.plots.marks import Layered, logarithmic, named, sized
 from outlier_moe.taps import TAPS, VIEWS, Tap, View
 
 MOST_FEATURES = 40
@@ -52,7 +52,7 @@ def layer_profile_chart(sites: pl.DataFrame, *, figure: SiteFigure, width: int =
     line = base.mark_line(strokeWidth=1.75, point=alt.OverlayMarkDef(size=22)).encode(
         y=y, strokeDash=dashes, tooltip=tooltip
     )
-    return alt.layer(band, line).properties(width=width, height=height)
+    return sized(alt.layer(band, line), width=width, height=height)
 
 
 def tap_colour(taps: list[Tap]) -> alt.Color:
@@ -88,7 +88,7 @@ def feature_heatmap_chart(
         .sort("layer", "feature")
         .rows(named=True)
     )
-    return (
+    chart = (
         alt.Chart(named(rows, "cells"))
         .mark_rect()
         .encode(
@@ -111,5 +111,5 @@ def feature_heatmap_chart(
                 alt.Tooltip("peak:Q", title="largest |x|", format=",.4~r"),
             ],
         )
-        .properties(width=width, height=max(60, 13 * len(shown)))
     )
+    return sized(chart, width=width, height=max(60, 13 * len(shown)))

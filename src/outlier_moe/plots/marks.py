@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 import numpy as np
@@ -13,6 +13,7 @@ from outlier_moe.plots.labels import Lines, place_labels
 from outlier_moe.plots.scales import PixelScale, ScaleKind, domain_of, ticks_of
 from outlier_moe.plots.theme import LABEL_SIZE
 
+Chart = TypeVar("Chart", bound=alt.TopLevelMixin)
 Layered = alt.LayerChart | alt.FacetChart
 """What `alt.layer` gives."""
 KINDS = ["dense", "moe"]
@@ -27,6 +28,18 @@ def named(rows: list[dict[str, Any]], name: str) -> alt.InlineData:
     """Rows as data that a page can find by name."""
     # As text, which altair does not take apart and check row by row.
     return alt.InlineData(values=json.dumps(rows), name=name, format=alt.JsonDataFormat(type="json"))
+
+
+def sized(chart: Chart, **properties: Any) -> Chart:
+    """A chart with its width, height and the like: `properties`, without a copy of everything in it.
+
+    Args:
+        chart: A chart that nothing else holds.
+        properties: Named as in Vega-Lite.
+    """
+    for name, value in properties.items():
+        setattr(chart, name, value)
+    return chart
 
 
 def kind_colour(*, legend: bool = True) -> alt.Color:

@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from outlier_moe.plots.layers import LAYER, tap_colour, tap_dashes
-from outlier_moe.plots.marks import logarithmic, named
+from outlier_moe.plots.marks import logarithmic, named, sized
 from outlier_moe.taps import TAPS, Tap
 
 PlaceKind = Literal["first token", "delimiter", "other"]
@@ -53,7 +53,7 @@ def place_share_chart(
     )
     taps: list[Tap] = [tap for tap in TAPS if any(row["tap"] == tap for row in rows)]
     title = "first token" if place == "first token" else "delimiters"
-    return (
+    chart = (
         alt.Chart(named(rows, "shares"))
         .mark_line(strokeWidth=1.75, point=alt.OverlayMarkDef(size=22))
         .encode(
@@ -68,8 +68,8 @@ def place_share_chart(
                 alt.Tooltip("n:Q", title="peaks"),
             ],
         )
-        .properties(width=width, height=height)
     )
+    return sized(chart, width=width, height=height)
 
 
 def position_profile_chart(
@@ -102,7 +102,7 @@ def position_profile_chart(
         .head(most)
         .rows(named=True)
     )
-    return (
+    chart = (
         alt.Chart(named(rows, "peaks"))
         .mark_point(size=34, filled=True, opacity=0.65)
         .encode(
@@ -119,5 +119,5 @@ def position_profile_chart(
                 alt.Tooltip("size:Q", title="|x|", format=",.4~r"),
             ],
         )
-        .properties(width=width, height=height)
     )
+    return sized(chart, width=width, height=height)

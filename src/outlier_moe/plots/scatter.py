@@ -19,6 +19,7 @@ from outlier_moe.plots.marks import (
     label_rows,
     named,
     position,
+    sized,
 )
 from outlier_moe.plots.quantities import FRACTIONS, PERPLEXITY, SIZES, SYSTEMATIC_FEATURES, Quantity
 from outlier_moe.plots.scales import PixelScale, domain_of
@@ -62,12 +63,14 @@ def scatter_chart(
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.65)
     points = base.mark_point(size=MARK_AREA, filled=True, opacity=0.95)
     names = label_rows(rows, across, down, also=hollow) if is_placed else []
-    return alt.layer(
+    chart = alt.layer(
         bars.encode(y=alt.Y("low:Q", title=y.title), y2=alt.Y2("high:Q"), color=kind_colour()),
         *(_hollow_layers(hollow, x_axis, y_axis, prefix) if hollow else []),
         points.encode(color=kind_colour(), shape=kind_shape(), tooltip=_tooltip(x, y)),
         *label_layers(names, x_axis, y_axis, prefix=prefix),
-    ).properties(
+    )
+    return sized(
+        chart,
         width=width,
         height=height,
         **({} if prefix else {"usermeta": label_meta()}),
@@ -194,9 +197,8 @@ def dual_chart(
     x_axis = position(alt.X, "x", x.title, x.scale, across.domain)
     y_axis = position(alt.Y, "y", _AFFECTED, "linear", down.domain)
     labels = label_layers(label_rows(rows, across, down) if is_placed else [], x_axis, y_axis)
-    return alt.layer(*_dual_layers(rows, ties, x_axis, y_axis), *labels).properties(
-        width=width, height=height, usermeta=label_meta()
-    )
+    chart = alt.layer(*_dual_layers(rows, ties, x_axis, y_axis), *labels)
+    return sized(chart, width=width, height=height, usermeta=label_meta())
 
 
 def _dual_layers(rows: list[dict[str, Any]], ties: list[dict[str, Any]], x: Any, y: Any) -> list[alt.Chart]:

@@ -24,6 +24,7 @@ from outlier_moe.plots.marks import (
     label_rows,
     named,
     position,
+    sized,
 )
 from outlier_moe.plots.scales import PixelScale, domain_of
 
@@ -116,9 +117,8 @@ def all_curves_chart(
         .encode(x=x, y=y, color=kind_colour(), shape=kind_shape(), tooltip=[alt.Tooltip("model:N")])
     )
     labels = label_rows(ends, across, down, lines=_segments(rows, across, down), dearest=DEAREST) if is_placed else []
-    return alt.layer(_own_threshold(magnitude, x), lines, marks, *label_layers(labels, x, y)).properties(
-        width=width, height=height, usermeta=label_meta(dearest=DEAREST)
-    )
+    chart = alt.layer(_own_threshold(magnitude, x), lines, marks, *label_layers(labels, x, y))
+    return sized(chart, width=width, height=height, usermeta=label_meta(dearest=DEAREST))
 
 
 def _segments(rows: list[dict[str, Any]], x: PixelScale, y: PixelScale) -> Lines:
@@ -181,4 +181,4 @@ def model_curves_chart(
             ],
         )
     )
-    return alt.layer(_own_threshold(magnitude, x), lines).properties(width=width, height=height)
+    return sized(alt.layer(_own_threshold(magnitude, x), lines), width=width, height=height)
