@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import polars as pl
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
-from outlier_moe.presets import FirstToken, Preset
+from outlier_moe.presets import FIRST_TOKENS, FirstToken, Preset
 from outlier_moe.recording_files import Recording
-from outlier_moe.taps import VIEWS, View
+from outlier_moe.taps import TAPS, VIEWS, View
 
 
 class _Shape(NamedTuple):
@@ -42,20 +43,21 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
     Raises:
         StudyError: If a threshold is not on the recording's ladder, or a view was not recorded.
     """
+    shapes = {preset.name: _shape(recording, preset) for preset in presets}
     # Presets share what is read: the counts of all views at one magnitude.
-    known: dict[float, dict[View, Hits]] = {}
+    known = {
+        magnitude: hits(recording, [each for each in presets if each.rule != "massive" and each.magnitude == magnitude])
+        for magnitude in dict.fromkeys(preset.magnitude for preset in presets if preset.rule != "massive")
+    }
     tables = []
     for preset in presets:
-        shape = _shape(recording, preset)
+        shape = shapes[preset.name]
         if preset.rule == "massive":
-            found = massive_rows(recording, preset).collect()
-            tables += [_massive(found, preset, shape, first_token) for first_token in ("included", "excluded")]
-            continue
-        if preset.magnitude not in known:
-            alike = [each for each in presets if each.rule != "massive" and each.magnitude == preset.magnitude]
-            known[preset.magnitude] = hits(recording, alike)
-        found_here = known[preset.magnitude][preset.view]
-        tables += [_judged(found_here, preset, shape, first_token) for first_token in ("included", "excluded")]
+            found = _massive_among(known, recording, preset)
+            tables += [_massive(found, preset, shape, first_token) for first_token in FIRST_TOKENS]
+        else:
+            found_here = known[preset.magnitude][preset.view]
+            tables += [_judged(found_here, preset, shape, first_token) for first_token in FIRST_TOKENS]
     order = ["preset", "first_token", "feature", "sequence"]
     columns = schemas.Systematic.column_names()
     tables = [table.select(pl.col(name) for name in columns if name in table.columns) for table in tables]
@@ -67,7 +69,8 @@ class Hits(NamedTuple):
     """What reaches one magnitude in one view; `n` counts positions, `first` says whether position 0 is among them."""
 
     sites: pl.DataFrame
-    """Per (tap, layer, sequence, feature), with its peaks and where they lie."""
+    """Per (tap, layer, sequence, feature), in this order but layers first, with its peaks and where they lie; `site` is
+    a number of the (tap, layer)."""
     any_site: pl.DataFrame
     """Per (sequence, feature): at any site of the view."""
 
@@ -93,7 +96,8 @@ def hits(recording: Recording, alike: list[Preset]) -> dict[View, Hits]:
         [
             recording.layer_outliers()
             .filter(reaching, pl.col("tap").is_in([tap for view in views for tap in VIEWS[view]]))
-            .select("tap", "layer", "sequence", "feature", *counted, *place),
+            .select("tap", "layer", "sequence", "feature", *counted, *place, site=_site())
+            .sort("site", "sequence", maintain_order=True),
             recording.any_layer_outliers()
             .filter(reaching, pl.col("view").is_in(views))
             .select("view", "sequence", "feature", *counted),
@@ -105,18 +109,34 @@ def hits(recording: Recording, alike: list[Preset]) -> dict[View, Hits]:
     }
 
 
+def _site() -> pl.Expr:
+    """A number that grows with the layer, then the tap."""
+    return pl.col("layer").cast(pl.UInt32) * len(TAPS) + pl.col("tap").to_physical()
+
+
 def massive_rows(recording: Recording, preset: Preset) -> pl.LazyFrame:
     """Rows that are massive by Sun et al. 2024 (arXiv 2402.17762): above a magnitude and a multiple of the median.
 
     The first token counts; without it fewer rows may be massive, and no others.
     """
+    return _massive_of(recording.layer_outliers(), recording, preset)
+
+
+def _massive_of(rows: pl.LazyFrame, recording: Recording, preset: Preset) -> pl.LazyFrame:
     medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
     return (
-        recording.layer_outliers()
-        .filter(pl.col("tap").is_in(VIEWS[preset.view]), pl.col("peak") > preset.magnitude)
+        rows.filter(pl.col("tap").is_in(VIEWS[preset.view]), pl.col("peak") > preset.magnitude)
         .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
         .filter(_is_massive(preset, "peak"))
     )
+
+
+def _massive_among(known: Mapping[float, dict[View, Hits]], recording: Recording, preset: Preset) -> pl.DataFrame:
+    """The massive rows, from what was read for other presets if that has them all."""
+    for magnitude, views in known.items():
+        if magnitude <= preset.magnitude and preset.view in views:
+            return _massive_of(views[preset.view].sites.lazy(), recording, preset).collect()
+    return massive_rows(recording, preset).collect()
 
 
 def _is_massive(preset: Preset, peak: str) -> pl.Expr:
@@ -178,10 +198,10 @@ def fraction(part: pl.Series, whole: int) -> pl.Series:
 def _judged(found: Hits, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
     unit = ["feature"] if preset.unit == "feature" else ["feature", "sequence"]
     positions = shape.position_denominator(preset, first_token)
-    site = pl.struct("tap", "layer").n_unique()
+    # A feature has one row a site in each sequence.
+    site = pl.len() if preset.unit == "feature_sequence" else pl.col("site").n_unique()
     over_sites = (
         without_first(found.sites.lazy(), first_token)
-        .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by(unit)
         .agg(
             n_values=pl.col("n").sum(),

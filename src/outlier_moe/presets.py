@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from outlier_moe.taps import View
 
 FirstToken = Literal["included", "excluded"]
+FIRST_TOKENS: tuple[FirstToken, ...] = ("included", "excluded")
 
 LEAST_LAYER_FRACTION = 0.05
 LEAST_POSITION_FRACTION = 0.01
