@@ -42,6 +42,12 @@ def between(low: float | None, high: float | None, form: str) -> str:
     return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, unless it is 0 as it is written."""
+    text = f"{value:+z.{digits}f}"
+    return text.removeprefix("+") if float(text) == 0 else text
+
+
 def have(whole: int) -> str:
     """The verb after `of_all`."""
     return "has" if whole == 1 else "have"

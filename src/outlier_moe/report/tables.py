@@ -143,6 +143,9 @@ def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
         and not frame[column].is_null().all()
         and column not in ("preset", "first_token")
     ]
+    if "other" in shown:
+        # Which two models a row speaks of, before what it says of them.
+        shown.sort(key=lambda column: column not in ("model", "other"))
     is_number = {column: frame.schema[column].is_numeric() for column in shown}
     return Table(
         id=name,
@@ -158,9 +161,9 @@ def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
 
 def _plain_cell(value: object, is_number: bool) -> Cell:
     if value is None:
-        return Cell("–")
+        return Cell("–", kind="number" if is_number else "")
     if isinstance(value, float):
-        return Cell(f"{value:.4g}", str(value), "number")
+        return Cell(f"{value:z.4g}", str(value), "number")
     text = str(value)
     return Cell(text, text, "number" if is_number else "wrap" if len(text) > 40 else "")
 

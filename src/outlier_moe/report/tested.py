@@ -166,7 +166,7 @@ def _sizes(row: Mapping[str, Any]) -> str:
 
 
 def _effect(row: Mapping[str, Any]) -> str:
-    effect = f"effect {row['effect']:+.2f}{between(row['low'], row['high'], '+.2f')}"
+    effect = f"effect {row['effect']:+z.2f}{between(row['low'], row['high'], '+z.2f')}"
     limit = row["smallest_p_value"]
     least = f", and so few cannot give less than p = {limit:.2g}" if limit is not None and limit > LEVEL else ""
     return f"{effect}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}{least}"
@@ -182,7 +182,7 @@ def _sparsity(chosen: pl.DataFrame, n_tests: int) -> list[Finding]:
             direction = "fewer" if row["effect"] > 0 else "more"
             noun = "" if parts else " systematic features"
             parts.append(f"{direction if row['q_value'] <= LEVEL else 'neither more nor fewer'}{noun} {name}")
-            tau = f"Kendall's τ with the active share {row['effect']:+.2f}{between(row['low'], row['high'], '+.2f')}"
+            tau = f"Kendall's τ with the active share {row['effect']:+z.2f}{between(row['low'], row['high'], '+z.2f')}"
             n = counted(row["n_dense"] + row["n_moe"], "model")
             details.append(f"{name} ({n}): {tau}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}")
     if not parts:

@@ -8,6 +8,7 @@ import polars as pl
 
 from outlier_moe.plots.upcycling import upcycling_charts
 from outlier_moe.report.charts import Picture, PictureGroup
+from outlier_moe.report.sentences import signed
 
 _PICTURES = {
     "losses": ("Loss over both phases", "Lines: training, the mean of ten steps; points: held-out text."),
@@ -42,7 +43,7 @@ def _text(summary: pl.DataFrame) -> str:
         .rows(named=True)
     )
     listed = "; ".join(
-        f"{row['arm']} ({row['pair']}) {row['final_loss_nats']:.4f}, jump {row['boundary_jump_nats']:+.4f}"
+        f"{row['arm']} ({row['pair']}) {row['final_loss_nats']:.4f}, jump {signed(row['boundary_jump_nats'], 4)}"
         for row in ends
     )
     return (

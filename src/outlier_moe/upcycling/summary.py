@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from outlier_moe.schemas.completing import completed
 from outlier_moe.schemas.upcycling import (
     ExpertLoad,
     UpcyclingCheckpoint,
     UpcyclingOutlier,
     UpcyclingRun,
     UpcyclingStep,
-    completed,
 )
 from outlier_moe.terminal.presentation import Column
 
@@ -221,6 +221,6 @@ def _outlier_figures(path: Path, index: int, time: str, preset: str) -> dict[str
 def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:
     """The summary with the losses in as many digits as tell arms apart."""
     return summary.with_columns(
-        pl.col("boundary_jump_nats").map_elements(lambda value: f"{value:+.6f}", return_dtype=pl.String),
+        pl.col("boundary_jump_nats").map_elements(lambda value: f"{value:+z.6f}", return_dtype=pl.String),
         pl.col("final_loss_nats").map_elements(lambda value: f"{value:.4f}", return_dtype=pl.String),
     )
