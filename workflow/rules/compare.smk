@@ -38,6 +38,7 @@ rule compare_models:
 rule plot_models:
     input:
         models="results/comparison/models.parquet",
+        vega="resources/vega.js",
     output:
         png="results/comparison/outliers.png",
         html="results/comparison/outliers.html",

@@ -1,5 +1,7 @@
 """Plot the comparison of the study's models."""
 
+from pathlib import Path
+
 import polars as pl
 
 from outlier_moe.plots import outlier_chart, save_chart
@@ -7,4 +9,4 @@ from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0]):
     chart = outlier_chart(pl.read_parquet(snakemake.input.models), preset=snakemake.params.preset)
-    save_chart(chart, dict(snakemake.output.items()))
+    save_chart(chart, dict(snakemake.output.items()), vega_bundle=Path(snakemake.input.vega).read_text())
