@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import polars as pl
 
@@ -16,7 +17,9 @@ from outlier_moe.study import validated_study
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 
 if TYPE_CHECKING:
+    from outlier_moe.planning.cluster import Cluster
     from outlier_moe.planning.plan import ModelPlan
+    from outlier_moe.planning.workload import Workload
 
 _COLUMNS = {
     "model": Column("model"),
@@ -44,9 +47,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="what recording a model takes: memory, disk, time, and the price of renting",
         description="What recording takes, from each model's configuration alone. Downloads no weights.",
     )
+    add_choices(parser)
+    parser.set_defaults(run=run)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is planned, and from what.
+
+    Args:
+        parser: Where to.
+    """
     parser.add_argument("models", nargs="*", metavar="MODEL", help="ids of config/models.yaml; default: the study's")
     parser.add_argument("--sweep", help="all models of a sweep: demo, dense, moe, survey, classics, full")
     parser.add_argument("--format", choices=get_args(OutputFormat), default="table", help="default: %(default)s")
+    parser.add_argument(
+        "--no-hub", action="store_true", help="ask no hub: take what is fetched, in its cache, or known"
+    )
     parser.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
     parser.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
     parser.add_argument("--cluster", type=Path, default=Path("config/cluster.yaml"), help="default: %(default)s")
@@ -54,7 +70,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--fetched", type=Path, default=Path("resources/models"), help="fetched models (default: %(default)s)"
     )
-    parser.set_defaults(run=run)
+
+
+class Planned(NamedTuple):
+    """The plans of the chosen models, and what they were made for."""
+
+    plans: list[ModelPlan]
+    """One for each model that there is."""
+    cluster: Cluster
+    """What can be rented."""
+    workload: Workload
+    """The study."""
+    device: str
+    """Where a model would run on this machine."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,36 +94,52 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
     """
-    # torch and transformers, which the other commands do without.
-    from outlier_moe.planning.cluster import load_cluster
-    from outlier_moe.planning.plan import plan_model, this_machine
-    from outlier_moe.planning.workload import study_workload
-
-    study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
-    registry = load_registry(arguments.registry, arguments.schemas / "models.schema.yaml")
-    cluster = load_cluster(arguments.cluster, arguments.schemas / "cluster.schema.yaml")
-    if arguments.models and arguments.sweep:
-        raise StudyError("Both models and a sweep are named.", key="--sweep", remedy="Name either.")
-    named = arguments.models or ([] if arguments.sweep else study["models"])
-    chosen = registry.chosen(named, sweep=arguments.sweep or study["sweep"])
-    workload, here = study_workload(study), this_machine()
-    plans = []
-    for entry in chosen:
-        if entry.unavailable is not None:
-            sys.stderr.write(f"{entry.id} is left out: {entry.unavailable}\n")
-            continue
-        plan = plan_model(entry, arguments.fetched, workload, cluster, here)
-        if plan.note is not None:
-            sys.stderr.write(f"{entry.id} is planned from the registry's figures. {plan.note}\n")
-        plans.append(plan)
+    plans, cluster, workload, device = plan_chosen(arguments)
     rows = [_row(plan) for plan in plans]
     frame = pl.DataFrame(rows)
     if arguments.format == "table":
         frame = pl.DataFrame([_for_people(row) for row in rows])
     tokens = f"{workload.n_sequences} x {workload.sequence_length} tokens"
-    show_frame(frame, _COLUMNS, output_format=arguments.format, title=f"Recording {tokens}, {here.device} here")
+    show_frame(frame, _COLUMNS, output_format=arguments.format, title=f"Recording {tokens}, {device} here")
     if arguments.format == "table":
         _warn(plans, cluster.max_price_total)
+
+
+def plan_chosen(
+    arguments: argparse.Namespace, change_prices: Callable[[Cluster], Cluster] = lambda cluster: cluster
+) -> Planned:
+    """The plans of the models that a command line chooses.
+
+    Args:
+        arguments: The command line, with what `add_choices` added.
+        change_prices: Gives the prices of the hour to what can be rented.
+
+    Raises:
+        StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
+    """
+    # torch and transformers, which the other commands do without.
+    from outlier_moe.planning.cluster import load_cluster
+    from outlier_moe.planning.plan import plan_models, this_machine
+    from outlier_moe.planning.workload import study_workload
+
+    study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
+    registry = load_registry(arguments.registry, arguments.schemas / "models.schema.yaml")
+    cluster = change_prices(load_cluster(arguments.cluster, arguments.schemas / "cluster.schema.yaml"))
+    if arguments.models and arguments.sweep:
+        raise StudyError("Both models and a sweep are named.", key="--sweep", remedy="Name either.")
+    named = arguments.models or ([] if arguments.sweep else study["models"])
+    chosen = registry.chosen(named, sweep=arguments.sweep or study["sweep"])
+    workload, here = study_workload(study), this_machine()
+    for entry in chosen:
+        if entry.unavailable is not None:
+            sys.stderr.write(f"{entry.id} is left out: {entry.unavailable}\n")
+    there = [entry for entry in chosen if entry.unavailable is None]
+    plans = []
+    for plan in plan_models(there, arguments.fetched, workload, cluster, here, ask_hub=not arguments.no_hub):
+        if plan.note is not None:
+            sys.stderr.write(f"{plan.entry.id} is planned from the registry's figures. {plan.note}\n")
+        plans.append(plan)
+    return Planned(plans, cluster, workload, here.device)
 
 
 def _row(plan: ModelPlan) -> dict[str, Any]:
@@ -128,6 +172,10 @@ def _row(plan: ModelPlan) -> dict[str, Any]:
         "evict": None if node is None else node.evict,
         "time_s": None if node is None else node.time_s,
         "price_usd": None if node is None else node.price,
+        "spot": None if node is None else node.tier.spot,
+        "n_gpus": None if node is None else node.tier.count,
+        "idle_minutes": None if node is None else node.tier.idle_minutes,
+        "max_price_per_hour": None if node is None else node.tier.max_price_per_hour,
     }
 
 

@@ -11,7 +11,7 @@ from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource, ModelEntry
 from outlier_moe.sources.checkpoint_files import weight_files
-from outlier_moe.sources.hub import download, resolve_model
+from outlier_moe.sources.hub import cached_model, download, resolve_model
 from outlier_moe.sources.origin import FILE, read_origin
 
 CONFIG = "config.json"
@@ -29,12 +29,13 @@ class FoundConfig(NamedTuple):
     """Where the configuration is from."""
 
 
-def find_config(entry: ModelEntry, models_directory: Path) -> FoundConfig:
+def find_config(entry: ModelEntry, models_directory: Path, *, ask_hub: bool = True) -> FoundConfig:
     """The configuration of a model: of its folder if it is fetched, else of its source.
 
     Args:
         entry: The model.
         models_directory: The folder with a folder for each fetched model.
+        ask_hub: Whether the hub is asked; otherwise what its cache holds has to do.
 
     Raises:
         StudyError: If the model cannot be had, its source refuses it or does not answer, or its family is unknown.
@@ -46,7 +47,7 @@ def find_config(entry: ModelEntry, models_directory: Path) -> FoundConfig:
         return FoundConfig(config, origin.weight_bytes or None, "fetched")
     match entry.source:
         case HubSource():
-            return _from_hub(entry, entry.source)
+            return _from_hub(entry, entry.source) if ask_hub else _from_hubs_cache(entry, entry.source)
         case DirectorySource() | CheckpointSource():
             folder = entry.source.path.expanduser()
             n_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -61,6 +62,13 @@ def find_config(entry: ModelEntry, models_directory: Path) -> FoundConfig:
                 got=entry.unavailable,
                 remedy=None if entry.unavailable else f"Run: snakemake {fetched}",
             )
+
+
+def _from_hubs_cache(entry: ModelEntry, source: HubSource) -> FoundConfig:
+    cached = cached_model(source.repo, source.revision)
+    if cached is None or cached.folder is None:
+        raise StudyError("The hub is not asked, and its cache does not hold the configuration.", got=source.repo)
+    return FoundConfig(read_config(cached.folder, trust_remote_code=entry.trust_remote_code), None, "hub")
 
 
 def _from_hub(entry: ModelEntry, source: HubSource) -> FoundConfig:

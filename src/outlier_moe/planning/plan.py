@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from outlier_moe.planning.workload import DeviceType, Workload
 from outlier_moe.recording.devices import free_by_card
 from outlier_moe.recording.modes import Mode
 from outlier_moe.registry import ModelEntry
+from outlier_moe.sources.hub import HubAwayError
 
 # For a model of which only the registry's figures are known: the fewest layers that published models of more than so
 # many parameters have, and parts of a layer as wide as in most.
@@ -50,6 +52,8 @@ class ModelPlan:
     """What the plan is made from: `fetched`, `hub` or `folder`, a configuration from there; or `registry`."""
     note: str | None
     """Why the registry's figures have to do."""
+    hub_is_away: bool
+    """Whether that is because the hub does not answer."""
     sizes: ModelSizes
     """Its sizes."""
     stored_bytes: int
@@ -74,8 +78,30 @@ def this_machine() -> Here:
     return Here("mps" if torch.backends.mps.is_available() else "cpu", available, ())
 
 
+def plan_models(
+    entries: Iterable[ModelEntry],
+    models_directory: Path,
+    workload: Workload,
+    cluster: Cluster,
+    here: Here,
+    *,
+    ask_hub: bool = True,
+) -> Iterator[ModelPlan]:
+    """The plans of models; see `plan_model`. A hub that does not answer is not asked again."""
+    for entry in entries:
+        plan = plan_model(entry, models_directory, workload, cluster, here, ask_hub=ask_hub)
+        ask_hub = ask_hub and not plan.hub_is_away
+        yield plan
+
+
 def plan_model(
-    entry: ModelEntry, models_directory: Path, workload: Workload, cluster: Cluster, here: Here
+    entry: ModelEntry,
+    models_directory: Path,
+    workload: Workload,
+    cluster: Cluster,
+    here: Here,
+    *,
+    ask_hub: bool = True,
 ) -> ModelPlan:
     """The plan of one model: from its configuration, or if that cannot be had from the registry's figures.
 
@@ -85,14 +111,15 @@ def plan_model(
         workload: The study.
         cluster: What can be rented.
         here: This machine.
+        ask_hub: Whether the hub is asked for a configuration that is not here; otherwise its cache has to do.
     """
-    note = None
+    note, hub_is_away = None, False
     try:
-        found = find_config(entry, models_directory)
+        found = find_config(entry, models_directory, ask_hub=ask_hub)
         sizes = model_sizes(found.config, dtype=workload.dtype, trust_remote_code=entry.trust_remote_code)
         basis, stored_bytes = found.place, found.stored_bytes or sizes.stored_bytes
     except StudyError as error:
-        note = " ".join(filter(None, [error.problem, error.remedy]))
+        note, hub_is_away = " ".join(filter(None, [error.problem, error.remedy])), isinstance(error, HubAwayError)
         sizes = registry_sizes(entry, workload)
         basis, stored_bytes = "registry", sizes.stored_bytes
     done = effort(sizes, workload)._replace(read_bytes=stored_bytes)
@@ -103,6 +130,7 @@ def plan_model(
         entry=entry,
         basis=basis,
         note=note,
+        hub_is_away=hub_is_away,
         sizes=sizes,
         stored_bytes=stored_bytes,
         effort=done,

@@ -31,8 +31,8 @@ class RecordOptions:
     """The whole model in memory, or one decoder layer at a time; `auto` takes the whole if it fits."""
     chunk: int | Literal["auto"] = "auto"
     """Sequences that go through the model together."""
-    evict: bool = False
-    """Whether a streamed model's shards from the hub are deleted after their use."""
+    evict: bool | Literal["auto"] = "auto"
+    """Whether a streamed model's shards from the hub are deleted after their use; `auto` if the disk is too small."""
     shard: Shard = WHOLE
     """The part of the sequences that is recorded."""
 

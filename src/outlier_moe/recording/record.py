@@ -132,7 +132,7 @@ def _load(
         workload = Workload(*tokens.tokens.shape, taps=options.taps, chunk=options.chunk, dtype=options.dtype)
         mode = fitting_mode(sizes, workload, device=device)
     if mode == "streamed":
-        source = fetched_shards(model_directory, evict_from=weights if options.evict else None)
+        source = fetched_shards(model_directory, weights, evict=options.evict)
         store = load_streamed(source, **how)
 
         def stream(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:

@@ -60,7 +60,13 @@ class HubSnapshot:
     license: str | None
     """What its card says of the licence."""
     files: tuple[HubFile, ...]
-    """All its files."""
+    """All its files; of one from the cache, those that it holds."""
+    folder: Path | None = None
+    """Where they are, of one from the cache."""
+
+
+class HubAwayError(StudyError):
+    """The hub does not answer: whatever else is asked of it, it will not."""
 
 
 def token() -> str | bool:
@@ -82,7 +88,7 @@ def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
         StudyError: If the hub has no such repository or revision, or cannot be asked.
     """
     if constants.HF_HUB_OFFLINE:
-        cached = _cached_snapshot(repo, revision)
+        cached = cached_model(repo, revision)
         if cached is not None:
             return cached
     with explained(repo, revision, key=key):
@@ -95,13 +101,14 @@ def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
     return HubSnapshot(repo, str(info.sha), license if isinstance(license, str) else None, tuple(files))
 
 
-def _cached_snapshot(repo: str, revision: str) -> HubSnapshot | None:
+def cached_model(repo: str, revision: str) -> HubSnapshot | None:
+    """What the hub's cache holds of a model at a revision; None if that is not even its configuration."""
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
     files = [HubFile(path.name, path.stat().st_size, None) for path in sorted(folder.iterdir()) if path.is_file()]
-    return HubSnapshot(repo, folder.name, None, tuple(files))
+    return HubSnapshot(repo, folder.name, None, tuple(files), folder)
 
 
 def download(repo: str, commit: str, names: Collection[str], *, key: str) -> Path:
@@ -195,5 +202,6 @@ def _explanation(error: Exception, repo: str, revision: str, *, key: str) -> Stu
         case _:
             problem = f"The hub could not be reached ({_cause(error)})."
             remedy = "Look to the network and the proxy and run again; what was downloaded is kept."
+            return HubAwayError(problem, key=f"{key}.repo", got=f"{repo} at {revision}", remedy=remedy)
     got = f"{repo} at {revision}, with {authorised}"
     return StudyError(problem, key=f"{key}.repo", got=got, remedy=remedy)

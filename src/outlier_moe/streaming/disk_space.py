@@ -36,6 +36,12 @@ def disk_full_is_told(path: Path) -> Iterator[None]:
         raise
 
 
+def free_bytes(place: Path) -> int:
+    """What the disk of a folder, which need not be there yet, has room for."""
+    folder = next(path for path in (place, *place.absolute().parents) if path.exists())
+    return shutil.disk_usage(folder).free
+
+
 def check_room(place: Path, n_bytes: int, *, remedy: str) -> None:
     """Refuse to begin what the disk has no room for.
 
@@ -47,8 +53,7 @@ def check_room(place: Path, n_bytes: int, *, remedy: str) -> None:
     Raises:
         StudyError: If there is less room.
     """
-    folder = next(path for path in (place, *place.absolute().parents) if path.exists())
-    if n_bytes > (free := shutil.disk_usage(folder).free):
+    if n_bytes > (free := free_bytes(place)):
         raise StudyError(
             "The disk has no room for the checkpoint.",
             file=place,

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from outlier_moe.sources.hub import explained, patiently, token
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.sources.safetensors_header import read_header
-from outlier_moe.streaming.disk_space import check_room, disk_full_is_told
+from outlier_moe.streaming.disk_space import check_room, disk_full_is_told, free_bytes
 from outlier_moe.streaming.shards import LocalShards, ShardSource
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,18 @@ N_DOWNLOADS = 4
 # shards have 17 GB, five are on the disk at a time.
 N_LAYERS_ON_DISK = 3
 
+# Where it is left to this module whether shards are kept: what is not filled of the disk.
+LEFT_FREE_BYTES = 5 * 10**9
 
-def fetched_shards(model_directory: Path, *, evict_from: Path | None = None) -> ShardSource:
+
+def fetched_shards(model_directory: Path, weights: Path, *, evict: bool | Literal["auto"] = False) -> ShardSource:
     """The weights of a fetched model, wherever they lie.
 
     Args:
         model_directory: What `fetch_model` wrote.
-        evict_from: A folder for shards from the hub, each deleted after its last use; None leaves them in the hub's
-            cache. What the cache holds already, and what lies in the user's folders, is used where it is and stays.
+        weights: A folder for shards from the hub that are deleted after their last use.
+        evict: Whether shards go there and not into the hub's cache; `auto` if the disk of the cache has no room for
+            all. What the cache holds already, and what lies in the user's folders, is used where it is and stays.
 
     Raises:
         StudyError: If the weights are not whole, or the hub's are refused.
@@ -45,7 +49,26 @@ def fetched_shards(model_directory: Path, *, evict_from: Path | None = None) -> 
     origin = read_origin(model_directory)
     if origin.checkpoint is not None:
         return LocalShards(open_checkpoint(model_directory))
-    return HubShards(origin, model_directory, evict_from=evict_from)
+    evicts = _no_room_for_all(origin, weights) if evict == "auto" else evict
+    return HubShards(origin, model_directory, evict_from=weights if evicts else None)
+
+
+def _no_room_for_all(origin: Origin, weights: Path) -> bool:
+    """Whether the disk of the hub's cache is too small for what it lacks of a model; a run that evicted goes on so."""
+    if weights.exists():
+        return True
+    lacking = [
+        file.size or 0
+        for file in origin.files
+        if file.name.endswith(".safetensors") and not _in_cache(origin.name, file.name, str(origin.revision))
+    ]
+    return sum(lacking) + LEFT_FREE_BYTES > free_bytes(Path(constants.HF_HUB_CACHE))
+
+
+def _in_cache(repo: str, name: str, commit: str) -> Path | None:
+    """A file in the hub's cache, if it is there."""
+    path = try_to_load_from_cache(repo, name, revision=commit)
+    return Path(path) if isinstance(path, str) else None
 
 
 class HubShards:
@@ -140,14 +163,12 @@ class HubShards:
         absent = [shard for shard in shards if self._cached(shard) is None and not (self._place / shard).exists()]
         remedy = "Make room where the results go."
         if self._evict_from is None:
-            remedy = "Make room in the hub's cache (HF_HOME), or move it. record_outliers.evict: true keeps the shards"
+            remedy = "Make room in the hub's cache (HF_HOME), or move it. record_outliers.evict: auto keeps the shards"
             remedy += " of a few layers on the disk and no more."
         check_room(self._place, self._n_bytes(absent), remedy=remedy)
 
     def _cached(self, shard: str) -> Path | None:
-        """A file in the hub's cache, if it is there."""
-        path = try_to_load_from_cache(self._repo, shard, revision=self._commit)
-        return Path(path) if isinstance(path, str) else None
+        return _in_cache(self._repo, shard, self._commit)
 
     def _download_ahead(self) -> None:
         first = 1 + self._n_finished

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -46,14 +46,16 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "small"
 
 
-def shards(hub: HubServer, checkpoint: Path, small: Path, *, evict: bool = False, **options: Any) -> HubShards:
+def shards(
+    hub: HubServer, checkpoint: Path, small: Path, *, evict: bool | Literal["auto"] = False, **options: Any
+) -> HubShards:
     if not small.exists():
         shutil.copytree(checkpoint, small, ignore=shutil.ignore_patterns("*.safetensors"))
         repository = hub.add_folder(REPO, checkpoint, **options)
         files = [FetchedFile(name, len(content), None) for name, content in repository.files.items()]
         known = {"license": None, "checkpoint": None, "dtype": None, "trust_remote_code": False}
         write_origin(Origin("llama", "hub", REPO, repository.commit, files=tuple(files), **known), small)
-    source = fetched_shards(small, evict_from=small.with_name("shards") if evict else None)
+    source = fetched_shards(small, small.with_name("shards"), evict=evict)
     assert isinstance(source, HubShards)
     return source
 
@@ -72,6 +74,29 @@ def test_a_model_streams_from_the_hub(evict: bool, hub: HubServer, checkpoint: P
     assert on_disk(small) == (set() if evict else names)
     fetched = [request.path for request in hub.requests if request.method == "GET" and "/storage/" in request.path]
     assert sorted(path.rpartition("/")[2] for path in fetched) == sorted(names)
+
+
+@pytest.mark.parametrize(("room", "is_kept"), [(-1, False), (0, True)])
+def test_what_the_disk_has_no_room_for_is_not_kept(
+    room: int, is_kept: bool, hub: HubServer, checkpoint: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    monkeypatch.setattr(hub_shards, "free_bytes", lambda place: n_bytes + hub_shards.LEFT_FREE_BYTES + room)
+    with open_store(shards(hub, checkpoint, small, evict="auto")) as store:
+        streamed_hidden(store)
+    assert bool(on_disk(small)) is is_kept
+
+
+def test_what_is_in_the_cache_needs_no_room(
+    hub: HubServer, checkpoint: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(shards(hub, checkpoint, small)) as store:
+        streamed_hidden(store)
+    kept = on_disk(small)
+    monkeypatch.setattr(hub_shards, "free_bytes", lambda place: hub_shards.LEFT_FREE_BYTES)
+    with open_store(shards(hub, checkpoint, small, evict="auto")) as store:
+        streamed_hidden(store)
+    assert on_disk(small) == kept
 
 
 def test_a_single_file_streams_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
@@ -228,7 +253,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(
     with open_store(shards(hub, checkpoint, small, evict=evict)) as store:
         with pytest.raises(StudyError, match="no room") as told:
             store.plan()
-        assert ("evict: true" in str(told.value.remedy)) is not evict
+        assert ("evict: auto" in str(told.value.remedy)) is not evict
         # The end of a run takes less.
         store.plan(first_layer=store.n_layers - 1)
         assert store.source.path(store._shards(store.n_layers - 1)[0]).exists()
