@@ -5,9 +5,11 @@
 
 import re
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from outlier_moe.errors import StudyError
+from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
 from outlier_moe.presets import (
     LEAST_LAYER_FRACTION,
     LEAST_POSITION_FRACTION,
@@ -49,9 +51,9 @@ REVISIONS = {
     "plot_upcycling": 1,
     "prepare_images": 1,
     "try_learning_rates": 1,
-    "train_classifier": 1,
+    "train_classifier": 2,
     "train_language_model": 1,
-    "summarise_sweep": 1,
+    "summarise_sweep": 2,
     "plot_sweep": 1,
 }
 
@@ -239,3 +241,61 @@ def model_facts(entry):
 def model_revision(entry):
     """The revision of a model's repository that the registry asks for; published figures are of main."""
     return getattr(entry.source, "revision", "main")
+
+
+def goes_elsewhere():
+    """Whether jobs go to other machines; in a dry run, whether they would: `jobs` is given, as in both profiles."""
+    if workflow.remote_exec:
+        return False
+    if workflow.dryrun:
+        return workflow.resource_settings.nodes is not None
+    return workflow.non_local_exec
+
+
+@cache
+def nodes_to_record_on(models):
+    """The node of each of some models; says which, as rules with a message of their own show no resources."""
+    try:
+        nodes = plan_nodes(models, STUDY)
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
+    logger.info("Nodes to record on, by config/cluster.yaml:")
+    for model, node in nodes.items():
+        logger.info(f"  {model}: {node}")
+    return nodes
+
+
+def recording_node(wildcards):
+    """The node of a model: of all that are studied, planned at once."""
+    together = MODELS if wildcards.model in MODELS else [wildcards.model]
+    return nodes_to_record_on(tuple(together))[wildcards.model]
+
+
+@cache
+def node_to_train_on():
+    """The node of all training."""
+    schema = Path(workflow.basedir) / "workflow/schemas/cluster.schema.yaml"
+    try:
+        return training_node(Path("config/cluster.yaml"), schema)
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def node_resources(find):
+    """The resources of rules that run on a node; on this machine they are unset."""
+
+    def resource(name):
+        return lambda wildcards: (
+            getattr(find(wildcards), name) if goes_elsewhere() else None
+        )
+
+    return {name: resource(name) for name in NodeNeeds._fields}
+
+
+RECORDING_NODE = node_resources(recording_node)
+TRAINING_NODE = node_resources(lambda wildcards: node_to_train_on())
+
+
+def goes_on_from(pattern):
+    """What a killed job goes on from, beside its output: an executor brings it back, and to the next node."""
+    return lambda wildcards: (pattern.format(**wildcards) if goes_elsewhere() else None)

@@ -10,6 +10,11 @@
 #          results/comparison/outliers.png, outliers.html
 
 
+localrules:
+    compare_models,
+    plot_models,
+
+
 rule compare_models:
     input:
         outliers=expand("results/{model}/outliers", model=MODELS),

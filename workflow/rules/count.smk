@@ -7,6 +7,10 @@
 #          results/{model}/layer_peaks.parquet  each feature's peak by tap and layer
 
 
+localrules:
+    count_at_edges,
+
+
 rule count_at_edges:
     input:
         outliers="results/{model}/outliers",

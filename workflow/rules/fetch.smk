@@ -6,6 +6,11 @@
 #          resources/corpora/{corpus}.parquet  document, text
 
 
+localrules:
+    fetch_model,
+    fetch_corpus,
+
+
 rule fetch_model:
     output:
         model=directory("resources/models/{model}"),

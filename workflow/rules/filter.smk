@@ -5,6 +5,10 @@
 # OUTPUTS  results/{model}/systematic.parquet  one row per (preset, first token in or out, feature)
 
 
+localrules:
+    filter_systematic,
+
+
 rule filter_systematic:
     input:
         outliers="results/{model}/outliers",

@@ -13,6 +13,10 @@
 # parts' tables are merged: the same tables. Tables that are there keep the number of shards that they were made with.
 
 
+localrules:
+    merge_shards,
+
+
 wildcard_constraints:
     shard=r"\d+",
     n_shards=r"\d+",
@@ -31,6 +35,9 @@ rule record_outliers:
     wildcard_constraints:
         model=one_of(model for model in REGISTRY.models if model not in SHARDED),
     threads: workflow.cores
+    resources:
+        **RECORDING_NODE,
+        resume=goes_on_from("results/{model}/.outliers.resume"),
     params:
         taps=STUDY["record_outliers"]["taps"],
         floor=STUDY["record_outliers"]["floor"],
@@ -54,6 +61,9 @@ rule record_shard:
     benchmark:
         "logs/benchmarks/record_shard/{model}-{shard}-of-{n_shards}.tsv"
     threads: workflow.cores
+    resources:
+        **RECORDING_NODE,
+        resume=goes_on_from("results/{model}/shards/.{shard}-of-{n_shards}.resume"),
     params:
         taps=STUDY["record_outliers"]["taps"],
         floor=STUDY["record_outliers"]["floor"],

@@ -11,6 +11,13 @@ FRACTIONS = [
 ]
 
 
+localrules:
+    bundle_vega,
+    plot_comparison,
+    plot_model,
+    write_report,
+
+
 rule bundle_vega:
     output:
         script="resources/vega.js",

@@ -28,6 +28,10 @@ wildcard_constraints:
 localrules:
     scale_sweep,
     lm_scale_sweep,
+    prepare_images,
+    measure_run,
+    summarise_sweep,
+    plot_sweep,
 
 
 rule scale_sweep:
@@ -69,6 +73,8 @@ rule try_learning_rates:
         "logs/benchmarks/try_learning_rates/{scale}-{optimizer}.tsv"
     wildcard_constraints:
         scale=one_of(SCALE_SWEEP["sizes"]),
+    resources:
+        **TRAINING_NODE,
     params:
         sweep=sweep_choices,
         revision=REVISIONS["try_learning_rates"],
@@ -90,6 +96,11 @@ rule train_classifier:
         "logs/benchmarks/train_classifier/{scale}-{optimizer}-seed{seed}.tsv"
     wildcard_constraints:
         scale=one_of(SCALE_SWEEP["sizes"]),
+    resources:
+        **TRAINING_NODE,
+        resume=goes_on_from(
+            "results/scale_sweep/{scale}/{optimizer}/seed{seed}/.run.work"
+        ),
     params:
         sweep=sweep_choices,
         taps=STUDY["record_outliers"]["taps"],
@@ -113,6 +124,11 @@ rule train_language_model:
         "logs/benchmarks/train_language_model/d{d_model}-{optimizer}-seed{seed}.tsv"
     wildcard_constraints:
         d_model=r"\d+",
+    resources:
+        **TRAINING_NODE,
+        resume=goes_on_from(
+            "results/lm_scale_sweep/d{d_model}/{optimizer}/seed{seed}/.run.work"
+        ),
     params:
         sweep=LM_CHOICES,
         vocab_size=STUDY["upcycle"]["model"]["vocab_size"],

@@ -27,6 +27,12 @@ STATISTICS = expand(
 )
 
 
+localrules:
+    bootstrap_comparison,
+    test_models,
+    verify_models,
+
+
 rule bootstrap_comparison:
     input:
         outliers=expand("results/{model}/outliers", model=MODELS),
@@ -82,6 +88,7 @@ rule verify_models:
     input:
         outliers=expand("results/{model}/outliers", model=MODELS),
         features="results/comparison/features.parquet",
+        left_out="results/comparison/left_out.parquet",
     output:
         verification="results/comparison/verification.parquet",
         super_experts="results/comparison/super_experts.parquet",

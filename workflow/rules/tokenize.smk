@@ -5,6 +5,10 @@
 # OUTPUTS  results/{model}/tokens.arrow  sequence, position, token
 
 
+localrules:
+    tokenize_corpus,
+
+
 rule tokenize_corpus:
     input:
         model="resources/models/{model}",

@@ -33,6 +33,12 @@ wildcard_constraints:
 
 localrules:
     upcycle,
+    tokenize_training_text,
+    upcycle_dense,
+    verify_equivalence,
+    filter_checkpoints,
+    summarise_upcycling,
+    plot_upcycling,
 
 
 rule upcycle:
@@ -71,6 +77,9 @@ rule train_dense:
         "logs/train_dense/{pair}-seed{seed}.log",
     benchmark:
         "logs/benchmarks/train_dense/{pair}-seed{seed}.tsv"
+    resources:
+        **TRAINING_NODE,
+        resume=goes_on_from("results/upcycle/{pair}/seed{seed}/.phase1.work"),
     params:
         model=UPCYCLE["model"],
         training=UPCYCLE["training"],
@@ -135,6 +144,9 @@ rule train_moe:
         "logs/train_moe/{pair}-seed{seed}-{arm}.log",
     benchmark:
         "logs/benchmarks/train_moe/{pair}-seed{seed}-{arm}.tsv"
+    resources:
+        **TRAINING_NODE,
+        resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work"),
     params:
         model=UPCYCLE["model"],
         experts=UPCYCLE["experts"],
@@ -160,6 +172,9 @@ rule train_control:
         "logs/benchmarks/train_control/{pair}-seed{seed}-{arm}.tsv"
     wildcard_constraints:
         arm="dense",
+    resources:
+        **TRAINING_NODE,
+        resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work"),
     params:
         model=UPCYCLE["model"],
         experts=UPCYCLE["experts"],
@@ -184,6 +199,8 @@ rule record_checkpoints:
         "logs/benchmarks/record_checkpoints/{run}.tsv"
     wildcard_constraints:
         run=r"\w+/seed\d+(/\w+)?/phase[12]",
+    resources:
+        **TRAINING_NODE,
     params:
         n_sequences=UPCYCLE["evaluation"]["n_recorded"],
         sequence_length=UPCYCLE["model"]["sequence_length"],

@@ -63,6 +63,10 @@ class Cluster:
     """Kinds of node, from small to large."""
     max_price_total: float | int
     """Dollars beyond which nothing is rented."""
+    training_tier: Tier
+    """Where training runs."""
+    training_minutes: int
+    """Minutes that one training job is reckoned with."""
     setup_minutes: float | int
     """From asking for a node to the start of its job."""
     network_gb_s: float | int
@@ -87,7 +91,12 @@ def load_cluster(path: Path, schema_path: Path) -> Cluster:
         tier = Tier(name, accelerators, **keys)
         _refuse_unaffordable(tier, path)
         tiers.append(tier)
-    return Cluster(file=path, tiers=tuple(tiers), **document)
+    by_name = {tier.name: tier for tier in tiers}
+    training = document.pop("training_tier")
+    if training not in by_name:
+        remedy = f"Add it to tiers, or {nearest(training, by_name)}"
+        raise StudyError("There is no such tier.", file=path, key="training_tier", got=training, remedy=remedy)
+    return Cluster(file=path, tiers=tuple(tiers), training_tier=by_name[training], **document)
 
 
 def _named(names: list[str], known: Mapping[str, Accelerator], path: Path, *, key: str) -> tuple[Accelerator, ...]:

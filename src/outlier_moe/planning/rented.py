@@ -11,11 +11,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from outlier_moe.errors import StudyError
+from outlier_moe.planning.cluster import load_cluster
 
 # Nodes of one kind take each other's jobs, if their disks are alike too.
 DISK_STEP_GB = 100
@@ -45,6 +47,11 @@ class NodeNeeds(NamedTuple):
     runtime: int
     """Minutes that the job is going to take, with slack."""
 
+    def __str__(self) -> str:
+        cards = " or ".join(self.accelerators.split(","))
+        spot = ", spot" if self.spot == "true" else ""
+        return f"{self.tier} ({cards}, {self.disk_gb} GB{spot}), at most {self.runtime} min"
+
 
 def plan_nodes(models: Iterable[str], study: Mapping[str, Any]) -> dict[str, NodeNeeds]:
     """The node of each model; no network is asked.
@@ -63,6 +70,31 @@ def plan_nodes(models: Iterable[str], study: Mapping[str, Any]) -> dict[str, Nod
     if done.returncode:
         raise StudyError("The nodes of a run could not be planned.", got=done.stderr.strip())
     return {row["model"]: _needs(row) for row in json.loads(done.stdout)}
+
+
+def training_node(path: Path, schema_path: Path) -> NodeNeeds:
+    """The node of a training job.
+
+    Args:
+        path: config/cluster.yaml.
+        schema_path: Its schema.
+
+    Raises:
+        StudyError: If the file is wrong.
+    """
+    cluster = load_cluster(path, schema_path)
+    tier = cluster.training_tier
+    return NodeNeeds(
+        tier=tier.name,
+        accelerators=tier.resource,
+        gpu=tier.count,
+        mem_mb=math.ceil(tier.host_memory_gib * 1000),
+        disk_gb=DISK_STEP_GB,
+        spot=str(tier.spot).lower(),
+        idle_minutes=tier.idle_minutes,
+        max_price_per_hour=float(tier.max_price_per_hour),
+        runtime=cluster.training_minutes,
+    )
 
 
 def _needs(row: Mapping[str, Any]) -> NodeNeeds:
