@@ -12,7 +12,7 @@ from typing import get_args
 import polars as pl
 
 from outlier_moe import __version__
-from outlier_moe.commands import compare, count_params, plan, sweep, upcycling, verify
+from outlier_moe.commands import compare, cost, count_params, nodes, plan, sweep, upcycling, verify
 from outlier_moe.commands.tables import read_table
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
@@ -159,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_parser(commands)
     verify.add_parser(commands, shared)
     plan.add_parser(commands)
+    cost.add_parser(commands)
+    nodes.add_parsers(commands)
     count_params.add_parser(commands, shared)
     sweep.add_parser(commands, shared)
     upcycling.add_parser(commands, shared)

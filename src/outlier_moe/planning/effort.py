@@ -72,7 +72,7 @@ def cheapest_node(sizes: ModelSizes, memory: dict[Mode, Memory], done: Effort, c
         cluster: The nodes there are.
     """
     nodes = [
-        _node(done, tier, accelerator, mode, cluster)
+        node_on(done, tier, accelerator, mode, cluster)
         for tier in cluster.tiers
         for accelerator in tier.accelerators
         for mode, need in memory.items()
@@ -92,7 +92,16 @@ def _fits(sizes: ModelSizes, need: Memory, mode: Mode, tier: Tier) -> bool:
     return on_card <= room and need.process.total <= tier.host_memory_gib * GIB
 
 
-def _node(done: Effort, tier: Tier, accelerator: Accelerator, mode: Mode, cluster: Cluster) -> Node | None:
+def node_on(done: Effort, tier: Tier, accelerator: Accelerator, mode: Mode, cluster: Cluster) -> Node | None:
+    """A node at work: its disk, time and price; None if a whole model would have to come from too small a disk.
+
+    Args:
+        done: What is computed and moved.
+        tier: The kind of node.
+        accelerator: Its card.
+        mode: How the model runs.
+        cluster: What time is reckoned with.
+    """
     whole_gb = done.read_bytes / GB + cluster.disk_margin_gb
     evict = whole_gb > tier.largest_disk_gb
     if evict and mode == "resident":

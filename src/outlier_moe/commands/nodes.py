@@ -1,0 +1,144 @@
+"""`outlier-moe nodes` and `outlier-moe logs`: the rented nodes of this folder's runs, and what their jobs say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import polars as pl
+
+from outlier_moe.commands.skypilot import import_skypilot
+from outlier_moe.errors import StudyError
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_skypilot.watching import RentedNode
+
+_COLUMNS = {
+    "node": Column("node"),
+    "status": Column("status"),
+    "what": Column("what"),
+    "job": Column("job"),
+    "since": Column("since"),
+    "dollars": Column("  $", "decimal"),
+    "idle": Column("idle"),
+}
+# What the executor keeps of each job's output.
+LOGS = Path(".snakemake/skypilot/logs")
+RULES = ("record_outliers", "record_shard")
+
+
+def add_parsers(commands: argparse._SubParsersAction) -> None:
+    """Add both commands.
+
+    Args:
+        commands: Where to.
+    """
+    nodes = commands.add_parser(
+        "nodes",
+        help="the rented nodes of this folder's runs, and what they cost so far",
+        description="Rented nodes of this folder's runs, as SkyPilot has them. Wants the environment of make cloud.",
+    )
+    nodes.add_argument("--format", choices=get_args(OutputFormat), default="table", help="default: %(default)s")
+    nodes.add_argument("--project", help="name in the nodes' names, where a run was given one (--skypilot-project)")
+    ends = nodes.add_mutually_exclusive_group()
+    ends.add_argument("--end", metavar="NAME", help="end a node")
+    ends.add_argument("--all", action="store_true", help="end all of them")
+    nodes.set_defaults(run=run_nodes)
+    logs = commands.add_parser(
+        "logs",
+        help="what a model's job says on its rented node",
+        description="A job's output: of its node while it runs, else what was kept of it.",
+    )
+    logs.add_argument("model", metavar="MODEL", help="id of config/models.yaml")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    logs.add_argument("--project", help="as of nodes")
+    logs.set_defaults(run=run_logs)
+
+
+def run_nodes(arguments: argparse.Namespace) -> None:
+    """Show the nodes, or end some.
+
+    Args:
+        arguments: The command line.
+
+    Raises:
+        StudyError: If SkyPilot is not installed, or a node is none of this folder's.
+    """
+    sky = import_skypilot()
+    nodes = _nodes(sky, arguments.project)
+    if arguments.end or arguments.all:
+        return _end(sky, nodes, arguments.end)
+    rows = [_row(node) for node in nodes]
+    if not rows and arguments.format == "table":
+        sys.stdout.write("No node of this folder's runs is rented.\n")
+        return None
+    frame = pl.DataFrame(rows, schema=None if rows else list(_COLUMNS))
+    show_frame(frame, _COLUMNS, output_format=arguments.format, title="Rented nodes")
+    if arguments.format == "table":
+        sys.stdout.write(f"${sum(node.dollars for node in nodes):.2f} so far, by SkyPilot's prices.\n")
+    return None
+
+
+def run_logs(arguments: argparse.Namespace) -> None:
+    """Print what a model's job says.
+
+    Args:
+        arguments: The command line.
+
+    Raises:
+        StudyError: If SkyPilot is not installed, or nothing is known of such a job.
+    """
+    sky = import_skypilot()
+    jobs = tuple(f"{rule}.{arguments.model}" for rule in RULES)
+    running = [node for node in _nodes(sky, arguments.project) if (node.job or "").startswith(jobs)]
+    if running:
+        sky.tail_logs(running[0].name, running[0].job_id, follow=arguments.follow)
+        return
+    kept = [path for rule in RULES for path in (LOGS / rule).glob(f"{rule}.{arguments.model}.*.log")]
+    if not kept:
+        raise StudyError(
+            "No job of this model runs on a node, and none has.",
+            file=LOGS,
+            got=arguments.model,
+            remedy="outlier-moe nodes shows what runs.",
+        )
+    sys.stdout.write(max(kept, key=lambda path: path.stat().st_mtime).read_text())
+
+
+def _nodes(sky: Any, project: str | None) -> Sequence[RentedNode]:
+    from snakemake_executor_plugin_skypilot.names import project_name
+    from snakemake_executor_plugin_skypilot.watching import rented_nodes
+
+    return rented_nodes(sky, project_name(Path.cwd(), project))
+
+
+def _end(sky: Any, nodes: Sequence[RentedNode], name: str | None) -> None:
+    chosen = [node.name for node in nodes if name in (None, node.name)]
+    if name is not None and not chosen:
+        names = ", ".join(node.name for node in nodes) or "there is none"
+        raise StudyError("No such node belongs to this folder's runs.", got=name, expected=names)
+    requests = [(each, sky.down(each)) for each in chosen]
+    for each, request in requests:
+        sky.get(request)
+        sys.stdout.write(f"{each} is ended.\n")
+
+
+def _row(node: RentedNode) -> dict[str, Any]:
+    idle = node.idle_minutes_left
+    return {
+        "node": node.name,
+        "status": node.status,
+        "what": node.what,
+        "job": node.job,
+        "since": datetime.fromtimestamp(node.launched_at).strftime("%H:%M"),
+        "minutes": (time.time() - node.launched_at) / 60,
+        "price_per_hour": node.price_per_hour,
+        "dollars": node.dollars,
+        "idle": "in use" if node.job else f"ends itself within {idle} min" if idle else "never ends itself",
+    }

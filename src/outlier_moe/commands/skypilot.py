@@ -1,0 +1,27 @@
+"""SkyPilot for the commands that look at rented nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from outlier_moe.errors import StudyError
+
+
+def import_skypilot() -> Any:
+    """SkyPilot, with this folder's .env in the environment, where keys may be.
+
+    Raises:
+        StudyError: If it is not installed.
+    """
+    from snakemake_interface_common.exceptions import WorkflowError
+
+    from snakemake_executor_plugin_skypilot.cloud import import_sky
+    from snakemake_executor_plugin_skypilot.preflight import load_environment
+
+    load_environment(Path(".env"))
+    try:
+        return import_sky()
+    except WorkflowError:
+        remedy = "Run: make cloud; then .venv-cloud/bin/outlier-moe."
+        raise StudyError("SkyPilot is not installed in this environment.", remedy=remedy) from None
