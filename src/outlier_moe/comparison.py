@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from outlier_moe import schemas
-from outlier_moe.filtering import Preset, fraction
+from outlier_moe.filtering import fraction, unanswered
+from outlier_moe.presets import Preset
 from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.schemas.comparison import LeftOut
 from outlier_moe.statistics.comparable import on_one_text
 from outlier_moe.statistics.judged import judged_features
 from outlier_moe.statistics.sequence_counts import SequenceCounts
@@ -41,30 +43,52 @@ class Comparison(NamedTuple):
     models: pl.DataFrame
     """`schemas.ModelComparison`: one row per (model, preset, first token in or out)."""
     features: pl.DataFrame
-    """`schemas.JudgedFeature` of its models, with the column `model`."""
+    """`schemas.JudgedFeature` of every model that was judged, on whatever text, with the column `model`."""
     left_out: pl.DataFrame
-    """`schemas.comparison.LeftOut`: models on another text than most, which no comparison may speak of."""
+    """`schemas.comparison.LeftOut`: models that no comparison may speak of: on another text than most, or recorded
+    without what a preset asks for."""
 
 
-def judged_model(facts: Mapping[str, Any], outliers: Path, counts: Path, presets: list[Preset]) -> ComparedModel:
-    """A model with its systematic features, from its counts by sequence.
+class Judged(NamedTuple):
+    """What `judged_models` could judge."""
+
+    models: list[ComparedModel]
+    """Models with their systematic features."""
+    left_out: pl.DataFrame
+    """`schemas.comparison.LeftOut`: the others, whose recordings lack what a preset asks for."""
+
+
+def judged_models(models: Iterable[tuple[Mapping[str, Any], Path, Path]], presets: list[Preset]) -> Judged:
+    """Models with their systematic features, from their counts by sequence.
 
     Args:
-        facts: What the registry knows of it.
-        outliers: Its recording.
-        counts: Its counts by sequence.
+        models: What the registry knows of each, its recording, and its counts by sequence.
         presets: The presets to judge by.
+
+    Raises:
+        StudyError: If a table cannot be read.
     """
-    recording = read_recording(outliers)
-    return ComparedModel(facts, recording, judged_features(stored_tables(recording, SequenceCounts(counts), presets)))
+    judged, left_out = [], LeftOut.create_empty()
+    for facts, outliers, counts in models:
+        recording = read_recording(outliers)
+        if (reason := unanswered(recording, presets)) is not None:
+            row = pl.DataFrame({"model": [facts["model"]], "reason": [reason]})
+            left_out = pl.concat([left_out, row])
+            continue
+        features = judged_features(stored_tables(recording, SequenceCounts(counts), presets))
+        judged.append(ComparedModel(facts, recording, features))
+    return Judged(judged, left_out)
 
 
-def compare_models(models: list[ComparedModel], presets: list[Preset]) -> Comparison:
+def compare_models(
+    models: list[ComparedModel], presets: list[Preset], *, unjudged: pl.DataFrame | None = None
+) -> Comparison:
     """Put models side by side, in the order given: those on the text that most were recorded on.
 
     Args:
         models: The models and their tables.
         presets: The presets they were judged by.
+        unjudged: `LeftOut`, the models that could not be judged.
 
     Raises:
         StudyError: If a table cannot be read.
@@ -73,12 +97,13 @@ def compare_models(models: list[ComparedModel], presets: list[Preset]) -> Compar
     table = pl.concat([schemas.ModelComparison.create_empty(), *tables], how="diagonal_relaxed")
     table = schemas.ModelComparison.validate(table.select(schemas.ModelComparison.column_names()), cast=True)
     kept, left_out = on_one_text(table)
+    left_out = left_out if unjudged is None else pl.concat([unjudged, left_out])
     for model, reason in left_out.select("model", "reason").iter_rows():
         log.warning("%s is left out of the comparison: %s", model, reason)
     columns = schemas.JudgedFeature.column_names()
     features = [model.features.select(pl.lit(model.facts["model"]).alias("model"), *columns) for model in models]
     joined = pl.concat(features) if features else schemas.JudgedFeature.create_empty().with_columns(model=pl.lit(""))
-    return Comparison(kept, joined.filter(~pl.col("model").is_in(left_out["model"].to_list())), left_out)
+    return Comparison(kept, joined, left_out)
 
 
 def perplexity(recording: Recording) -> float | None:

@@ -144,6 +144,18 @@ def _is_massive(preset: Preset, peak: str) -> pl.Expr:
     return is_above & (pl.col(peak) >= preset.median_ratio * pl.col("median_magnitude"))
 
 
+def unanswered(recording: Recording, presets: list[Preset]) -> str | None:
+    """Why a recording cannot be held against all of some presets; None if it can."""
+    floor, taps = recording.run["floor"], recording.run["taps"]
+    for preset in presets:
+        if preset.magnitude < floor:
+            return f"recorded from |x| >= {floor:g} on, and the preset {preset.name} asks for {preset.magnitude:g}"
+        if not set(VIEWS[preset.view]) & set(taps):
+            needed = " and ".join(VIEWS[preset.view])
+            return f"recorded at {', '.join(taps)}, and the preset {preset.name} judges {needed}"
+    return None
+
+
 def view_sites(recording: Recording, preset: Preset) -> pl.DataFrame:
     """Rows of `schemas.Site` of a preset's view.
 

@@ -10,9 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.filtering import Preset, systematic_features
+from outlier_moe.comparison import ComparedModel, compare_models, judged_models
+from outlier_moe.filtering import systematic_features, unanswered
+from outlier_moe.presets import Preset
 from outlier_moe.recording_files import Recording
+from outlier_moe.statistics.sequence_counts import write_sequence_counts
 from tests.recordings import made_up_activations, write_recording
 
 PRESETS = [
@@ -75,11 +77,45 @@ def test_models_on_another_text_than_most_are_left_out(tmp_path: Path, caplog: p
     models = [compared(tmp_path, name, seed=0, corpus=corpus) for name, corpus in corpora.items()]
     found = compare_models(models, PRESETS[:1])
     assert found.models["model"].unique(maintain_order=True).to_list() == ["two", "three"]
-    assert found.features["model"].unique(maintain_order=True).to_list() == ["two", "three"]
+    # What is published of it is held against its own features, whatever the others read.
+    assert found.features["model"].unique(maintain_order=True).to_list() == ["one", "two", "three"]
     (model, reason), *more = found.left_out.rows()
     assert (model, more) == ("one", [])
     assert "text aaaaaaaaaaaa; most models on" in reason
     assert "one is left out of the comparison" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("preset", "reason"),
+    [
+        (Preset("low", "systematic", "linear_inputs", 3.5), "from |x| >= 4 on, and the preset low asks for 3.5"),
+        (Preset("sun", "massive", "residual", 3.75), "from |x| >= 4 on, and the preset sun asks for 3.75"),
+    ],
+)
+def test_what_was_not_recorded_leaves_one_model_out(
+    tmp_path: Path, preset: Preset, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = []
+    for name, floor in (("high", 4.0), ("low", 3.0)):
+        activations = made_up_activations(n_layers=1, shape=(2, 8, 8), seed=0)
+        recording = write_recording(tmp_path / name / "outliers", activations, floor=floor)
+        write_sequence_counts(recording, [], tmp_path / name / "counts")
+        rows.append(({"model": name, **FACTS}, tmp_path / name / "outliers", tmp_path / name / "counts"))
+    presets = [PRESETS[0], preset]
+    judged = judged_models(rows, presets)
+    found = compare_models(judged.models, presets, unjudged=judged.left_out)
+    assert found.left_out.rows() == [("high", f"recorded {reason}")]
+    assert found.models["model"].unique().to_list() == ["low"]
+    assert "high is left out of the comparison" in caplog.text
+    assert judged_models(rows, PRESETS[:1]).left_out.is_empty()
+
+
+def test_a_view_that_was_not_recorded_leaves_a_model_out(tmp_path: Path) -> None:
+    activations = made_up_activations(n_layers=1, shape=(2, 8, 8), seed=0)
+    recording = write_recording(tmp_path / "outliers", activations)
+    without = Recording(recording.directory, {**recording.run, "taps": ["attn_in", "mlp_in"]})
+    assert unanswered(without, PRESETS[:2]) is None
+    assert "the preset impossible judges residual" in str(unanswered(without, PRESETS))
 
 
 def test_no_model_gives_empty_tables() -> None:

@@ -16,6 +16,7 @@ with reporting_to(snakemake.log[0]):
         presets=params.presets,
         magnitude=params.magnitude,
         seed=params.seed,
+        left_out=pl.read_parquet(snakemake.input.left_out)["model"].to_list(),
     )
     for name, table in tables._asdict().items():
         table.write_parquet(snakemake.output[name])

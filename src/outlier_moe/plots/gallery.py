@@ -51,12 +51,13 @@ def comparison_charts(
     charts |= perplexity_charts(shown, intervals=chosen)
     charts |= {f"{size}-dual": dual_chart(shown, size=size, intervals=chosen) for size in SIZES}
     shape = shape_of(preset)
+    kinds = dict(shown.select("model", "kind").iter_rows())
     curves = {}
-    for model, path in (edge_counts or {}).items():
+    # The comparison may have left out some of them.
+    for model, path in ((model, path) for model, path in (edge_counts or {}).items() if model in kinds):
         counts = read_edge_counts(path)
         if shape in counts and shape is not None:
             curves[model] = threshold_curve(counts[shape], preset)
-    kinds = dict(shown.select("model", "kind").iter_rows())
     return {**charts, "thresholds": all_curves_chart(curves, kinds, magnitude=preset.magnitude)}
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from outlier_moe.filtering import unanswered
 from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
@@ -87,6 +88,12 @@ def bootstrap_study(
         StudyError: If a table cannot be read.
     """
     looked_at = [preset for preset in presets if preset.name in closely]
+    answered = []
+    for model, files in models.items():
+        if (reason := unanswered(read_recording(files.outliers), presets)) is None:
+            answered.append(model)
+        else:
+            log.warning("%s is not resampled: %s", model, reason)
 
     def of_model(model: str) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         resampled, steady = _of_model(models[model], presets, looked_at, model, options, kept)
@@ -96,7 +103,7 @@ def bootstrap_study(
     nothing = ModelResample.create_empty(), FigureInterval.create_empty(), Stability.create_empty()
     # Much of it holds no lock: what polars reads, and the loop over draws.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        tables = zip(nothing, *threads.map(of_model, models), strict=True)
+        tables = zip(nothing, *threads.map(of_model, answered), strict=True)
     resamples, intervals, steady = map(pl.concat, tables)
     pairs = _pairs(resamples)
     differences = bootstrap_differences(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,13 @@ class CheckedModel:
 
 
 def checks_of_study(
-    models: list[CheckedModel], features: pl.DataFrame, *, presets: list[str], magnitude: float, seed: int
+    models: list[CheckedModel],
+    features: pl.DataFrame,
+    *,
+    presets: list[str],
+    magnitude: float,
+    seed: int,
+    left_out: Collection[str] = (),
 ) -> StudyChecks:
     """Hold every model against what others published of it, and look at its experts.
 
@@ -53,6 +60,7 @@ def checks_of_study(
         presets: Names of the presets that they were judged by.
         magnitude: The |x| from which a token is an outlier token.
         seed: Decides all random draws.
+        left_out: Names of those that the comparison left out: without features such a model was not judged.
     """
     verified: list[pl.DataFrame] = [Verification.create_empty()]
     supers: list[pl.DataFrame] = [SuperExpert.create_empty().select(pl.lit("").alias("model"), pl.all())]
@@ -61,8 +69,9 @@ def checks_of_study(
         recording = read_recording(model.outliers)
         experts = recording.experts()
         of_model = features.filter(model=model.name)
+        by = [] if model.name in left_out and of_model.is_empty() else presets
         verified.append(
-            verify(recording, of_model, model=model.name, experts=experts, revision=model.revision, presets=presets)
+            verify(recording, of_model, model=model.name, experts=experts, revision=model.revision, presets=by)
         )
         if experts is not None:
             supers.append(_super_experts(model.name, recording, experts))

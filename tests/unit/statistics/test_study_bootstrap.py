@@ -90,6 +90,14 @@ def test_a_cut_file_of_kept_resamples_is_made_again(models: dict[str, StudyFiles
     assert pl.read_parquet(path)["model"].unique().to_list() == ["one"]
 
 
+def test_a_recording_that_lacks_a_threshold_is_left_out(
+    models: dict[str, StudyFiles], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = bootstrapped(models, [*at(6.0), Preset("low", "systematic", "residual", 2.0)], tmp_path)
+    assert [len(table) for table in found] == [0, 0, 0, 0]
+    assert caplog.text.count("is not resampled: recorded from |x| >= 3 on") == 2
+
+
 def test_rows_are_those_of_the_presets_in_their_order(models: dict[str, StudyFiles], tmp_path: Path) -> None:
     found = bootstrapped(models, at(6.0), tmp_path)
     of_one = found.intervals.filter(model="one")
