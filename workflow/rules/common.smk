@@ -33,11 +33,11 @@ REVISIONS = {
     "merge_shards": 1,
     "filter_systematic": 1,
     "count_at_edges": 2,
-    "compare_models": 2,
+    "compare_models": 3,
     "plot_models": 1,
     "bootstrap_comparison": 1,
     "test_models": 1,
-    "verify_models": 1,
+    "verify_models": 2,
     "bundle_vega": 1,
     "plot_comparison": 1,
     "plot_model": 1,
@@ -294,6 +294,14 @@ def node_resources(find):
 
 RECORDING_NODE = node_resources(recording_node)
 TRAINING_NODE = node_resources(lambda wildcards: node_to_train_on())
+
+
+def weights_to_send(wildcards):
+    """The folder of a model's weights, if they lie in this machine's folders and the job runs elsewhere."""
+    source = REGISTRY.model(wildcards.model).source
+    return (
+        str(source.path) if goes_elsewhere() and hasattr(source, "path") else None
+    )
 
 
 def goes_on_from(pattern):
