@@ -7,37 +7,35 @@ for minutes after it was taken away.
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from snakemake_executor_plugin_skypilot.arriving import Address, copy_from, put_in_place
 from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError, told
+from snakemake_executor_plugin_skypilot.masked_log import CONTROL
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
+from snakemake_executor_plugin_skypilot.repeated import repeated
 
 if TYPE_CHECKING:
     import sky  # pyright: ignore[reportMissingImports]
 
-# Where SkyPilot puts the files of a task on a node.
-WORKDIR = "~/sky_workdir"
+# Where SkyPilot puts the files of a task, in the home of a node's user.
+WORKDIR = "sky_workdir"
 # A connection that breaks is tried again for so long before its node is lost.
 PATIENCE_S = 60
 PROBE_TIMEOUT_S = 10
 PROBE_EVERY_S = 5
-
-
-class Files(NamedTuple):
-    """Paths in the workflow's folder that are on a node."""
-
-    directories: tuple[str, ...]
-    """Those that are folders."""
-    files: tuple[str, ...]
-    """Those that are not."""
+# A node that may be taken away ends its processes some seconds before it is gone.
+LAST_SECONDS = 10
+TRIES = 3
+# So many streams that end at once, one after the other: it is not the network.
+MOST_BROKEN_STREAMS = 20
 
 
 class Submitted(NamedTuple):
@@ -84,10 +82,27 @@ def import_sky() -> Any:
 
 
 class Cloud:
-    """SkyPilot, for the nodes of one run."""
+    """SkyPilot, for the nodes of one run.
 
-    def __init__(self, infra: str, *, image: str | None, max_price_per_hour: float | None, idle_minutes: int | None):
+    Args:
+        infra: Where nodes are rented, as SkyPilot writes it.
+        image: Their image; that of the cloud if None.
+        max_price_per_hour: Dollars; nothing dearer is rented.
+        idle_minutes: When a node without a job ends itself; never if None.
+        scratch: A folder here for files that are on their way.
+    """
+
+    def __init__(
+        self,
+        infra: str,
+        *,
+        image: str | None,
+        max_price_per_hour: float | None,
+        idle_minutes: int | None,
+        scratch: Path,
+    ) -> None:
         self._sky = import_sky()
+        self._scratch = scratch
         self._infra = infra
         self._image = image
         self._max_price_per_hour = max_price_per_hour
@@ -155,7 +170,8 @@ class Cloud:
             raise CancelledError from None
         except exceptions.ResourcesUnavailableError as error:
             raise NoCapacityError(_first_line(error)) from error
-        except (exceptions.ClusterDoesNotExist, exceptions.ClusterNotUpError) as error:
+        except _lost_on_the_way(exceptions) as error:
+            self._refuse_cancelled()
             raise NodeLostError(_first_line(error)) from error
         except exceptions.CommandError as error:
             # Of rsync or ssh: it is the node's fault if the node is gone, else that of what was sent.
@@ -172,28 +188,42 @@ class Cloud:
         what = f"{resources.instance_type} in {place}{', spot' if resources.use_spot else ''}"
         return Submitted(job_id, what, resources.get_cost(3600))
 
-    def follow(self, node: str, job_id: int, log: TextIOBase) -> bool:
+    def follow(self, node: str, job_id: int, log: TextIOBase, *, may_vanish: bool) -> bool:
         """Stream a job's output until it ends; whether it succeeded.
+
+        Args:
+            node: The node.
+            job_id: The job's number there.
+            log: Where the output goes.
+            may_vanish: Whether the node may be taken away: then what fails may have failed by that.
 
         Raises:
             NodeLostError: If the node is gone or has not answered for a minute.
             CancelledError: If the job or the run was ended by somebody.
+            WorkflowError: If the node answers, but its output cannot be had.
         """
         codes = self._sky.exceptions.JobExitCode
-        while True:
+        n_broken = 0
+        while n_broken < MOST_BROKEN_STREAMS:
+            started = time.monotonic()
             code = self._stream(node, job_id, log)
             self._refuse_cancelled()
             if code == codes.SUCCEEDED:
                 return True
-            if code == codes.CANCELLED:
+            if code == codes.FAILED and may_vanish and self._cancelled.wait(LAST_SECONDS):
                 raise CancelledError
             if not self._answers(node):
                 raise NodeLostError("it does not answer")
             if code == codes.FAILED:
                 return False
+            if code == codes.CANCELLED:
+                raise CancelledError
             if code == codes.NOT_FOUND:
                 raise NodeLostError("it does not know its job any more")
+            n_broken = n_broken + 1 if time.monotonic() - started < PATIENCE_S else 1
+            self._cancelled.wait(PROBE_EVERY_S)
             log.write("(connection lost and found again; what follows repeats the output from its beginning)\n")
+        raise told("A node answers, but SkyPilot cannot follow its job.", got=node, remedy=f"See {_name(log)}")
 
     def _stream(self, node: str, job_id: int, log: TextIOBase) -> int | None:
         """The exit code that SkyPilot gives a job; None if the stream broke."""
@@ -226,80 +256,62 @@ class Cloud:
         except Exception:  # A handle without an address.
             return None
 
-    def present(self, node: str, paths: Iterable[str]) -> Files:
-        """Which of some paths a node has.
-
-        Raises:
-            NodeLostError: If it does not answer.
-        """
-        quoted = " ".join(map(shlex.quote, paths))
-        if not quoted:
-            return Files((), ())
-        script = f"cd {WORKDIR} && for path in {quoted}; do "
-        script += 'if [ -d "$path" ]; then echo "d$path"; elif [ -e "$path" ]; then echo "f$path"; fi; done'
-        runner = self._runners[node]
-        while True:
-            code, output, _ = runner.run(script, require_outputs=True, stream_logs=False)
-            if code == 0:
-                lines = output.splitlines()
-                return Files(*(tuple(line[1:] for line in lines if line[:1] == kind) for kind in "df"))
-            if not self._answers(node):
-                raise NodeLostError("it does not answer")
-
-    def bring(self, node: str, found: Files, into: Path) -> None:
-        """Copy files and folders of a node; each takes its place when it is whole.
+    def bring(self, node: str, paths: Sequence[str], into: Path) -> None:
+        """Copy files and folders of a node, those that it has; each takes its place when it is whole.
 
         Args:
             node: The node.
-            found: Their paths in the workflow's folder.
+            paths: Their paths in the workflow's folder.
             into: That folder here.
 
         Raises:
             NodeLostError: If the node was lost.
-            CommandError: If a path cannot be copied although the node answers (a full disk here, say).
+            WorkflowError: If they cannot be copied although the node answers (a full disk here, say).
         """
-        for path in (*found.directories, *found.files):
-            place = into / path
-            partial = place.with_name(f".{place.name}.fetched")
-            is_directory = path in found.directories
-            _remove(partial)
-            (partial if is_directory else partial.parent).mkdir(parents=True, exist_ok=True)
-            self._copy(node, f"{WORKDIR}/{path}{'/' if is_directory else ''}", partial)
-            _remove(place)
-            partial.rename(place)
-            # A node's clock is not this machine's: an output older than its input would be made again.
-            os.utime(place)
-            if (timestamp := place / ".snakemake_timestamp").is_file():
-                os.utime(timestamp)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{node}-", dir=self._scratch) as folder, self._kept_awake(node):
+            self._copy(node, paths, Path(folder))
+            put_in_place(Path(folder), paths, into)
 
-    def _copy(self, node: str, source: str, target: Path) -> None:
-        for last in (False, False, True):
-            try:
-                return self._runners[node].rsync(source, str(target), up=False, stream_logs=False)
-            except self._sky.exceptions.CommandError as error:
-                self._refuse_cancelled()
-                if not self._answers(node):
-                    raise NodeLostError(_first_line(error)) from error
-                if last:
-                    raise
+    def _copy(self, node: str, paths: Sequence[str], into: Path) -> None:
+        runner = self._runners[node]
+        mode = self._sky.utils.command_runner.SshMode.NON_INTERACTIVE
+        *ssh, host = runner.ssh_base_command(ssh_mode=mode, port_forward=None, connect_timeout=PATIENCE_S)
+        problem = None
+        for _ in range(TRIES):
+            problem = copy_from(Address(ssh, host), WORKDIR, paths, into, self._cancelled)
+            if problem is None:
+                return
+            self._refuse_cancelled()
+            if not self._answers(node):
+                raise NodeLostError(problem.splitlines()[-1])
+        raise told("Files could not be copied from a node.", got=problem)
+
+    def _kept_awake(self, node: str) -> AbstractContextManager[None]:
+        """Keeps a node that has no job any more from ending itself as idle while files are copied from it."""
+        if self._idle_minutes is None:
+            return nullcontext()
+        python = self._sky.skylet.constants.SKY_PYTHON_CMD
+        command = f"{python} -c 'from sky.skylet import autostop_lib; autostop_lib.set_last_active_time_to_now()'"
+        return repeated(self._idle_minutes * 60 / 3, lambda: self._runners[node].run(command, stream_logs=False))
 
     def end(self, node: str) -> None:
         """End a node, or what there is of it; nothing if it is gone.
 
         Raises:
-            Exception: What SkyPilot raises, if it cannot be ended after three tries.
+            Exception: What SkyPilot raises, if it cannot be ended after four tries.
         """
         exceptions = self._sky.exceptions
-        for last in (False, False, True):
+        for wait_s in (2, 10, 30, None):
             try:
                 self._sky.get(self._sky.down(node))
                 break
             except (exceptions.ClusterDoesNotExist, exceptions.ClusterNotUpError):
                 break
             except Exception:
-                if last:
+                if wait_s is None:
                     raise
-                time.sleep(2)
+                time.sleep(wait_s)
         self._runners.pop(node, None)
 
     def cancel(self) -> None:
@@ -319,15 +331,22 @@ class Cloud:
             raise CancelledError
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _lost_on_the_way(exceptions: Any) -> tuple[type[Exception], ...]:
+    """What SkyPilot raises where a node, or its own server, went away: the same may go well another time."""
+    return (
+        exceptions.ClusterDoesNotExist,
+        exceptions.ClusterNotUpError,
+        exceptions.ClusterStatusFetchingError,
+        exceptions.FetchClusterInfoError,
+        exceptions.NetworkError,
+        exceptions.RequestInterruptedError,
+        exceptions.ServerTemporarilyUnavailableError,
+    )
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    said = CONTROL.sub("", str(error)).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0] if said else ''}"
 
 
 def _name(log: TextIOBase) -> str:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,11 +31,13 @@ from snakemake_executor_plugin_skypilot.prices import Prices
 from snakemake_executor_plugin_skypilot.remote_job import Expected, RemoteJob, Run
 from snakemake_executor_plugin_skypilot.runs import RunLock, orphans
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
-from snakemake_executor_plugin_skypilot.staging import fill
+from snakemake_executor_plugin_skypilot.staging import fill, inside
 
 # Jobs report by themselves: looking at them costs nothing.
 SECONDS_BETWEEN_LOOKS = 1
-RESUME_EVERY_S = 300
+# So long the threads of cancelled jobs are waited for.
+PATIENCE_S = 60
+ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
 STATE = "skypilot"
 
 
@@ -54,6 +57,7 @@ class Executor(RemoteExecutor):
         self._state.mkdir(parents=True, exist_ok=True)
         self._jobs: list[RemoteJob] = []
         self._is_over = False
+        self._is_cancelled = False
         self.next_seconds_between_status_checks = SECONDS_BETWEEN_LOOKS
         preflight.load_environment(self._root / settings.env_file)
         self._check_settings()
@@ -92,7 +96,7 @@ class Executor(RemoteExecutor):
         log_path = self._state / "logs" / job.name / f"{name}.{self._lock.name}.{job.jobid}.{job.attempt}.log"
         thread = RemoteJob(
             task,
-            partial(self._fill, folder, inputs_of(job)),
+            partial(self._fill, folder, inputs_of(job), files.resume),
             files,
             MaskedLog(log_path, self._secrets.values()),
             expected=Expected(_minutes(job), price),
@@ -109,7 +113,7 @@ class Executor(RemoteExecutor):
         for info in active_jobs:
             assert info.aux is not None
             thread: RemoteJob = info.aux["thread"]
-            if thread.is_alive():
+            if thread.is_alive() or self._is_cancelled:
                 yield info
             elif thread.problem is None:
                 self.report_job_success(info)
@@ -122,12 +126,18 @@ class Executor(RemoteExecutor):
         """Stop what is being rented, and end all nodes."""
         if self._run is None:
             return
+        self._is_cancelled = True
+        self._heed_no_signal()
         for job in self._jobs:
             job.cancel()
-        self._cloud.cancel()
+        try:
+            self._cloud.cancel()
+        except Exception as error:  # SkyPilot's server may be gone; the nodes are ended in any case.
+            self._logger.error(f"What is being rented could not be stopped: {error}")
         self._run.pool.close()
+        deadline = time.monotonic() + PATIENCE_S
         for job in self._jobs:
-            job.join(timeout=60)
+            job.join(timeout=max(0.0, deadline - time.monotonic()))
         # A node that a job's thread asked for in the last moment.
         self._run.pool.close()
 
@@ -150,10 +160,12 @@ class Executor(RemoteExecutor):
 
     def _check_settings(self) -> None:
         settings = self._settings
-        for key in ("reuse", "max_recoveries", "idle_minutes", "disk_size"):
+        for key in ("reuse", "max_recoveries", "idle_minutes", "disk_size", "resume_seconds"):
             least = 0 if key in ("reuse", "max_recoveries") else 1
             if getattr(settings, key) < least:
                 raise told(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
+        if self.workflow.main_snakefile is not None:
+            inside(self.workflow.main_snakefile, self._root)
         if settings.requirements is not None and not Path(settings.requirements).is_file():
             raise told("There is no such file of requirements.", key="requirements", got=settings.requirements)
 
@@ -174,7 +186,10 @@ class Executor(RemoteExecutor):
             image=settings.image,
             max_price_per_hour=settings.max_price_per_hour,
             idle_minutes=None if settings.keep_running else settings.idle_minutes,
+            scratch=self._state / "arriving",
         )
+        shutil.rmtree(self._state / "arriving", ignore_errors=True)
+        self._sources = self._sources_of_workflow()
         runs = self._state / "runs"
         self._project = project_name(self._root, settings.project)
         self._tell_orphans(runs)
@@ -195,7 +210,7 @@ class Executor(RemoteExecutor):
             ledger=Ledger(self._state / "costs.jsonl"),
             max_recoveries=settings.max_recoveries,
             max_price_total=settings.max_price_total,
-            resume_every_s=RESUME_EVERY_S,
+            resume_every_s=settings.resume_seconds,
             say=self._logger.info,
         )
         atexit.register(self._end)
@@ -218,23 +233,39 @@ class Executor(RemoteExecutor):
 
     def _end_on_signals(self) -> None:
         """Have SIGTERM and SIGHUP end the run as Ctrl-C does: Snakemake itself would wait for hours of rented jobs."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
+        if threading.current_thread() is threading.main_thread() and not self._is_cancelled:
+            for number in ENDED_BY:
                 signal.signal(number, _interrupt)
+
+    def _heed_no_signal(self) -> None:
+        """Have nothing but a third Ctrl-C break off the ending of nodes."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in ENDED_BY:
+            signal.signal(number, signal.SIG_IGN)
+        warnings = iter(["Nodes are being ended, which takes a minute; once more leaves them to their idle limit."])
+
+        def interrupt(_: int, __: FrameType | None) -> None:
+            if (warning := next(warnings, None)) is None:
+                raise KeyboardInterrupt
+            self._logger.warning(warning)
+
+        signal.signal(signal.SIGINT, interrupt)
 
     def _wanted(self, job: Job) -> Any:
         return wanted_node(job.resources, job.threads, self._settings, job=_said(job))
 
-    def _fill(self, folder: Path, inputs: list[str]) -> None:
+    def _fill(self, folder: Path, inputs: list[str], resume: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        sources = self._sources
-        if self._settings.requirements is not None:
-            sources = sources | {self._settings.requirements}
-        fill(folder, sources, inputs, root=self._root)
+        # What an earlier try left to go on from.
+        left = [path for path in resume if (self._root / path).exists()]
+        secret = [Path(self._settings.env_file).name]
+        fill(folder, self._sources, [*inputs, *left], root=self._root, kept_back=secret)
 
-    @cached_property
-    def _sources(self) -> set[str]:
-        return set(self._dag.get_sources())
+    def _sources_of_workflow(self) -> set[str]:
+        """The files that go with every job; found once, by the thread that the DAG belongs to."""
+        requirements = self._settings.requirements
+        return set(self._dag.get_sources()) | ({inside(requirements, self._root)} if requirements else set())
 
     @cached_property
     def _secrets(self) -> dict[str, str]:

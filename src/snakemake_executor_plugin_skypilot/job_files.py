@@ -14,11 +14,11 @@ Job = Any
 
 
 def inputs_of(job: Job) -> list[str]:
-    """What a node has to get, and what a killed try of the job left to go on from.
+    """What a node has to get: a job's inputs, and what its resource `send` names.
 
     Files of a storage provider are not among them: the job on the node brings those itself.
     """
-    return [*_local(job.input), *(path for path in _resume(job) if Path(path).exists())]
+    return [*_local(job.input), *_named(job, "send")]
 
 
 def job_files(job: Job, root: Path) -> JobFiles:
@@ -32,7 +32,7 @@ def job_files(job: Job, root: Path) -> JobFiles:
     return JobFiles(
         outputs=[inside(path, root) for path in _local(job.output)],
         logs=[inside(path, root) for path in (*_local(job.log), *_local(benchmarks))],
-        resume=[inside(path, root) for path in _resume(job)],
+        resume=[inside(path, root) for path in _named(job, "resume")],
     )
 
 
@@ -45,5 +45,6 @@ def _local(paths: Iterable[str]) -> list[str]:
     return [str(path) for path in paths if not getattr(path, "is_storage", False)]
 
 
-def _resume(job: Job) -> list[str]:
-    return str(job.resources.get("resume") or "").split()
+def _named(job: Job, resource: str) -> list[str]:
+    """The paths of a resource, between blanks."""
+    return str(job.resources.get(resource) or "").split()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # Escape sequences of terminals.
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r(?!\n)")
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r")
 # A secret of fewer letters would blacken half of a log.
 SHORTEST_SECRET = 4
 
@@ -23,7 +23,7 @@ class MaskedLog(io.TextIOBase):
         n_last: How many lines are kept for `last_lines`.
     """
 
-    def __init__(self, path: Path, secrets: Iterable[str], *, n_last: int = 20) -> None:
+    def __init__(self, path: Path, secrets: Iterable[str], *, n_last: int = 40) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.name = str(path)
         self._file = path.open("a", encoding="utf-8", errors="replace")
@@ -37,15 +37,21 @@ class MaskedLog(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Add text; a line appears when it is whole, as a secret may come in two pieces."""
-        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        *lines, unfinished = (self._unfinished + text).split("\n")
+        self._unfinished = _last_written(unfinished)
         for line in lines:
-            self._add(line)
+            self._add(_last_written(line))
         return len(text)
 
-    def _add(self, line: str) -> None:
+    def masked(self, text: str) -> str:
+        """A text without colours and the values of secrets."""
+        text = CONTROL.sub("", text)
         for secret in self._secrets:
-            line = line.replace(secret, "***")
-        line = CONTROL.sub("", line)
+            text = text.replace(secret, "***")
+        return text
+
+    def _add(self, line: str) -> None:
+        line = self.masked(line)
         self._file.write(line + "\n")
         self._file.flush()
         if line.strip():
@@ -66,3 +72,9 @@ class MaskedLog(io.TextIOBase):
                 self._add(self._unfinished)
             self._file.close()
         super().close()
+
+
+def _last_written(line: str) -> str:
+    """A line without what a progress bar wrote over in it."""
+    said = line.rstrip("\r")
+    return said[said.rfind("\r") + 1 :] + line[len(said) :]

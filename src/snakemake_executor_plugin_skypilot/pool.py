@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from snakemake_executor_plugin_skypilot.errors import CancelledError
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
@@ -21,7 +21,9 @@ class Node:
     """What it was rented for."""
     is_ready: bool = False
     """Whether it has been set up: a job of before ran on it."""
-    in_use: bool = field(default=True)
+    is_up: bool = False
+    """Whether its launch has come to an end."""
+    in_use: bool = True
     """Whether a job has it."""
 
 
@@ -55,7 +57,7 @@ class NodePool:
         self._is_closed = False
         # Ending takes seconds to a minute, and no job has to wait for it.
         self._enders = ThreadPoolExecutor(max_workers=8, thread_name_prefix="end-node")
-        self._ending: dict[str, object] = {}
+        self._ending: list[Future[None]] = []
 
     def take(self, wanted: WantedNode) -> Node:
         """A node for a job: one that waits for it, or a new one that is to be launched; waits where enough are rented.
@@ -104,25 +106,22 @@ class NodePool:
             for node in list(self._nodes.values()):
                 self._discard(node)
             self._changed.notify_all()
-            ending = list(self._ending.values())
-        wait(ending)  # type: ignore[arg-type]
-
-    @property
-    def names(self) -> list[str]:
-        """The nodes that are not ended yet."""
-        with self._changed:
-            return [*self._nodes, *self._ending]
+            ending = list(self._ending)
+        wait(ending)
 
     def _discard(self, node: Node) -> None:
         """Forget a node and end it in the background; the lock is held."""
-        if self._nodes.pop(node.name, None) is None or self._keep_running:
+        is_known = self._nodes.pop(node.name, None) is not None
+        # One that was ended while it was launched is ended once more after that: SkyPilot may have begun in between.
+        if self._keep_running or (node.is_up and not is_known):
             return
-        self._ending[node.name] = self._enders.submit(self._ended, node.name)
+        try:
+            self._ending.append(self._enders.submit(self._ended, node.name))
+        except RuntimeError:  # Python itself is ending, and starts no threads any more.
+            self._ended(node.name)
 
     def _ended(self, name: str) -> None:
         try:
             self._end(name)
         except Exception as error:
             self._report(f"Node {name} could not be ended: {error}\nEnd it by hand: sky down {name}")
-        with self._changed:
-            self._ending.pop(name, None)

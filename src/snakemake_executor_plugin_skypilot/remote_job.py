@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacity
 from snakemake_executor_plugin_skypilot.ledger import Ledger, Rent
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
 from snakemake_executor_plugin_skypilot.pool import Node, NodePool
+from snakemake_executor_plugin_skypilot.repeated import repeated
 
 # Where no place has a node, the wait before the next try; each is twice the one before.
 FIRST_WAIT_S, LONGEST_WAIT_S = 15, 300
@@ -107,10 +109,10 @@ class RemoteJob(threading.Thread):
         except CancelledError:
             self.problem = "It was cancelled."
         except WorkflowError as error:
-            self.problem = str(error)
+            self.problem = self._log.masked(str(error))
         except Exception as error:
             self._log.write(traceback.format_exc())
-            self.problem = f"{type(error).__name__}: {error}"
+            self.problem = self._log.masked(f"{type(error).__name__}: {error}")
         finally:
             self._log.close()
 
@@ -196,53 +198,27 @@ class RemoteJob(threading.Thread):
         cloud = self._shared.cloud
         submit = cloud.start if node.is_ready else cloud.launch
         submitted = submit(self._task._replace(wanted=node.wanted), node.name, self._log)
+        node.is_up = True
         rent.what, rent.price_per_hour = submitted.node, submitted.price_per_hour
         seconds = time.time() - rent.started
         price = f"${submitted.price_per_hour:.2f} an hour"
         self._say(
             f"runs on {node.name} ({submitted.node}, {price}) after {seconds:.0f} s; its output: {self._log.name}"
         )
-        with _Repeated(self._shared.resume_every_s, lambda: self._bring(node, self._files.resume)) as copies:
-            if not self._files.resume:
-                copies.stop()
-            succeeded = cloud.follow(node.name, submitted.job_id, self._log)
+        with self._copied_to_resume(node):
+            succeeded = cloud.follow(node.name, submitted.job_id, self._log, may_vanish=node.wanted.spot)
         if succeeded:
             self._bring(node, [*self._files.outputs, *self._files.logs])
         else:
             self._bring(node, [*self._files.logs, *self._files.resume])
         return succeeded
 
+    def _copied_to_resume(self, node: Node) -> AbstractContextManager[None]:
+        """Brings what a killed job goes on from, now and then."""
+        if not self._files.resume:
+            return nullcontext()
+        return repeated(self._shared.resume_every_s, lambda: self._bring(node, self._files.resume))
+
     def _bring(self, node: Node, paths: list[str]) -> None:
         if paths:
-            cloud = self._shared.cloud
-            cloud.bring(node.name, cloud.present(node.name, paths), self._shared.root)
-
-
-class _Repeated(threading.Thread):
-    """Something that is done now and then while a block runs; that it fails once is no matter."""
-
-    def __init__(self, every_s: float, act: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
-        self._every_s = every_s
-        self._act = act
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> _Repeated:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self.join()
-
-    def stop(self) -> None:
-        """Do it no more."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Wait, act, and again."""
-        while not self._stopped.wait(self._every_s):
-            try:
-                self._act()
-            except Exception:  # The node is lost, say: whoever follows the job finds it out.
-                continue
+            self._shared.cloud.bring(node.name, paths, self._shared.root)

@@ -62,6 +62,11 @@ class ExecutorSettings(ExecutorSettingsBase):
         10, "A node without a job ends itself after so many minutes, if this process is gone too."
     )
     keep_running: bool = _setting(False, "End no node, not even when idle: to look at what happened. They cost money.")
+    resume_seconds: int = _setting(
+        300,
+        "So often the files of a job's resource `resume` come here while it runs: what it goes on from if its node is "
+        "lost.",
+    )
     max_recoveries: int = _setting(
         3, "Replace a node that was lost so many times for each job; the last time one that cannot be taken away."
     )

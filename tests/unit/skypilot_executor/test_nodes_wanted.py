@@ -1,0 +1,52 @@
+"""What a rule's resources ask for."""
+
+from __future__ import annotations
+
+import pytest
+from snakemake_interface_common.exceptions import WorkflowError
+
+from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode, parse_accelerators, wanted_node
+from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A100-80GB", [("A100-80GB", 1)]),
+        ("A100-80GB:2", [("A100-80GB", 2)]),
+        (" A100-80GB : 1 , H100-SXM:8 ", [("A100-80GB", 1), ("H100-SXM", 8)]),
+        ("L4,L4:1,L4", [("L4", 1)]),
+    ],
+)
+def test_accelerators(text: str, expected: list[tuple[str, int]]) -> None:
+    """Alternatives by comma, in their order, each once."""
+    assert parse_accelerators(text, key="x") == tuple(Accelerators(*each) for each in expected)
+
+
+@pytest.mark.parametrize("text", ["", ",", "A100:", "A100:0", "A100:-1", "A100:1.5", "8", "A100 H100", "A100:1,", 3])
+def test_unreadable_accelerators(text: object) -> None:
+    """The message shows what was written, where, and the form."""
+    with pytest.raises(WorkflowError, match=r"(?s)cannot be read.*key: resources\.accelerators.*A100-80GB:1,H100"):
+        parse_accelerators(text, key="resources.accelerators of x")
+
+
+def test_resources_come_before_settings() -> None:
+    """A rule's own word holds; where it says nothing the settings do."""
+    settings = ExecutorSettings(accelerators="L4:1", use_spot=True, disk_size=70)
+    assert wanted_node({}, 3, settings, job="x") == WantedNode((Accelerators("L4", 1),), 70, True, 0)
+    own = {"accelerators": "H100-SXM:2", "disk_gb": 900, "spot": "false"}
+    assert wanted_node(own, 3, settings, job="x") == WantedNode((Accelerators("H100-SXM", 2),), 900, False, 0)
+
+
+def test_node_without_accelerators() -> None:
+    """It has as many processors as the job has threads."""
+    wanted = wanted_node({}, 6, ExecutorSettings(), job="x")
+    assert wanted == WantedNode((), 100, False, 6)
+    assert str(wanted) == "6 CPUs, 100 GB"
+
+
+@pytest.mark.parametrize("resources", [{"disk_gb": 0}, {"disk_gb": "many"}, {"disk_gb": 1.5}, {"spot": "perhaps"}])
+def test_wrong_resources(resources: dict[str, object]) -> None:
+    """The message names the resource and the job."""
+    with pytest.raises(WorkflowError, match=f"resources.{next(iter(resources))} of evaluate"):
+        wanted_node(resources, 1, ExecutorSettings(), job="evaluate")
