@@ -31,10 +31,10 @@ endef
 
 PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint cloud lock clean
+.PHONY: help demo test test-cloud lint cloud lock clean
 
 help:  ## Say what each target does.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-6s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 demo: .venv/installed  ## Run the embedded study offline on two CPU cores and show its table.
 	.venv/bin/snakemake --cores 2
@@ -42,6 +42,9 @@ demo: .venv/installed  ## Run the embedded study offline on two CPU cores and sh
 
 test: .venv/installed  ## Run the tests.
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+test-cloud: .venv/installed .venv-cloud/installed  ## Run the tests of rented nodes, on a stand-in for RunPod (root).
+	OMP_NUM_THREADS=1 .venv-cloud/bin/python -m pytest $(or $(TESTS),tests/cloud tests/unit/skypilot_executor)
 
 lint: .venv/installed  ## Check format, lint, types and spelling.
 	.venv/bin/ruff check .

@@ -62,9 +62,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder, "bin", "python")
-        core, cloud = resolve(python, "dev"), resolve(python, "cloud,test")
+        core, cloud = resolve(python, "dev"), resolve(python, "cloud,slurm,test")
     write_lock(ROOT / "requirements.lock", "dev", core)
-    write_lock(ROOT / "requirements-cloud.lock", "cloud,test", cloud)
+    write_lock(ROOT / "requirements-cloud.lock", "cloud,slurm,test", cloud)
     Path(ROOT, "environment.yml").write_text(ENVIRONMENT_HEADER + "".join(f"      - {pin}\n" for pin in cloud))
     print(f"requirements.lock: {len(core)} pins; requirements-cloud.lock, environment.yml: {len(cloud)}")
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from outlier_moe.errors import nearest
 
 ROOT = Path(__file__).parent.parent.parent
-LOCKS = {"requirements.lock": ("dev",), "requirements-cloud.lock": ("cloud", "test")}
+LOCKS = {"requirements.lock": ("dev",), "requirements-cloud.lock": ("cloud", "slurm", "test")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What torch's builds for CUDA pin themselves, and what an environment brings along.
 UNLOCKED = re.compile(r"outlier-moe|pip|triton|(nvidia|cuda)-.*")

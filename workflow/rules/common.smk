@@ -243,13 +243,8 @@ def model_revision(entry):
     return getattr(entry.source, "revision", "main")
 
 
-def goes_elsewhere():
-    """Whether jobs go to other machines; in a dry run, whether they would: `jobs` is given, as in both profiles."""
-    if workflow.remote_exec:
-        return False
-    if workflow.dryrun:
-        return workflow.resource_settings.nodes is not None
-    return workflow.non_local_exec
+# Whether jobs go to other machines: `jobs` is given, as in profiles/runpod and profiles/slurm, and this is none of them.
+ELSEWHERE = workflow.resource_settings.nodes is not None and not workflow.remote_exec
 
 
 @cache
@@ -282,14 +277,12 @@ def node_to_train_on():
 
 
 def node_resources(find):
-    """The resources of rules that run on a node; on this machine they are unset."""
+    """The resources of rules that run on a node; none on this machine, where nothing is planned."""
 
     def resource(name):
-        return lambda wildcards: (
-            getattr(find(wildcards), name) if goes_elsewhere() else None
-        )
+        return lambda wildcards: getattr(find(wildcards), name)
 
-    return {name: resource(name) for name in NodeNeeds._fields}
+    return {name: resource(name) for name in NodeNeeds._fields} if ELSEWHERE else {}
 
 
 RECORDING_NODE = node_resources(recording_node)
@@ -297,13 +290,15 @@ TRAINING_NODE = node_resources(lambda wildcards: node_to_train_on())
 
 
 def weights_to_send(wildcards):
-    """The folder of a model's weights, if they lie in this machine's folders and the job runs elsewhere."""
-    source = REGISTRY.model(wildcards.model).source
-    return (
-        str(source.path) if goes_elsewhere() and hasattr(source, "path") else None
-    )
+    """The folder of a model's weights, if they lie in this machine's folders."""
+    return str(getattr(REGISTRY.model(wildcards.model).source, "path", ""))
+
+
+def files_of_node(**paths):
+    """Resources that name files which go to a node, or come back from one that failed, beside inputs and outputs."""
+    return paths if ELSEWHERE else {}
 
 
 def goes_on_from(pattern):
     """What a killed job goes on from, beside its output: an executor brings it back, and to the next node."""
-    return lambda wildcards: (pattern.format(**wildcards) if goes_elsewhere() else None)
+    return lambda wildcards: pattern.format(**wildcards)

@@ -37,7 +37,10 @@ rule record_outliers:
     threads: workflow.cores
     resources:
         **RECORDING_NODE,
-        resume=goes_on_from("results/{model}/.outliers.resume"),
+        **files_of_node(
+            send=weights_to_send,
+            resume=goes_on_from("results/{model}/.outliers.resume"),
+        ),
     params:
         taps=STUDY["record_outliers"]["taps"],
         floor=STUDY["record_outliers"]["floor"],
@@ -63,7 +66,12 @@ rule record_shard:
     threads: workflow.cores
     resources:
         **RECORDING_NODE,
-        resume=goes_on_from("results/{model}/shards/.{shard}-of-{n_shards}.resume"),
+        **files_of_node(
+            send=weights_to_send,
+            resume=goes_on_from(
+                "results/{model}/shards/.{shard}-of-{n_shards}.resume"
+            ),
+        ),
     params:
         taps=STUDY["record_outliers"]["taps"],
         floor=STUDY["record_outliers"]["floor"],

@@ -79,7 +79,9 @@ rule train_dense:
         "logs/benchmarks/train_dense/{pair}-seed{seed}.tsv"
     resources:
         **TRAINING_NODE,
-        resume=goes_on_from("results/upcycle/{pair}/seed{seed}/.phase1.work"),
+        **files_of_node(
+            resume=goes_on_from("results/upcycle/{pair}/seed{seed}/.phase1.work")
+        ),
     params:
         model=UPCYCLE["model"],
         training=UPCYCLE["training"],
@@ -146,7 +148,9 @@ rule train_moe:
         "logs/benchmarks/train_moe/{pair}-seed{seed}-{arm}.tsv"
     resources:
         **TRAINING_NODE,
-        resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work"),
+        **files_of_node(
+            resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work")
+        ),
     params:
         model=UPCYCLE["model"],
         experts=UPCYCLE["experts"],
@@ -174,7 +178,9 @@ rule train_control:
         arm="dense",
     resources:
         **TRAINING_NODE,
-        resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work"),
+        **files_of_node(
+            resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work")
+        ),
     params:
         model=UPCYCLE["model"],
         experts=UPCYCLE["experts"],

