@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from outlier_moe.schemas.completing import completed
 from outlier_moe.schemas.upcycling import (
     ExpertLoad,
     UpcyclingCheckpoint,
     UpcyclingOutlier,
     UpcyclingRun,
     UpcyclingStep,
-    completed,
 )
 
 BOUNDARY, N_STEPS = 40, 60

@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.measures import ActivationMeter, HeadMeter, Row, clocked, weight_ranks
+from outlier_moe.scale_sweep.study import GridEdge
 from outlier_moe.terminal.model_bars import model_bars_hidden
 from outlier_moe.training.loop import Trained, TrainingTask, Visit, forget_state, train
+from outlier_moe.training.model_identity import plain_config
 from outlier_moe.training.named_optimizers import Name, named_optimizers
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.recordings import record_in_training
@@ -83,6 +85,8 @@ class OptimizerOptions:
     """That of AdamW, where it trains what the optimiser does not take."""
     weight_decay: float
     """Of all that is no norm and no bias."""
+    grid_edge: GridEdge | None = None
+    """The end of the grid that the rate lies at; None inside of it, or if there was none."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def _task(
         loss=subject.loss,
         visit=visit,
         identity={
-            "model": _plain_config(subject.model),
+            "model": plain_config(subject.model),
             "data": subject.identity,
             "batch_size": options.batch_size,
             "optimizer": asdict(chosen),
@@ -253,14 +257,3 @@ def _gather(work: Path) -> None:
     with whole_file(work / MEASURES) as partial:
         pl.concat(visits).write_parquet(partial)
     shutil.rmtree(work / VISITS)
-
-
-def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
-    """What of a model's configuration tells it from another."""
-    left_out = ("transformers_version", "_name_or_path", "architectures", "dtype")
-    return {key: _named(value) for key, value in model.config.to_dict().items() if key not in left_out}
-
-
-def _named(value: Any) -> Any:
-    # JSON has no numbers for names.
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value

@@ -34,6 +34,9 @@ PresetChoices = (
 )
 """The keys that a preset gives, each of which the section itself may set in its place."""
 
+GridEdge = Literal["lowest", "highest"]
+"""The end of a grid of learning rates that the best of it lies at: a better one may lie beyond."""
+
 
 @dataclass(frozen=True)
 class Scale:

@@ -7,7 +7,6 @@ at every checkpoint, and not finite where a run has diverged; `pair`, `seed` and
 from __future__ import annotations
 
 import dataframely as dy
-import polars as pl
 
 from outlier_moe.schemas import tap_enum
 
@@ -133,14 +132,3 @@ class ExpertLoad(dy.Schema):
     n_tokens = dy.Int64(min=0)
     """Held-out tokens that the expert works on."""
     load_share = dy.Float64(min=0, max=1)
-
-
-def completed(schema: type[dy.Schema], table: pl.DataFrame) -> pl.DataFrame:
-    """A validated table with all columns of its schema.
-
-    Those that it lacks, as a control alone lacks what describes experts, are null; those that the schema lacks go.
-    """
-    if table.is_empty():
-        return schema.create_empty()
-    absent = [pl.lit(None).alias(name) for name in schema.column_names() if name not in table.columns]
-    return schema.validate(table.with_columns(absent), cast=True)

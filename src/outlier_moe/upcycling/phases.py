@@ -17,6 +17,7 @@ from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.terminal.model_bars import model_bars_hidden
 from outlier_moe.training.loop import TrainingTask, Visit, forget_state, train
+from outlier_moe.training.model_identity import plain_config
 from outlier_moe.training.optimizers import adamw
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
@@ -128,7 +129,7 @@ def _train_phase(
         loss=language_loss(load_balancing=options.load_balancing, top_k=top_k),
         visit=_visit(work, text, tokenizer, options),
         identity={
-            "model": _plain_config(model),
+            "model": plain_config(model),
             "text": json.loads((text / FACTS).read_text(encoding="utf-8")),
             "phase": {**sizes, "phase": options.phase, "load_balancing": options.load_balancing},
         },
@@ -180,12 +181,6 @@ def _gather_evaluations(work: Path) -> None:
 def _write_json(document: Any, path: Path) -> None:
     with whole_file(path) as partial:
         partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
-    """What of a model's configuration tells it from another."""
-    left_out = ("transformers_version", "_name_or_path", "architectures", "dtype")
-    return {key: value for key, value in model.config.to_dict().items() if key not in left_out}
 
 
 def load_checked(folder: Path, *, pair: Pair, sizes: ModelSizes, experts: ExpertSizes | None) -> PreTrainedModel:
