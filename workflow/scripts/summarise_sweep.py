@@ -5,8 +5,7 @@ from pathlib import Path
 from outlier_moe.reporting import reporting_to
 from outlier_moe.scale_sweep.figures import SweptRun
 from outlier_moe.scale_sweep.summary import summarise_sweep
-from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal
-from outlier_moe.terminal.presentation import show_frame
+from outlier_moe.scale_sweep.terminal_table import show_summary
 
 with reporting_to(snakemake.log[0]):
     files = zip(snakemake.params.runs, snakemake.input.runs, snakemake.input.metrics, strict=True)
@@ -14,4 +13,4 @@ with reporting_to(snakemake.log[0]):
     for name, table in tables._asdict().items():
         table.write_parquet(snakemake.output[name])
     Path(snakemake.output.document).write_text(tables.summary.write_json())
-    show_frame(for_terminal(tables.summary), TABLE, output_format="table", title=snakemake.wildcards.sweep)
+    show_summary(tables.summary, output_format="table", title=snakemake.wildcards.sweep)

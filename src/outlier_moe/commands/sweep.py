@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from outlier_moe.commands.tables import read_table
-from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal
-from outlier_moe.terminal.presentation import show_frame
+from outlier_moe.scale_sweep.terminal_table import show_summary
 
 
 def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentParser) -> None:
@@ -21,6 +20,4 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
 def _run(arguments: argparse.Namespace) -> None:
     path = arguments.results / arguments.name / "summary.parquet"
     table = read_table(path, remedy=f"Run: snakemake {arguments.name}")
-    if arguments.format == "table":
-        table = for_terminal(table)
-    show_frame(table, TABLE, output_format=arguments.format, title=str(path))
+    show_summary(table, output_format=arguments.format, title=str(path))

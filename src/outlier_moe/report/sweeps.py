@@ -70,6 +70,7 @@ def _text(tables: Sweep) -> str:
     seeds = "one seed, no repetition" if n_seeds == 1 else f"{n_seeds} seeds"
     ended = "none diverged" if not n_diverged else f"{n_diverged} diverged and are in no comparison"
     parts = [f"{len(runs)} runs ({seeds}), {ended}."]
+    parts += _edges(tables["summary"])
     if n_seeds > 1:
         parts.append("Intervals of 95 % are over resampled seeds, and so few seeds make them rough.")
     for figure in _ANSWERS:
@@ -78,6 +79,17 @@ def _text(tables: Sweep) -> str:
             title = _TITLE_OF[figure]
             parts.append(f"{title[0].upper()}{title[1:]}: {'; '.join(said)}.")
     return " ".join(parts)
+
+
+def _edges(summary: pl.DataFrame) -> list[str]:
+    """Whose learning rate is not known to be the best, for it lies at the edge of what was tried."""
+    rows = summary.filter(pl.col("grid_edge").is_not_null()).iter_rows(named=True)
+    said = [
+        f"{row['optimizer']} at {row['scale']} (the {row['grid_edge']}, {row['learning_rate']:.2g})" for row in rows
+    ]
+    if not said:
+        return []
+    return [f"At the edge of the grid of learning rates, so that a better one may lie beyond: {', '.join(said)}."]
 
 
 _TITLE_OF = {figure: title for panels in PANELS.values() for figure, title in panels.items()}

@@ -27,7 +27,7 @@ from outlier_moe.scale_sweep.scaling_rules import (
     n_steps_for,
     tuning_steps,
 )
-from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale, geometry_of, scale_of
+from outlier_moe.scale_sweep.study import Geometry, GridEdge, OptimizerName, Scale, geometry_of, scale_of
 from outlier_moe.scale_sweep.vit import n_vit_parameters, new_vit
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.steps import Batch, StepLoss
@@ -107,6 +107,17 @@ def chosen_rate(tried: pl.DataFrame) -> int:
     return best
 
 
+def grid_edge(tried: pl.DataFrame) -> GridEdge | None:
+    """The end of the grid that the chosen rate lies at; None inside of it, and where there was nothing to choose from.
+
+    A rate below one that diverged is inside: nothing better lies beyond.
+    """
+    chosen = tried["is_chosen"].to_list()
+    if len(chosen) == 1 or not (chosen[0] or chosen[-1]):
+        return None
+    return "lowest" if chosen[0] else "highest"
+
+
 def train_classifier(
     of: Classifier, learning_rates: Path, output: Path, recording: RecordOptions, *, seed: int
 ) -> None:
@@ -119,8 +130,9 @@ def train_classifier(
         recording: What is recorded of the probe.
         seed: Decides weights and the order of the images.
     """
-    chosen = pl.read_parquet(learning_rates).filter("is_chosen")["multiple"].item()
-    options = run_options(of, recording, multiple=chosen, seed=seed)
+    tried = pl.read_parquet(learning_rates)
+    options = run_options(of, recording, multiple=tried.filter("is_chosen")["multiple"].item(), seed=seed)
+    options = replace(options, optimizer=replace(options.optimizer, grid_edge=grid_edge(tried)))
     train_and_measure(_subject(of, options), output, options, label=f"{of.label}, seed {seed}")
 
 

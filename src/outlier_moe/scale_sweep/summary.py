@@ -10,22 +10,21 @@ import polars as pl
 
 from outlier_moe.scale_sweep.answers import comparisons, trends
 from outlier_moe.scale_sweep.figures import COST, MOMENTS, TARGET, SweptRun, at_moments, figures_over_steps, target_loss
-from outlier_moe.scale_sweep.terminal_table import TABLE
-from outlier_moe.schemas.sweeps import SweptFigure, SweptRunFacts
+from outlier_moe.schemas.completing import completed
+from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
 
 
 class SweepTables(NamedTuple):
     """The tables of a sweep."""
 
     summary: pl.DataFrame
-    """A row per (scale, optimizer): how many runs, how many diverged, and the means over their seeds at the end; with
-    the suffix `_matched` at matched training loss."""
+    """`schemas.sweeps.SweepSummary`."""
     runs: pl.DataFrame
     """`schemas.sweeps.SweptRunFacts`."""
     figures: pl.DataFrame
     """`schemas.sweeps.SweptFigure`."""
     dynamics: pl.DataFrame
-    """A row per (run, checkpoint), a column per figure."""
+    """`schemas.sweeps.SweepCheckpoint`."""
     trends: pl.DataFrame
     """`schemas.sweeps.SweepTrend`."""
     comparisons: pl.DataFrame
@@ -56,16 +55,16 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     is_given = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
     known = compared.filter(pl.col("value").is_not_null(), pl.col("moment") != "start", ~is_given)
     return SweepTables(
-        summary=_summary(facts, compared, targets),
+        summary=completed(SweepSummary, _summary(facts, compared, targets)),
         runs=SweptRunFacts.validate(facts.select(SweptRunFacts.column_names()), cast=True),
         figures=SweptFigure.validate(figures.select(SweptFigure.column_names()), cast=True),
-        dynamics=pl.concat(dynamics, how="diagonal_relaxed"),
+        dynamics=completed(SweepCheckpoint, pl.concat(dynamics, how="diagonal_relaxed")),
         trends=trends(known),
         comparisons=comparisons(known),
     )
 
 
-_OVERRIDES = {"diverged_at": pl.Int64}
+_OVERRIDES = {"diverged_at": pl.Int64, "grid_edge": pl.String}
 
 
 def _facts(run: SweptRun) -> dict[str, Any]:
@@ -75,6 +74,8 @@ def _facts(run: SweptRun) -> dict[str, Any]:
         **run.key,
         **{name: facts[name] for name in shown},
         "learning_rate": facts["optimizer_lr"],
+        # Language models have no grid.
+        "grid_edge": facts.get("optimizer_grid_edge"),
         "weight_decay": facts["optimizer_weight_decay"],
         **_times(run.metrics),
     }
@@ -105,7 +106,7 @@ def _targets(
 def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, float | None]) -> pl.DataFrame:
     key = ["scale", "optimizer"]
     table = facts.group_by(key, maintain_order=True).agg(
-        pl.col("d_model", "n_parameters", "batch_size", "learning_rate").first(),
+        pl.col("d_model", "n_parameters", "batch_size", "learning_rate", "grid_edge").first(),
         n_seeds=pl.len(),
         n_diverged=pl.col("diverged_at").is_not_null().sum(),
     )
@@ -118,4 +119,4 @@ def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, floa
         means = chosen.pivot("figure", index=key, values="value", aggregate_function="mean")
         means = means.rename({name: f"{name}{suffix}" for name in means.columns if name not in key})
         table = table.join(means, on=key, how="left", maintain_order="left")
-    return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in TABLE if name not in table.columns)
+    return table

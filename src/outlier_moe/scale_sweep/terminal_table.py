@@ -5,13 +5,17 @@ from __future__ import annotations
 import polars as pl
 
 from outlier_moe.scale_sweep.figures import COST
-from outlier_moe.terminal.presentation import Column
+from outlier_moe.scale_sweep.study import GridEdge
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+
+EDGE_MARKS: dict[GridEdge, str] = {"lowest": " <", "highest": " >"}
 
 TABLE = {
     "scale": Column("scale"),
     "optimizer": Column("optimiser"),
     "n_seeds": Column("seeds", "count"),
     "n_diverged": Column("div.", "count"),
+    "learning_rate": Column("rate", "text"),
     "train_loss_nats": Column("train\nloss", "decimal"),
     "test_loss_nats": Column("test\nloss", "decimal"),
     "test_accuracy": Column("test\nacc. %", "percent"),
@@ -27,7 +31,30 @@ TABLE = {
 
 
 def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:
-    """The summary with the times of steps in as many digits as tell them apart."""
+    """The summary with times and rates in as many digits as tell them apart; rates at their grid's edge are marked."""
+    marks = pl.col("grid_edge").replace_strict(EDGE_MARKS, default="", return_dtype=pl.String)
+    rates = pl.col("learning_rate").map_elements(lambda value: f"{value:.2g}", return_dtype=pl.String)
     return summary.with_columns(
-        pl.col(COST).map_elements(lambda value: f"{value:.3f}", return_dtype=pl.String).fill_null("-")
+        pl.col(COST).map_elements(lambda value: f"{value:.3f}", return_dtype=pl.String).fill_null("-"),
+        learning_rate=rates + marks,
     )
+
+
+def edge_note(summary: pl.DataFrame) -> str | None:
+    """What the marks mean, if there are any."""
+    if summary["grid_edge"].null_count() == len(summary):
+        return None
+    return (
+        "Rates marked > (<) are the highest (lowest) of their grid: a better one may lie beyond, and the optimiser is "
+        "shown below its best. scale_sweep.multiples is the grid."
+    )
+
+
+def show_summary(summary: pl.DataFrame, *, output_format: OutputFormat, title: str) -> None:
+    """Print the summary: for a person with what its marks mean."""
+    if output_format != "table":
+        show_frame(summary, TABLE, output_format=output_format, title=title)
+        return
+    show_frame(for_terminal(summary), TABLE, output_format=output_format, title=title)
+    if (note := edge_note(summary)) is not None:
+        print(note)

@@ -2,13 +2,19 @@
 
 `scale` is the name of a model's sizes, `optimizer` and `seed` say which run of it a row is of. A `moment` is the start,
 the end, or `matched`: where the run's training loss first is what all runs of its scale that did not diverge reached.
-`summary.parquet` and `dynamics.parquet` have a column for each figure of `scale_sweep.figures.FIGURES`.
+`summary.parquet` and `dynamics.parquet` have a column for each figure of `scale_sweep.figures.FIGURES`, null where a
+sweep has none.
 """
 
 from __future__ import annotations
 
+from typing import get_args
+
 import dataframely as dy
 import polars as pl
+
+from outlier_moe.scale_sweep.figures import COST, FIGURES
+from outlier_moe.scale_sweep.study import GridEdge
 
 MOMENTS = ["start", "matched", "end"]
 
@@ -30,6 +36,8 @@ class SweptRunFacts(dy.Schema):
     n_accumulate = dy.Int64(min=1)
     """Parts that a batch was cut into at the end: more than 1 where memory ran out."""
     learning_rate = dy.Float64(min=0)
+    grid_edge = dy.String(nullable=True)
+    """The end of the grid of learning rates that the best lay at; null inside of it, or where none was tried."""
     weight_decay = dy.Float64(min=0)
     step_time_s = dy.Float64(min=0)
     """The median."""
@@ -40,6 +48,58 @@ class SweptRunFacts(dy.Schema):
     """Of outliers."""
     time_measures_s = dy.Float64(min=0)
     """Of ranks and sparsity."""
+
+    @dy.rule()
+    def known_edge(cls) -> pl.Expr:
+        return pl.col("grid_edge").is_null() | pl.col("grid_edge").is_in(get_args(GridEdge))
+
+
+def _figure(name: str) -> dy.Float64:
+    """A figure's column, held to the range that its definition gives."""
+    if name == "generalisation_gap_nats":
+        return dy.Float64(nullable=True)
+    if name in ("generalisation_gap_accuracy", "excess_kurtosis"):
+        return dy.Float64(nullable=True, min=_LEAST[name])
+    is_share = name.endswith(("accuracy", "effective_rank")) or name.startswith("share_") or name == "hoyer"
+    # Sums of shares are rounded.
+    return dy.Float64(nullable=True, min=-ROUNDING, max=1 + ROUNDING if is_share else None)
+
+
+ROUNDING = 1e-9
+_LEAST = {"generalisation_gap_accuracy": -1.0, "excess_kurtosis": -3.0}
+_AT_END = {name: _figure(name) for name in FIGURES}
+_MATCHED = {f"{name}_matched": _figure(name) for name in FIGURES}
+
+
+class _OfScale(dy.Schema):
+    scale = dy.String(primary_key=True)
+    optimizer = dy.String(primary_key=True)
+    d_model = dy.Int64(min=1)
+    n_parameters = dy.Int64(min=1)
+    batch_size = dy.Int64(min=1)
+    learning_rate = dy.Float64(min=0)
+    grid_edge = dy.String(nullable=True)
+    """As in `runs.parquet`."""
+    n_seeds = dy.Int64(min=1)
+    n_diverged = dy.Int64(min=0)
+    """Of the seeds: those are in no mean."""
+    target_loss_nats = dy.Float64(nullable=True, min=0)
+    """The matched training loss; null if every run of the scale diverged."""
+
+
+class _OfCheckpoint(dy.Schema):
+    scale = dy.String(primary_key=True)
+    d_model = dy.Int64(min=1)
+    n_parameters = dy.Int64(min=1)
+    optimizer = dy.String(primary_key=True)
+    seed = dy.Int64(primary_key=True)
+    step = dy.Int64(primary_key=True, min=0)
+
+
+# `summary.parquet`: a row per (scale, optimizer), the means of its seeds at the end, and at matched loss.
+SweepSummary = type("SweepSummary", (_OfScale,), {**_AT_END, COST: dy.Float64(nullable=True, min=0), **_MATCHED})
+# `dynamics.parquet`: a row per (run, checkpoint).
+SweepCheckpoint = type("SweepCheckpoint", (_OfCheckpoint,), {name: _figure(name) for name in FIGURES})
 
 
 class SweptFigure(dy.Schema):

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from outlier_moe.plots.saving import themed
 from outlier_moe.plots.sweep import PANELS, sweep_charts
-from outlier_moe.report.sweeps import Sweep, sweep_pictures, sweep_tables
-from outlier_moe.scale_sweep.figures import SweptRun
-from outlier_moe.scale_sweep.summary import summarise_sweep
-
-SIZES = {"w8": 1000, "w16": 4000}
-
-
-def made_up_sweep(folder: Path, *, n_seeds: int, diverges: bool) -> Sweep:
-    """Tables of a sweep whose ranks fall with size under AdamW alone."""
-    runs = []
-    for (scale, size), optimizer, seed in product(SIZES.items(), ("adamw", "muon"), range(n_seeds)):
-        place = folder / scale / optimizer / str(seed)
-        place.mkdir(parents=True)
-        diverged_at = 7 if diverges and (scale, optimizer, seed) == ("w8", "muon", 0) else None
-        facts = {"n_parameters": size, "d_model": 8, "n_layers": 1, "n_steps": 10, "diverged_at": diverged_at}
-        facts |= {"batch_size": 4, "n_accumulate": 1, "optimizer_lr": 0.1, "optimizer_weight_decay": 0.1}
-        facts |= {"time_training_s": 1.0, "step_time_s": 0.01 * (1 + seed)}
-        (place / "run.json").write_text(json.dumps(facts))
-        rank = 0.9 - (size / 10_000 if optimizer == "adamw" else 0) + seed / 1000
-        rows = [
-            (step, metric, of, value)
-            for step in (0, 5, 10)
-            for metric, of, value in (
-                ("loss_nats", "train", 2 - step / 10 - seed / 100),
-                ("weight_effective_rank_share", "q_proj", rank + step / 1000),
-                ("activation_hoyer", "ffn", 0.3 + seed / 100),
-            )
-        ]
-        schema = {"step": pl.Int64, "metric": pl.String, "place": pl.String, "value": pl.Float64}
-        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(place / "metrics.parquet")
-        runs.append(SweptRun(scale, optimizer, seed, place, place / "metrics.parquet"))
-    return summarise_sweep(runs)._asdict()
+from outlier_moe.report.sweeps import sweep_pictures, sweep_tables
+from tests.swept_tables import made_up_sweep
 
 
 @pytest.mark.parametrize(("n_seeds", "diverges"), [(1, False), (3, True)])
@@ -63,6 +31,7 @@ def test_the_text_says_the_answers_and_what_they_rest_on(tmp_path: Path) -> None
     [group] = sweep_pictures({"scale_sweep": made_up_sweep(tmp_path, n_seeds=3, diverges=True)})
     assert group.text.startswith("12 runs (3 seeds), 1 diverged and are in no comparison.")
     assert "adamw -0.15 per doubling of the parameters" in group.text
+    assert "a better one may lie beyond: muon at w16 (the highest, 0.1)." in group.text
     assert "adamw less muon" in group.text and "at matched loss" in group.text
     assert [picture.id for picture in group.pictures][0] == "scale_sweep-performance"
 

@@ -16,6 +16,7 @@ from outlier_moe.scale_sweep.classifiers import (
     Classifier,
     chosen_rate,
     classifier_of,
+    grid_edge,
     train_classifier,
     try_learning_rates,
 )
@@ -46,6 +47,8 @@ def test_the_best_rate_on_validation_is_chosen(run: Path) -> None:
     assert table.filter("is_chosen")["multiple"].to_list() == [best["multiple"]]
     facts = json.loads((run / "run/run.json").read_text())
     assert facts["optimizer_lr"] == best["learning_rate"]
+    # Of a grid of two each is at an end.
+    assert facts["optimizer_grid_edge"] == ("lowest" if best["multiple"] == 1 else "highest")
     assert facts["optimizer_adamw_lr"] == pytest.approx(best["learning_rate"] / 10)
     assert not list(run.glob(".*"))
 
@@ -57,6 +60,14 @@ def test_a_rate_that_diverges_is_never_chosen_and_if_all_do_the_lowest_is() -> N
         chosen_rate(pl.DataFrame({"validation_loss_nats": [None, None]}, schema={"validation_loss_nats": pl.Float64}))
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "edge"),
+    [([True, False, False], "lowest"), ([False, True, False], None), ([False, False, True], "highest"), ([True], None)],
+)
+def test_a_rate_at_the_edge_of_its_grid_is_known(chosen: list[bool], edge: str | None) -> None:
+    assert grid_edge(pl.DataFrame({"is_chosen": chosen})) == edge
 
 
 def test_everything_is_measured_at_every_checkpoint(run: Path) -> None:

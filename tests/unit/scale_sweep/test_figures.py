@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from dataframely.exc import ValidationError
 
 from outlier_moe.cli import main
 from outlier_moe.scale_sweep.answers import comparisons, trends
-from outlier_moe.scale_sweep.figures import SweptRun, at_moments, target_loss
+from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, at_moments, target_loss
 from outlier_moe.scale_sweep.summary import summarise_sweep
-from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal
+from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal, show_summary
+from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary
 
 
 def steps(losses: list[float | None], **figures: list[float | None]) -> pl.DataFrame:
@@ -104,7 +106,9 @@ def test_one_seed_or_one_scale_has_no_interval_and_says_why() -> None:
     assert comparisons(single.filter(optimizer="muon")).is_empty()
 
 
-def write_run(folder: Path, optimizer: str, seed: int, losses: list[float | None]) -> SweptRun:
+def write_run(
+    folder: Path, optimizer: str, seed: int, losses: list[float | None], *, edge: str | None = None
+) -> SweptRun:
     diverged_at = 15 if losses[-1] is None else None
     folder = folder / f"{optimizer}{seed}"
     folder.mkdir()
@@ -117,6 +121,7 @@ def write_run(folder: Path, optimizer: str, seed: int, losses: list[float | None
         "batch_size": 4,
         "n_accumulate": 1,
         "optimizer_lr": 0.1,
+        "optimizer_grid_edge": edge,
         "optimizer_weight_decay": 0.1,
         "time_training_s": 5.0,
         "step_time_s": 0.02,
@@ -163,3 +168,28 @@ def test_a_sweep_that_diverged_as_a_whole_still_has_its_tables(tmp_path: Path) -
     assert tables.summary["train_loss_nats"].null_count() == 1
     assert set(TABLE) <= set(for_terminal(tables.summary).columns)
     assert tables.trends.is_empty() and tables.comparisons.is_empty()
+
+
+def test_a_rate_at_the_edge_of_its_grid_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        write_run(tmp_path, "adamw", 0, [2.0, 1.0, 0.5], edge="highest"),
+        write_run(tmp_path, "muon", 0, [2.0, 1.0]),
+    ]
+    tables = summarise_sweep(runs)
+    assert tables.runs["grid_edge"].to_list() == tables.summary["grid_edge"].to_list() == ["highest", None]
+    show_summary(tables.summary, output_format="table", title="sweep")
+    printed = capsys.readouterr().out
+    [adamw, muon] = [line for line in printed.splitlines() if "tiny" in line]
+    assert "0.1 >" in adamw and ">" not in muon
+    assert "a better one may lie beyond" in printed
+    show_summary(tables.summary.filter(optimizer="muon"), output_format="table", title="sweep")
+    assert "may lie beyond" not in capsys.readouterr().out
+
+
+def test_tables_have_every_figure_within_its_range(tmp_path: Path) -> None:
+    tables = summarise_sweep([write_run(tmp_path, "adamw", 0, [2.0, 1.0, 0.5])])
+    for table, schema in ((tables.summary, SweepSummary), (tables.dynamics, SweepCheckpoint)):
+        assert set(FIGURES) < set(table.columns)
+        for wrong in ({"hoyer": 1.1}, {"train_loss_nats": -0.1}, {"generalisation_gap_accuracy": -1.5}):
+            with pytest.raises(ValidationError):
+                schema.validate(table.with_columns(**{name: pl.lit(value) for name, value in wrong.items()}))
