@@ -16,6 +16,7 @@ from outlier_moe.layer_peaks import peaks_by_layer
 from outlier_moe.presets import presets
 from outlier_moe.report.inputs import ModelFiles, ReportInputs
 from tests.recordings import made_up_activations, write_recording
+from tests.swept_tables import made_up_sweep
 from tests.upcycling_tables import made_up_tables
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -80,7 +81,13 @@ def made_up_study(folder: Path) -> ReportInputs:
     comparison = compare_models(models, presets(STUDY))
     files = {name: files_of(folder / name) for name in MODELS}
     experiment = made_up_tables(["simple", "smollm"])
-    return ReportInputs(comparison.models, files, STUDY, features=comparison.features, upcycling=experiment)
+    sweeps = {
+        "scale_sweep": made_up_sweep(folder / "images", n_seeds=3, diverges=True),
+        "lm_scale_sweep": made_up_sweep(folder / "text", n_seeds=1, diverges=False, sizes={"d8": 900}),
+    }
+    return ReportInputs(
+        comparison.models, files, STUDY, features=comparison.features, upcycling=experiment, sweeps=sweeps
+    )
 
 
 def files_of(folder: Path) -> ModelFiles:

@@ -155,16 +155,34 @@ def test_no_network_and_no_complaint(browser: Chrome, study_folder: Path) -> Non
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
-def test_the_experiments_pictures_are_drawn(browser: Chrome, study_folder: Path) -> None:
+# Against size there is nothing to see of a single scale.
+@pytest.mark.parametrize(("section", "n_charts"), [("upcycling", 4), ("scale_sweep", 5), ("lm_scale_sweep", 1)])
+def test_the_experiments_pictures_are_drawn(browser: Chrome, study_folder: Path, section: str, n_charts: int) -> None:
     opened(browser, study_folder)
     draw_everything(browser)
     marks = (
-        "return [...document.querySelectorAll('[data-chart^=upcycling-] svg.marks')]"
+        "return [...document.querySelectorAll(`[data-chart^=${arguments[0]}-] svg.marks`)]"
         ".map((chart) => chart.querySelectorAll('.role-mark path').length)"
     )
-    found = browser.execute_script(marks)
-    assert len(found) == 4
+    found = browser.execute_script(marks, section)
+    assert len(found) == n_charts
     assert min(found) > 0
+
+
+def test_the_sweeps_section_says_what_it_rests_on(browser: Chrome, study_folder: Path) -> None:
+    opened(browser, study_folder)
+    draw_everything(browser)
+    shown = browser.execute_script("return document.body.innerText")
+    assert "12 runs (3 seeds), 1 diverged and are in no comparison." in shown
+    assert "a better one may lie beyond: muon at w16 (the highest, 0.1)." in shown
+    crosses = (
+        "return document.querySelectorAll('[data-chart=scale_sweep-ranks] path[aria-label*=\"last measured\"]').length"
+    )
+    assert browser.execute_script(crosses) == 6, "one in each panel"
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    for section in ("scale_sweep-ranks", "lm_scale_sweep-dynamics"):
+        figure = browser.execute_script("return document.querySelector(`[data-chart=${arguments[0]}]`)", section)
+        figure.screenshot(str(ARTEFACTS / f"{section}.png"))
 
 
 def draw_everything(browser: Chrome) -> None:

@@ -86,6 +86,9 @@ def size_chart(
         shown.filter((pl.col("moment") == "end") | ~pl.col("is_diverged"))
         .group_by("figure", "moment", "optimizer", "scale", "n_parameters", "is_diverged")
         .agg(y=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), n_seeds=pl.len())
+        # Each kind of mark has columns of its own: filters in every layer are more than Vega-Lite can make simpler.
+        .with_columns(last=pl.when("is_diverged").then("y"))
+        .with_columns(pl.when(~pl.col("is_diverged")).then(pl.col("y", "low", "high")))
         .with_columns(panel=pl.col("figure").replace_strict(panels, return_dtype=pl.String))
         .sort("figure", "moment", "optimizer", "n_parameters", "is_diverged")
         .rows(named=True)
@@ -97,26 +100,24 @@ def size_chart(
         axis=alt.Axis(format=".2~s", values=sorted({row["n_parameters"] for row in rows}), labelOverlap=True),
     )
     base = alt.Chart().encode(x=x, color=_colour(rows))
+    whose = ["optimizer:N", "scale:N", "moment:N"]
     tooltip = [
-        "optimizer:N",
-        "scale:N",
-        "moment:N",
+        *whose,
         alt.Tooltip("y:Q", format=",.4~r", title="mean"),
         alt.Tooltip("low:Q", format=",.4~r", title="lowest seed"),
         alt.Tooltip("high:Q", format=",.4~r", title="highest seed"),
         alt.Tooltip("n_seeds:Q", title="seeds"),
-        alt.Tooltip("is_diverged:N", title="diverged"),
     ]
-    whole = base.transform_filter("!datum.is_diverged")
-    line = whole.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
+    line = base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
         y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
         strokeDash=alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None),
         tooltip=tooltip,
     )
     # The last that was measured of runs that diverged.
-    cross = base.transform_filter("datum.is_diverged").mark_point(shape="cross", angle=45, size=60, filled=True)
-    cross = cross.encode(y=alt.Y("y:Q", title=None), tooltip=tooltip)
-    bar = whole.mark_rule(strokeWidth=1, opacity=0.7).encode(
+    cross = base.mark_point(shape="cross", angle=45, size=60, filled=True)
+    last = alt.Tooltip("last:Q", format=",.4~r", title="last measured of runs that diverged")
+    cross = cross.encode(y=alt.Y("last:Q", title=None), tooltip=[*whose, last])
+    bar = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
         y=alt.Y("low:Q", title=None), y2="high:Q", detail="moment:N"
     )
     chart = _faceted(alt.layer(bar, line, cross, data=named(rows, name)), list(panels.values()), width, height)
