@@ -34,8 +34,8 @@ PROBE_EVERY_S = 5
 # A node that may be taken away ends its processes some seconds before it is gone.
 LAST_SECONDS = 10
 TRIES = 3
-# So many streams that end at once, one after the other: it is not the network.
-MOST_BROKEN_STREAMS = 20
+# So many streams, one after the other, that break sooner than that: it is not the network.
+MOST_BROKEN_STREAMS, STEADY_S = 20, 60
 
 
 class Submitted(NamedTuple):
@@ -115,7 +115,7 @@ class Cloud:
         """Rent a node, make it ready and start a job on it.
 
         Raises:
-            NoCapacityError: If no place has such a node now.
+            NoCapacityError: If none can be rented now.
             NodeLostError: If it was lost on the way.
             CancelledError: If the run was ended meanwhile.
             WorkflowError: If it is refused for a reason that will not pass.
@@ -168,7 +168,9 @@ class Cloud:
             job_id, handle = self._sky.stream_and_get(request, output_stream=log)
         except exceptions.RequestCancelled:
             raise CancelledError from None
-        except exceptions.ResourcesUnavailableError as error:
+        except (exceptions.ResourcesUnavailableError, exceptions.CloudError, OSError) as error:
+            # Errors of the cloud's interface and of the way to it are among them: they may pass as well.
+            self._refuse_cancelled()
             raise NoCapacityError(_first_line(error)) from error
         except _lost_on_the_way(exceptions) as error:
             self._refuse_cancelled()
@@ -220,7 +222,7 @@ class Cloud:
                 raise CancelledError
             if code == codes.NOT_FOUND:
                 raise NodeLostError("it does not know its job any more")
-            n_broken = n_broken + 1 if time.monotonic() - started < PATIENCE_S else 1
+            n_broken = n_broken + 1 if time.monotonic() - started < STEADY_S else 1
             self._cancelled.wait(PROBE_EVERY_S)
             log.write("(connection lost and found again; what follows repeats the output from its beginning)\n")
         raise told("A node answers, but SkyPilot cannot follow its job.", got=node, remedy=f"See {_name(log)}")

@@ -10,7 +10,7 @@ class NodeLostError(Exception):
 
 
 class NoCapacityError(Exception):
-    """No place has such a node now."""
+    """No such node can be rented now."""
 
 
 class CancelledError(Exception):

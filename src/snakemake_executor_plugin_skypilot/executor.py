@@ -49,6 +49,8 @@ class Executor(RemoteExecutor):
         settings = self.executor_settings
         assert isinstance(settings, ExecutorSettings)
         self._settings = settings
+        # Empty on the command line where a profile has them.
+        self._requirements = settings.requirements or None
         # The interfaces do not name all that is behind them.
         self._dag: Any = self.dag
         self._logger: Any = self.logger
@@ -166,8 +168,8 @@ class Executor(RemoteExecutor):
                 raise told(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
         if self.workflow.main_snakefile is not None:
             inside(self.workflow.main_snakefile, self._root)
-        if settings.requirements is not None and not Path(settings.requirements).is_file():
-            raise told("There is no such file of requirements.", key="requirements", got=settings.requirements)
+        if self._requirements and not Path(self._requirements).is_file():
+            raise told("There is no such file of requirements.", key="requirements", got=self._requirements)
 
     def _prepare(self, jobs: Sequence[Job]) -> None:
         """Check what the jobs need, say what they are going to cost, and open the run."""
@@ -264,7 +266,7 @@ class Executor(RemoteExecutor):
 
     def _sources_of_workflow(self) -> set[str]:
         """The files that go with every job; found once, by the thread that the DAG belongs to."""
-        requirements = self._settings.requirements
+        requirements = self._requirements
         return set(self._dag.get_sources()) | ({inside(requirements, self._root)} if requirements else set())
 
     @cached_property
@@ -277,13 +279,12 @@ class Executor(RemoteExecutor):
 
     @cached_property
     def _environment(self) -> str | None:
-        requirements = self._settings.requirements
+        requirements = self._requirements
         return None if requirements is None else scripts.environment_path(Path(requirements), self._python)
 
     @cached_property
     def _setup_script(self) -> str:
-        settings = self._settings
-        return scripts.setup_script(settings.requirements, self._environment, self._python, settings.setup)
+        return scripts.setup_script(self._requirements, self._environment, self._python, self._settings.setup)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from snakemake_executor_plugin_skypilot.errors import told
 from snakemake_executor_plugin_skypilot.remote_job import JobFiles
 from snakemake_executor_plugin_skypilot.staging import inside
 
@@ -46,5 +47,10 @@ def _local(paths: Iterable[str]) -> list[str]:
 
 
 def _named(job: Job, resource: str) -> list[str]:
-    """The paths of a resource, between blanks."""
-    return str(job.resources.get(resource) or "").split()
+    """The paths of a resource, between blanks; wildcards stand in them as they do in outputs."""
+    said = str(job.resources.get(resource) or "")
+    try:
+        return said.format(**wildcards_of(job)).split()
+    except (KeyError, IndexError, ValueError):
+        remedy = "Write wildcards in it as in an output, or give it by a function."
+        raise told("A resource cannot be read.", key=f"resources.{resource}", got=said, remedy=remedy) from None

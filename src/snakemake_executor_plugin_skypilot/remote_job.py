@@ -141,7 +141,7 @@ class RemoteJob(threading.Thread):
                 # One that was kept may have ended itself while it waited: that is no recovery.
                 number += not node.is_ready
             except NoCapacityError as error:
-                reason = f"no place has such a node ({error})"
+                reason = f"no node can be rented now ({error})"
                 number += 1
                 if number <= tries:
                     self._say(f"{reason}; waiting {wait_s} s")

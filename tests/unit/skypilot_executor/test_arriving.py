@@ -53,7 +53,7 @@ def test_lost_on_the_way(address: Address, tmp_path: Path) -> None:
     """What is wrong is told."""
     (tmp_path / "gone").touch()
     problem = copy_from(address, "work", ["results"], tmp_path, threading.Event())
-    assert problem is not None and "255" in problem
+    assert problem is not None and "rsync error" in problem
 
 
 def test_cancelled(tmp_path: Path) -> None:

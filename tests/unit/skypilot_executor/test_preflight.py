@@ -1,0 +1,115 @@
+"""Keys, and what else is checked before anything is rented."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from snakemake_interface_common.exceptions import WorkflowError
+
+from snakemake_executor_plugin_skypilot import preflight
+
+
+def test_environment_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set already stays; no file is no error."""
+    monkeypatch.setenv("A_OF_TEST", "kept")
+    monkeypatch.delenv("B_OF_TEST", raising=False)
+    (tmp_path / ".env").write_text("A_OF_TEST=other\nB_OF_TEST='from the file'\n")
+    preflight.load_environment(tmp_path / ".env")
+    preflight.load_environment(tmp_path / "none")
+    assert (os.environ["A_OF_TEST"], os.environ["B_OF_TEST"]) == ("kept", "from the file")
+    assert preflight.secret_values("A_OF_TEST, B_OF_TEST ,C_OF_TEST,") == {
+        "A_OF_TEST": "kept",
+        "B_OF_TEST": "from the file",
+    }
+    assert preflight.secret_values(None) == {}
+    monkeypatch.delenv("B_OF_TEST")
+
+
+def test_runpod_file_is_written(tmp_path: Path) -> None:
+    """From the key, readable by its owner alone; then it is left alone."""
+    path = tmp_path / "home/.runpod/config.toml"
+    preflight.ensure_runpod_config(path, {"RUNPOD_API_KEY": "rpa_KEY"})
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert tomllib.loads(path.read_text()) == {"default": {"api_key": "rpa_KEY"}}
+    written = path.read_bytes()
+    preflight.ensure_runpod_config(path, {"RUNPOD_API_KEY": "rpa_KEY"})
+    preflight.ensure_runpod_config(path, {})
+    assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("kept", "environment", "said"),
+    [
+        (None, {}, r"There is no key for RunPod.*key: RUNPOD_API_KEY.*\.env.*console\.runpod\.io"),
+        (None, {"RUNPOD_API_KEY": ""}, "There is no key"),
+        ('[default]\napi_key = "one"', {"RUNPOD_API_KEY": "two"}, r"they differ.*config\.toml.*Remove"),
+        ("[default", {"RUNPOD_API_KEY": "two"}, r"cannot be read.*config\.toml"),
+        ("default = 3", {}, "cannot be read"),
+    ],
+)
+def test_runpod_keys(tmp_path: Path, kept: str | None, environment: dict[str, str], said: str) -> None:
+    """What is missing or contradicts itself is told with the remedy, and without the key."""
+    path = tmp_path / "config.toml"
+    if kept is not None:
+        path.write_text(kept)
+    with pytest.raises(WorkflowError, match=f"(?s){said}") as caught:
+        preflight.ensure_runpod_config(path, environment)
+    assert "got: two" not in str(caught.value)
+
+
+@pytest.fixture
+def sky_with_key(tmp_path: Path) -> Any:
+    """SkyPilot, as far as its ssh key goes."""
+    places = (str(tmp_path / "sky/key"), str(tmp_path / "sky/key.pub"), "lock")
+    auth = SimpleNamespace(get_ssh_key_and_lock_path=lambda _: places)
+    return SimpleNamespace(
+        utils=SimpleNamespace(auth_utils=auth, common_utils=SimpleNamespace(get_user_hash=lambda: "x"))
+    )
+
+
+def test_ssh_key(tmp_path: Path, sky_with_key: Any) -> None:
+    """A chosen one is put where SkyPilot looks for its own, unless it has another."""
+    chosen = tmp_path / "mine"
+    preflight.ensure_ssh_key(sky_with_key, None)
+    with pytest.raises(WorkflowError, match=f"(?s)An ssh key is missing.*got: {chosen}.*ssh-keygen"):
+        preflight.ensure_ssh_key(sky_with_key, str(chosen))
+    chosen.write_text("private")
+    with pytest.raises(WorkflowError, match=r"mine\.pub"):
+        preflight.ensure_ssh_key(sky_with_key, str(chosen))
+    chosen.with_name("mine.pub").write_text("public")
+    preflight.ensure_ssh_key(sky_with_key, str(chosen))
+    preflight.ensure_ssh_key(sky_with_key, str(chosen))
+    assert (tmp_path / "sky/key").read_text() == "private"
+    assert (tmp_path / "sky/key").stat().st_mode & 0o777 == 0o600
+    chosen.write_text("another")
+    with pytest.raises(WorkflowError, match="another ssh key already"):
+        preflight.ensure_ssh_key(sky_with_key, str(chosen))
+
+
+def test_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SkyPilot would say so only after it has rented."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(WorkflowError, match=r"(?s)wants ssh.*apt-get install"):
+        preflight.check_access(None, "runpod")
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_cloud_that_is_not_enabled(sky: Any, monkeypatch: pytest.MonkeyPatch, may: bool) -> None:
+    """SkyPilot is asked anew once; the command that shows why is told."""
+    enabled: list[list[str]] = [[], ["RunPod"] if may else ["AWS"]]
+    checked: list[tuple[str, ...]] = []
+    sdk = SimpleNamespace(check=lambda clouds, verbose: checked.append(clouds), enabled_clouds=lambda: enabled.pop(0))
+    asked = SimpleNamespace(get=lambda value: value, client=SimpleNamespace(sdk=sdk))
+    for name in ("ensure_runpod_config", "ensure_ssh_key", "_refuse_bad_credentials"):
+        monkeypatch.setattr(preflight, name, lambda *_: None)
+    if may:
+        preflight.check_access(asked, "runpod/CA")
+    else:
+        with pytest.raises(WorkflowError, match=r"(?s)may not use this cloud.*got: runpod/CA.*sky check runpod"):
+            preflight.check_access(asked, "runpod/CA")
+    assert checked == [("runpod",)]

@@ -1,0 +1,244 @@
+"""A job's way over its nodes, with a cloud that does as it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from snakemake_interface_common.exceptions import WorkflowError
+
+from snakemake_executor_plugin_skypilot import remote_job
+from snakemake_executor_plugin_skypilot.cloud import NodeTask, Submitted
+from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError
+from snakemake_executor_plugin_skypilot.ledger import Ledger
+from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
+from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
+from snakemake_executor_plugin_skypilot.pool import NodePool
+from snakemake_executor_plugin_skypilot.remote_job import Expected, JobFiles, RemoteJob, Run
+
+WANTED = WantedNode((Accelerators("A100-80GB", 1),), 100, True, 0)
+FILES = JobFiles(["out"], ["log"], ["state"])
+# What a call does: it raises, or returns.
+Outcome = Exception | bool
+
+
+@dataclass
+class _Cloud:
+    """Does at each call what is next in its list, and notes the calls."""
+
+    launches: list[Exception | None] = field(default_factory=list)
+    follows: list[Outcome] = field(default_factory=list)
+    brings: list[Exception | None] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    spot: list[bool] = field(default_factory=list)
+    meanwhile: Callable[[], object] = lambda: None
+
+    def launch(self, task: NodeTask, node: str, log: MaskedLog) -> Submitted:
+        self.spot.append(task.wanted.spot)
+        return self._submit("launch", node)
+
+    def start(self, task: NodeTask, node: str, log: MaskedLog) -> Submitted:
+        return self._submit("start", node)
+
+    def _submit(self, call: str, node: str) -> Submitted:
+        self.calls.append(f"{call} {node}")
+        problem = self.launches.pop(0) if self.launches else None
+        if problem is not None:
+            raise problem
+        return Submitted(1, "a node", 2.0)
+
+    def follow(self, node: str, job_id: int, log: MaskedLog, *, may_vanish: bool) -> bool:
+        log.write("what the node says, and s3cret\n")
+        self.meanwhile()
+        outcome = self.follows.pop(0) if self.follows else True
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def bring(self, node: str, paths: list[str], into: Path) -> None:
+        self.calls.append(f"bring {' '.join(paths)}")
+        problem = self.brings.pop(0) if self.brings else None
+        if problem is not None:
+            raise problem
+
+
+class _Lab:
+    """A run with such a cloud."""
+
+    def __init__(self, folder: Path, cloud: _Cloud, **changed: Any) -> None:
+        self.ended: list[str] = []
+        self.said: list[str] = []
+        self.filled = 0
+        self.cloud = cloud
+        names = iter(f"n{number}" for number in range(100))
+        self.pool = NodePool(
+            lambda: next(names),
+            self.ended.append,
+            reuse=changed.pop("reuse", 0),
+            keep_running=False,
+            report=self.said.append,
+        )
+        self.ledger = Ledger(folder / "costs.jsonl")
+        settings = {"max_recoveries": 2, "max_price_total": None, "resume_every_s": 1000.0} | changed
+        self.run_: Any = Run("run", folder, cloud, self.pool, self.ledger, say=self.said.append, **settings)  # pyright: ignore[reportArgumentType]
+        self._folder = folder
+
+    def job(self, files: JobFiles = FILES) -> RemoteJob:
+        task = NodeTask("evaluate", self._folder, "", "true", {}, WANTED)
+        log = MaskedLog(self._folder / "job.log", ["s3cret"])
+        return RemoteJob(task, self._fill, files, log, expected=Expected(60, 2.0), shared=self.run_)
+
+    def _fill(self) -> None:
+        self.filled += 1
+
+    def done(self, files: JobFiles = FILES) -> RemoteJob:
+        job = self.job(files)
+        job.start()
+        job.join(20)
+        assert not job.is_alive()
+        self.pool.close()
+        return job
+
+    @property
+    def outcomes(self) -> list[str | None]:
+        return [rent.outcome for rent in self.ledger._rents]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For capacity."""
+    monkeypatch.setattr(remote_job, "FIRST_WAIT_S", 0)
+
+
+def test_success(tmp_path: Path) -> None:
+    """Outputs and logs come back, the node is ended, its time has a price."""
+    lab = _Lab(tmp_path, _Cloud())
+    job = lab.done()
+    assert job.problem is None
+    assert lab.cloud.calls == ["launch n0", "bring out log"]
+    assert (lab.ended, lab.outcomes) == (["n0"], ["succeeded"])
+    assert "evaluate: runs on n0 (a node, $2.00 an hour)" in lab.said[0]
+
+
+def test_failure(tmp_path: Path) -> None:
+    """Its logs come back, and what it may go on from; it is not run again."""
+    lab = _Lab(tmp_path, _Cloud(follows=[False]))
+    job = lab.done()
+    assert job.problem == "It failed on its node, a node."
+    assert lab.cloud.calls == ["launch n0", "bring log state"]
+    assert (lab.ended, lab.outcomes, job.last_lines) == (["n0"], ["failed"], ["what the node says, and ***"])
+
+
+@pytest.mark.parametrize(
+    "cloud",
+    [
+        pytest.param(_Cloud(launches=[NodeLostError("gone")]), id="while it is set up"),
+        pytest.param(_Cloud(follows=[NodeLostError("gone")]), id="while it runs"),
+        pytest.param(_Cloud(brings=[NodeLostError("gone")]), id="while files come back"),
+        pytest.param(_Cloud(follows=[False], brings=[NodeLostError("gone")]), id="it failed as it was taken away"),
+    ],
+)
+def test_lost_node_is_replaced(tmp_path: Path, cloud: _Cloud) -> None:
+    """The job runs again on another, from what has come back; the lost one is ended for good."""
+    lab = _Lab(tmp_path, cloud)
+    assert lab.done().problem is None
+    assert [call for call in cloud.calls if "launch" in call] == ["launch n0", "launch n1"]
+    assert (lab.ended, lab.filled, lab.outcomes) == (["n0", "n1"], 2, ["lost", "succeeded"])
+
+
+def test_given_up(tmp_path: Path) -> None:
+    """After so many recoveries, the last of them on demand."""
+    lab = _Lab(tmp_path, _Cloud(follows=[NodeLostError("gone")] * 9))
+    problem = lab.done().problem
+    assert problem is not None and problem.startswith("It was given up after 3 tries: its node was lost (gone).")
+    assert "max-recoveries" in problem
+    assert lab.cloud.spot == [True, True, False]
+    assert lab.ended == ["n0", "n1", "n2"]
+
+
+def test_no_recovery_stays_spot(tmp_path: Path) -> None:
+    """A first try is never the last one that is rented on demand."""
+    lab = _Lab(tmp_path, _Cloud(), max_recoveries=0)
+    assert lab.done().problem is None
+    assert lab.cloud.spot == [True]
+
+
+def test_no_capacity_then_capacity(tmp_path: Path) -> None:
+    """It waits and tries again; what was not rented costs nothing."""
+    lab = _Lab(tmp_path, _Cloud(launches=[NoCapacityError("none")]))
+    assert lab.done().problem is None
+    assert lab.outcomes == ["no capacity", "succeeded"] and lab.ledger._rents[0].dollars == 0
+    assert any("no node can be rented now (none); waiting" in said for said in lab.said)
+
+
+def test_kept_node_that_ended_itself(tmp_path: Path) -> None:
+    """A node that waited too long is no recovery that counts."""
+    lab = _Lab(tmp_path, _Cloud(), reuse=1, max_recoveries=0)
+    first = lab.job()
+    first.start()
+    first.join(20)
+    lab.cloud.launches = [NodeLostError("it ended itself")]
+    assert lab.done().problem is None
+    assert [call for call in lab.cloud.calls if "bring" not in call] == ["launch n0", "start n0", "launch n1"]
+
+
+@pytest.mark.parametrize(
+    ("cloud", "said"),
+    [
+        (_Cloud(launches=[CancelledError()]), "It was cancelled."),
+        (_Cloud(launches=[WorkflowError("the token s3cret")]), "the token ***"),
+        (_Cloud(follows=[RuntimeError("unforeseen")]), "RuntimeError: unforeseen"),
+        (_Cloud(brings=[OSError(28, "No space left on device")]), "OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_whatever_happens_the_node_is_ended(tmp_path: Path, cloud: _Cloud, said: str) -> None:
+    """And the job has a problem, in which no secret is."""
+    lab = _Lab(tmp_path, cloud)
+    assert lab.done().problem == said
+    assert lab.ended == ["n0"]
+
+
+def test_cancelled_while_it_waits_for_capacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait any longer, and rents nothing."""
+    monkeypatch.setattr(remote_job, "FIRST_WAIT_S", 1000)
+    lab = _Lab(tmp_path, _Cloud(launches=[NoCapacityError("none")]))
+    job = lab.job()
+    job.start()
+    job.cancel()
+    job.join(20)
+    assert job.problem == "It was cancelled."
+    assert lab.cloud.calls == ["launch n0"]
+
+
+def test_price_cap_in_the_middle(tmp_path: Path) -> None:
+    """A recovery that would cost too much is not rented."""
+    lab = _Lab(tmp_path, _Cloud(), max_price_total=0.0)
+    problem = lab.done().problem
+    assert problem is not None and "max-price-total" in problem and lab.cloud.calls == []
+
+
+def test_resume_files_come_while_it_runs(tmp_path: Path) -> None:
+    """Now and then; that one copy fails is no matter."""
+    copied = threading.Event()
+    cloud = _Cloud(brings=[NodeLostError("for a moment")], meanwhile=lambda: copied.wait(10))
+    lab = _Lab(tmp_path, cloud, resume_every_s=0.01)
+    bring = cloud.bring
+
+    def noted(node: str, paths: list[str], into: Path) -> None:
+        bring(node, paths, into)
+        copied.set()
+
+    cloud.bring = noted
+    assert lab.done().problem is None
+    assert cloud.calls[1:3] == ["bring state", "bring state"] and cloud.calls[-1] == "bring out log"
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    """Then nothing is copied while it runs."""
+    lab = _Lab(tmp_path, _Cloud(), resume_every_s=0.0)
+    assert lab.done(JobFiles([], [], [])).problem is None
+    assert lab.cloud.calls == ["launch n0"]
