@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the core environment 
 
 def tables(folder: Path) -> dict[str, pl.DataFrame]:
     """All tables of a recording."""
-    found = {path.name: pl.read_ipc(path, memory_map=False) for path in folder.glob("*.arrow")}
+    found = {path.name: pl.read_ipc(path) for path in folder.glob("*.arrow")}
     return found | {path.name: pl.read_parquet(path) for path in folder.glob("*.parquet")}
 
 
@@ -67,7 +67,7 @@ def test_both_environments_make_the_same_tokens_and_tables(tmp_path: Path) -> No
         copies[python] = folder
     core, cloud = copies.values()
     assert _versions(core) != _versions(cloud), "two environments, or nothing was compared"
-    tokens = [pl.read_ipc(study.path / targets[0], memory_map=False) for study in (core, cloud)]
+    tokens = [pl.read_ipc(study.path / targets[0]) for study in (core, cloud)]
     assert tokens[0].equals(tokens[1])
     for name in ("results/tiny/systematic.parquet", "results/tiny-mixtral/features.parquet", targets[1]):
         assert pl.read_parquet(core.path / name).equals(pl.read_parquet(cloud.path / name)), name
