@@ -179,6 +179,7 @@ def test_a_rate_at_the_edge_of_its_grid_is_marked(tmp_path: Path, capsys: pytest
     assert tables.runs["grid_edge"].to_list() == tables.summary["grid_edge"].to_list() == ["highest", None]
     show_summary(tables.summary, output_format="table", title="sweep")
     printed = capsys.readouterr().out
+    assert "…" not in printed, "whole in 120 columns"
     [adamw, muon] = [line for line in printed.splitlines() if "tiny" in line]
     assert "0.1 >" in adamw and ">" not in muon
     assert "a better one may lie beyond" in printed
