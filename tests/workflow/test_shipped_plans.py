@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import yaml
 
 from tests.workflow.study_folder import ROOT, StudyFolder
 
+LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)+)", re.MULTILINE)
+RULE = re.compile(r"^rule (\w+):\n((?:    .*\n|\n(?=    ))+)", re.MULTILINE)
 STAGES = {"fetch_corpus", "fetch_model", "tokenize_corpus", "record_outliers", "filter_systematic"}
 
 
@@ -63,3 +66,14 @@ def test_a_mistake_is_named_before_anything_runs(shipped: StudyFolder, change: s
     assert done.returncode != 0
     assert says in done.stdout
     assert not Path(shipped.path / "results").exists()
+
+
+def test_every_rule_runs_here_or_asks_for_a_node() -> None:
+    texts = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
+    texts.append((ROOT / "Snakefile").read_text())
+    here = {name for text in texts for names in LOCAL.findall(text) for name in names.split(",")}
+    rules = {name: body for text in texts for name, body in RULE.findall(text)}
+    on_nodes = {name for name, body in rules.items() if "**RECORDING_NODE" in body or "**TRAINING_NODE" in body}
+    assert {"record_outliers", "record_shard", "train_dense", "train_classifier"} <= on_nodes
+    assert not on_nodes & {name.strip() for name in here}
+    assert rules.keys() - on_nodes == {name.strip() for name in here if name.strip()}
