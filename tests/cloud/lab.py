@@ -5,14 +5,16 @@ Nothing leaves the machine: RunPod's address is one on loopback, and a pod's onl
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -21,14 +23,14 @@ from tests.cloud.stand_in.catalog import write_catalog
 
 STAND_IN = Path(__file__).parent / "stand_in"
 KEY = "made-up-key-of-the-stand-in"
+# Made up; no log and no file of the laboratory may have them.
+TOKENS = {"HF_TOKEN": "hf_made_up_token_of_a_test", "WORKFLOW_TOKEN": "another_made_up_token"}
 COMMANDS = ("ip", "unshare", "rsync", "ssh", "/usr/sbin/sshd")
 
 
 def why_not() -> str | None:
     """Why there can be no laboratory here; None if there can."""
-    try:
-        import sky  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    if importlib.util.find_spec("sky") is None:
         return "SkyPilot is not installed here: make test-cloud"
     if os.geteuid() != 0:
         return "pods are namespaces, which only root can make"
@@ -80,9 +82,9 @@ class Lab:
             "POD_API_PORT": str(self.port),
         }
         command = [sys.executable, STAND_IN / "runpod_api.py", str(self.port), KEY, self.folder]
-        log = (self.folder / "runpod_api.log").open("w")
-        self._api = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        _wait_for(lambda: _listens(self.port), seconds=30)
+        with (self.folder / "runpod_api.log").open("w") as log:
+            self._api = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: _listens(self.port), seconds=30)
 
     def stop(self) -> None:
         """End SkyPilot's server, all pods and the stand-in."""
@@ -117,37 +119,80 @@ class Lab:
     def wait_for_no_pod(self, seconds: float) -> float:
         """Wait until all pods are gone; how many seconds that took."""
         start = time.monotonic()
-        _wait_for(lambda: not self.pods, seconds=seconds)
+        wait_for(lambda: not self.pods, seconds=seconds)
         return time.monotonic() - start
 
-    def snakemake(self, folder: Path, *arguments: str, **extra: str) -> subprocess.Popen[str]:
-        """Start Snakemake in a workflow's folder."""
-        command = [sys.executable, "-m", "snakemake", "--executor", "skypilot", *arguments]
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            env=self.environment | extra,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def snakemake(self, folder: Path, *arguments: str, **extra: str) -> Driver:
+        """Start Snakemake in a workflow's folder, with variables beside this laboratory's."""
+        return Driver(folder, arguments, self.environment | extra)
+
+
+class Driver:
+    """Snakemake, and what it says, in a process group of its own.
+
+    Args:
+        folder: The workflow's.
+        arguments: Of its command line.
+        environment: Its environment.
+    """
+
+    def __init__(self, folder: Path, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self._log = folder / f"driver-{len(list(folder.glob('driver-*.log')))}.log"
+        # Tests that are started in the background hand on that they heed no Ctrl-C.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "snakemake"]
+        command += ["--executor", "skypilot", "--local-cores", "1", *arguments]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def said(self) -> str:
+        """Its output so far."""
+        return self._log.read_text()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def wait(self, seconds: float = 900) -> int:
+        """Wait for its end; its exit code."""
+        return self._process.wait(seconds)
+
+    def wait_until(self, said: str, seconds: float = 400) -> None:
+        """Wait until it has said something.
+
+        Raises:
+            AssertionError: If it ends without.
+        """
+        deadline = time.monotonic() + seconds
+        while said not in self.said:
+            can_come = self.is_running and time.monotonic() < deadline
+            assert can_come or said in self.said, self.said
+            time.sleep(0.2)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and all that it started, as a terminal does; nothing if it has ended."""
+        if self.is_running:
+            os.killpg(self._process.pid, number)
+
+
+# Starts Snakemake with arguments and more variables.
+Start = Callable[..., Driver]
 
 
 def make_image(folder: Path) -> None:
     """What pods have beside this machine's root: a minute, once."""
-    import sky  # pyright: ignore[reportMissingImports]
-    from sky.skylet.constants import SKY_REMOTE_RAY_VERSION  # pyright: ignore[reportMissingImports]
+    with warnings.catch_warnings():
+        # Of old interfaces that SkyPilot's own imports use.
+        warnings.simplefilter("ignore")
+        import sky  # pyright: ignore[reportMissingImports]
+        from sky.skylet.constants import SKY_REMOTE_RAY_VERSION  # pyright: ignore[reportMissingImports]
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     base = Path(sys.base_prefix) / "bin/python3"
     subprocess.run([STAND_IN / "image.sh", folder, base, sky.__version__, SKY_REMOTE_RAY_VERSION], check=True)
-
-
-def end(process: subprocess.Popen[str], signal_number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process that may be gone."""
-    if process.poll() is None:
-        process.send_signal(signal_number)
 
 
 def _listens(port: int) -> bool:
@@ -161,7 +206,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(holds: Any, seconds: float) -> None:
+def wait_for(holds: Callable[[], object], seconds: float) -> None:
+    """Wait until something holds.
+
+    Raises:
+        TimeoutError: If it does not come true.
+    """
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

@@ -1,0 +1,51 @@
+"""One job on a node that the real SkyPilot rents: what comes back, and what does not get out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cloud.lab import TOKENS, Lab, Start
+
+pytestmark = pytest.mark.pods
+
+
+@pytest.mark.cloud_smoke
+def test_files_of_a_job(lab: Lab, folder: Path, start: Start) -> None:
+    """Outputs come back bit-identical, nothing else does, and the secrets are where they belong alone."""
+    driver = start("results/x.bin")
+    assert driver.wait() == 0, driver.said
+
+    given = (folder / "data/in.bin").read_bytes()
+    assert (folder / "results/x.bin").read_bytes() == given
+    assert (folder / "results/x-files/below this/it's").read_bytes() == given
+    assert (folder / "results/x-files/.gitignore").read_text() == "*\n"
+    assert os.readlink(folder / "results/x-files/link") == "below this"
+    assert {path.name for path in (folder / "results").iterdir()} == {"x.bin", "x-files"}
+    assert (folder / "logs/x.log").read_text() == "pod1\n"
+    assert "max_rss" in (folder / "logs/x.tsv").read_text()
+
+    output = next((folder / ".snakemake/skypilot/logs").rglob("*.log")).read_text()
+    assert "tokens *** ***" in output and "\x1b" not in output
+    holders = [
+        path for path in _files(lab.folder) if any(token.encode() in path.read_bytes() for token in TOKENS.values())
+    ]
+    assert holders == [folder / ".env"]
+
+    assert lab.pods == [] and len(lab.events("terminated")) == 1
+    assert not lab.events("not understood")
+    assert "Rented 1 node" in driver.said and "x: $0.0" in driver.said
+    # Nothing is left to do: a second run rents nothing.
+    assert start("results/x.bin").wait() == 0
+    assert len(lab.events("created")) == 1
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def _shows_token(path: Path) -> bool:
+    held = path.read_bytes()
+    return any(token.encode() in held for token in TOKENS.values())
