@@ -20,7 +20,8 @@ from made_up_tables import MadeUpModel, write_made_up
 
 from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.statistics.bootstrap import BootstrapOptions, bootstrap_comparison, resample_model
+from outlier_moe.statistics.bootstrap import BootstrapOptions, resample_model
+from outlier_moe.statistics.resampled_intervals import bootstrap_comparison
 from outlier_moe.statistics.sequence_tables import sequence_tables
 from outlier_moe.statistics.stability import stability
 

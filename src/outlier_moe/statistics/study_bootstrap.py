@@ -19,14 +19,9 @@ from outlier_moe.filtering import unanswered
 from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
-from outlier_moe.statistics.bootstrap import (
-    BootstrapOptions,
-    bootstrap_comparison,
-    bootstrap_differences,
-    resample_model,
-    unmoved_figures,
-)
+from outlier_moe.statistics.bootstrap import BootstrapOptions, resample_model
 from outlier_moe.statistics.resampled_figures import Figures
+from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, bootstrap_differences, unmoved_figures
 from outlier_moe.statistics.sequence_counts import SequenceCounts
 from outlier_moe.statistics.stability import stability
 from outlier_moe.statistics.stored_tables import stored_tables

@@ -18,14 +18,9 @@ from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import FirstToken, Preset, systematic_features
 from outlier_moe.recording_files import Recording
-from outlier_moe.statistics.bootstrap import (
-    BootstrapOptions,
-    bootstrap_comparison,
-    bootstrap_differences,
-    drawn_weights,
-    resample_model,
-)
+from outlier_moe.statistics.bootstrap import BootstrapOptions, drawn_weights, resample_model
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
+from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, bootstrap_differences
 from outlier_moe.statistics.sequence_tables import sequence_tables
 from outlier_moe.statistics.stability import choices, stability
 from tests.recordings import Activations, made_up_activations, write_recording
