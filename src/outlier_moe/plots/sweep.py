@@ -111,6 +111,8 @@ def size_chart(
     line = base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
         y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
         strokeDash=alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None),
+        # Or a run that diverged, which has no place on its line, would cut the line of those that did not.
+        detail="is_diverged:N",
         tooltip=tooltip,
     )
     # The last that was measured of runs that diverged.
