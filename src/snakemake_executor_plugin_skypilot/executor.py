@@ -105,8 +105,9 @@ class Executor(RemoteExecutor):
             shared=self._run,
         )
         self._jobs.append(thread)
-        self.report_job_submission(SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log_path}))
+        # Before it is looked at: a thread that has not started would be taken for one that is through.
         thread.start()
+        self.report_job_submission(SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log_path}))
 
     async def check_active_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, active_jobs: list[SubmittedJobInfo]

@@ -59,7 +59,7 @@ class ExecutorSettings(ExecutorSettingsBase):
         "the run is. 0: a node for each job.",
     )
     idle_minutes: int = _setting(
-        10, "A node without a job ends itself after so many minutes, if this process is gone too."
+        10, "A node without a job ends itself after so many minutes, whatever became of this process."
     )
     keep_running: bool = _setting(False, "End no node, not even when idle: to look at what happened. They cost money.")
     resume_seconds: int = _setting(

@@ -5,6 +5,7 @@ Nothing leaves the machine: RunPod's address is one on loopback, and a pod's onl
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -16,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.request import Request, urlopen
 
 from tests.cloud.stand_in.catalog import write_catalog
@@ -57,6 +58,7 @@ class Lab:
         self.port = _free_port()
         self.environment = self._environment()
         self._api: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SKYPILOT", "RUNPOD", "HF_"))}
@@ -72,7 +74,13 @@ class Lab:
         }
 
     def start(self) -> None:
-        """Make the image if need be, and start the stand-in; SkyPilot's server is started by whoever asks it first."""
+        """Make the image if need be, and start the stand-in; SkyPilot's server is started by whoever asks it first.
+
+        Waits for another laboratory of this machine: the names and addresses of pods are the same in all.
+        """
+        self.image.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.image.parent / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.home.mkdir(parents=True)
         write_catalog(self.home)
         make_image(self.image)
@@ -94,6 +102,8 @@ class Lab:
         if self._api is not None:
             self._api.terminate()
             self._api.wait()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Nodes that are taken away, or not to be had: their jobs run again, elsewhere and in the end on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cloud.lab import Lab, Start, wait_for
+
+pytestmark = pytest.mark.pods
+
+SLOW, MUCH = "results/counted-40.txt", "results/much-700.zeros"
+
+
+def test_jobs_outlive_their_nodes(lab: Lab, folder: Path, start: Start) -> None:
+    """Nodes are not to be had, and lost: while one is set up, while a job runs, and while its files come back."""
+    n_before = len(lab.events("created"))
+    lab.steer("refuse", n=4)
+    driver = start(
+        SLOW, MUCH, "--skypilot-use-spot", "--skypilot-max-recoveries", "5", "--skypilot-resume-seconds", "3"
+    )
+    # An answer that comes late, while a node is rented.
+    lab.steer("break", n=1, seconds=15)
+    wait_for(lambda: len(lab.events("created")) > n_before or not driver.is_running, seconds=300)
+    lab.steer("preempt", id=lab.events("created")[-1]["id"])
+    wait_for(lambda: _counted(folder) >= 5 or not driver.is_running, seconds=900)
+    lab.steer("preempt", id=_pod_of(lab, folder, "count_slowly")["id"])
+    arriving = folder / ".snakemake/skypilot/arriving"
+    wait_for(lambda: any(arriving.glob("*/results/*much*")) or not driver.is_running, seconds=900)
+    lab.steer("preempt", id=_pod_of(lab, folder, "make_much")["id"])
+    assert driver.wait() == 0, driver.said
+
+    assert lab.pods == []
+    assert len((folder / SLOW).read_text().split()) == 40
+    # It went on from what had come here.
+    output = "".join(path.read_text() for path in (folder / ".snakemake/skypilot/logs/count_slowly").iterdir())
+    assert int(output.split("goes on from ")[-1].split()[0]) >= 5
+    assert (folder / MUCH).stat().st_size == 700 * 2**20
+    assert not any(arriving.iterdir())
+
+
+def _counted(folder: Path) -> int:
+    state = folder / "state/40.txt"
+    return len(state.read_text().split()) if state.exists() else 0
+
+
+def _pod_of(lab: Lab, folder: Path, rule: str) -> dict[str, object]:
+    """The pod on which a rule's job runs, by its node's name."""
+    lines = [line for path in folder.glob("driver-*.log") for line in path.read_text().splitlines()]
+    told = [line for line in lines if line.startswith(rule) and " runs on " in line]
+    name = told[-1].split(" runs on ")[1].split()[0]
+    return next(pod for pod in lab.pods if str(pod["name"]).startswith(name))
