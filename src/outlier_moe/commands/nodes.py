@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 
 _COLUMNS = {
     "node": Column("node"),
-    "status": Column("status"),
-    "what": Column("what"),
     "job": Column("job"),
-    "since": Column("since"),
     "dollars": Column("  $", "decimal"),
-    "idle": Column("idle"),
+    "since": Column("since"),
+    "idle": Column("may be\nidle"),
+    "what": Column("what"),
 }
 # What the executor keeps of each job's output.
 LOGS = Path(".snakemake/skypilot/logs")
-RULES = ("record_outliers", "record_shard")
+# The names of a model's jobs: rule and wildcards.
+JOB = r"record_outliers\.{model}|record_shard\.{model}\.\d+\.\d+"
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
@@ -95,12 +96,12 @@ def run_logs(arguments: argparse.Namespace) -> None:
         StudyError: If SkyPilot is not installed, or nothing is known of such a job.
     """
     sky = import_skypilot()
-    jobs = tuple(f"{rule}.{arguments.model}" for rule in RULES)
-    running = [node for node in _nodes(sky, arguments.project) if (node.job or "").startswith(jobs)]
+    job = re.compile(JOB.format(model=re.escape(arguments.model)))
+    running = [node for node in _nodes(sky, arguments.project) if job.fullmatch(node.job or "")]
     if running:
         sky.tail_logs(running[0].name, running[0].job_id, follow=arguments.follow)
         return
-    kept = [path for rule in RULES for path in (LOGS / rule).glob(f"{rule}.{arguments.model}.*.log")]
+    kept = [path for path in LOGS.glob("record_*/*.log") if job.fullmatch(path.name.rsplit(".", 4)[0])]
     if not kept:
         raise StudyError(
             "No job of this model runs on a node, and none has.",
@@ -140,5 +141,5 @@ def _row(node: RentedNode) -> dict[str, Any]:
         "minutes": (time.time() - node.launched_at) / 60,
         "price_per_hour": node.price_per_hour,
         "dollars": node.dollars,
-        "idle": "in use" if node.job else f"ends itself within {idle} min" if idle else "never ends itself",
+        "idle": "in use" if node.job else f"{idle} min" if idle else "for ever",
     }
