@@ -10,8 +10,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,6 +89,7 @@ class Cloud:
         image: Their image; that of the cloud if None.
         max_price_per_hour: Dollars; nothing dearer is rented.
         idle_minutes: When a node without a job ends itself; never if None.
+        launch_minutes: How long a node may take until it is ready.
         scratch: A folder here for files that are on their way.
     """
 
@@ -99,10 +100,12 @@ class Cloud:
         image: str | None,
         max_price_per_hour: float | None,
         idle_minutes: int | None,
+        launch_minutes: float,
         scratch: Path,
     ) -> None:
         self._sky = import_sky()
         self._scratch = scratch
+        self._launch_minutes = launch_minutes
         self._infra = infra
         self._image = image
         self._max_price_per_hour = max_price_per_hour
@@ -159,14 +162,18 @@ class Cloud:
         return task
 
     def _submitted(self, request: Any, node: str, log: TextIOBase) -> Submitted:
-        exceptions = self._sky.exceptions
+        exceptions, given_up = self._sky.exceptions, threading.Event()
         self._launching[node] = request
         try:
             if self._cancelled.is_set():
                 self._sky.get(self._sky.api_cancel([request], silent=True))
                 raise CancelledError
-            job_id, handle = self._sky.stream_and_get(request, output_stream=log)
+            with self._given_up_in_time(request, given_up):
+                job_id, handle = self._sky.stream_and_get(request, output_stream=log)
         except exceptions.RequestCancelled:
+            self._refuse_cancelled()
+            if given_up.is_set():
+                raise NodeLostError(f"it was not ready after {self._launch_minutes:g} minutes") from None
             raise CancelledError from None
         except (exceptions.ResourcesUnavailableError, exceptions.CloudError, OSError) as error:
             # Errors of the cloud's interface and of the way to it are among them: they may pass as well.
@@ -189,6 +196,22 @@ class Cloud:
         place = "/".join(filter(None, [str(resources.cloud), resources.region, resources.zone]))
         what = f"{resources.instance_type} in {place}{', spot' if resources.use_spot else ''}"
         return Submitted(job_id, what, resources.get_cost(3600))
+
+    @contextmanager
+    def _given_up_in_time(self, request: Any, given_up: threading.Event) -> Iterator[None]:
+        """Cancel a request that takes too long: SkyPilot waits without end for a pod that vanished while it booted."""
+
+        def give_up() -> None:
+            given_up.set()
+            self._sky.get(self._sky.api_cancel([request], silent=True))
+
+        timer = threading.Timer(self._launch_minutes * 60, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def follow(self, node: str, job_id: int, log: TextIOBase, *, may_vanish: bool) -> bool:
         """Stream a job's output until it ends; whether it succeeded.

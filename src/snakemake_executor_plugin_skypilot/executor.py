@@ -163,7 +163,7 @@ class Executor(RemoteExecutor):
 
     def _check_settings(self) -> None:
         settings = self._settings
-        for key in ("reuse", "max_recoveries", "idle_minutes", "disk_size", "resume_seconds"):
+        for key in ("reuse", "max_recoveries", "idle_minutes", "disk_size", "resume_seconds", "launch_minutes"):
             least = 0 if key in ("reuse", "max_recoveries") else 1
             if getattr(settings, key) < least:
                 raise told(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
@@ -189,6 +189,7 @@ class Executor(RemoteExecutor):
             image=settings.image,
             max_price_per_hour=settings.max_price_per_hour,
             idle_minutes=None if settings.keep_running else settings.idle_minutes,
+            launch_minutes=settings.launch_minutes,
             scratch=self._state / "arriving",
         )
         shutil.rmtree(self._state / "arriving", ignore_errors=True)

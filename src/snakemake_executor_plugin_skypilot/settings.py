@@ -61,6 +61,9 @@ class ExecutorSettings(ExecutorSettingsBase):
     idle_minutes: int = _setting(
         10, "A node without a job ends itself after so many minutes, whatever became of this process."
     )
+    launch_minutes: int = _setting(
+        20, "A node that is not ready after so many minutes is given up for another: it may have been taken away."
+    )
     keep_running: bool = _setting(False, "End no node, not even when idle: to look at what happened. They cost money.")
     resume_seconds: int = _setting(
         300,

@@ -16,15 +16,15 @@ SLOW, MUCH = "results/counted-40.txt", "results/much-700.zeros"
 
 def test_jobs_outlive_their_nodes(lab: Lab, folder: Path, start: Start) -> None:
     """Nodes are not to be had, and lost: while one is set up, while a job runs, and while its files come back."""
-    n_before = len(lab.events("created"))
+    n_before = len(lab.events("running"))
     lab.steer("refuse", n=4)
     driver = start(
         SLOW, MUCH, "--skypilot-use-spot", "--skypilot-max-recoveries", "5", "--skypilot-resume-seconds", "3"
     )
     # An answer that comes late, while a node is rented.
     lab.steer("break", n=1, seconds=15)
-    wait_for(lambda: len(lab.events("created")) > n_before or not driver.is_running, seconds=300)
-    lab.steer("preempt", id=lab.events("created")[-1]["id"])
+    wait_for(lambda: len(lab.events("running")) > n_before or not driver.is_running, seconds=300)
+    lab.steer("preempt", id=lab.events("running")[-1]["id"])
     arriving = folder / ".snakemake/skypilot/arriving"
     comes = {
         "count_slowly": lambda: _counted(folder) >= 5,

@@ -46,6 +46,8 @@ class Account:
         self.breaks = 0
         self.break_status = 500
         self.break_seconds = 0.0
+        self._n_pods = 0
+        self._boots: dict[str, threading.Thread] = {}
         self._servers: dict[str, ThreadingHTTPServer] = {}
         self._lock = threading.Lock()
 
@@ -62,10 +64,11 @@ class Account:
                 self.note("refused", name=fields.get("name"), gpu=fields.get("gpuTypeId"))
                 return {"errors": [{"message": NO_CAPACITY}]}
             identity = uuid.uuid4().hex[:12]
-            taken = {pod["number"] for pod in self.pods.values()}
+            self._n_pods += 1
             self.pods[identity] = {
                 "id": identity,
-                "number": next(number for number in range(1, 60) if number not in taken),
+                # None a second time: a pod that is being taken away still has its addresses.
+                "number": self._n_pods,
                 "name": fields.get("name"),
                 "gpu": fields.get("gpuTypeId"),
                 "gpu_count": int(fields.get("gpuCount", 0)),
@@ -76,7 +79,11 @@ class Account:
                 "status": "CREATED",
             }
         self.note("created", **{key: value for key, value in self.pods[identity].items() if key != "status"})
-        threading.Thread(target=self._boot, args=(identity, fields.get("dockerArgs", "")), daemon=True).start()
+        boot = threading.Thread(
+            target=self._boot, args=(self.pods[identity], fields.get("dockerArgs", "")), daemon=True
+        )
+        self._boots[identity] = boot
+        boot.start()
         answer = {
             "id": identity,
             "imageName": fields.get("imageName"),
@@ -88,8 +95,8 @@ class Account:
         kind = "podRentInterruptable" if spot else "podFindAndDeployOnDemand"
         return {"data": {"deployCpuPod" if "deployCpuPod" in query else kind: answer}}
 
-    def _boot(self, identity: str, command: str) -> None:
-        pod = self.pods[identity]
+    def _boot(self, pod: dict[str, Any], command: str) -> None:
+        identity = pod["id"]
         folder = self.folder / "pods" / identity
         folder.mkdir(parents=True)
         script = re.search(r"echo (\S+) \| base64", command)
@@ -125,6 +132,7 @@ class Account:
         self._halt(self.pods[identity])
 
     def _halt(self, pod: dict[str, Any]) -> None:
+        self._boots[pod["id"]].join()
         folder = self.folder / "pods" / pod["id"]
         subprocess.run(["bash", POD_SCRIPT, "stop", folder, str(pod["number"])], capture_output=True)
 

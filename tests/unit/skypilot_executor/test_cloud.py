@@ -47,7 +47,7 @@ class _Sky:
         self.launch_problem: Exception | None = None
         self.downs: list[Exception | None] = []
         self.codes: list[Any] = []
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sky, name)
@@ -109,7 +109,8 @@ def fake(sky: Any, monkeypatch: pytest.MonkeyPatch) -> _Sky:
 @pytest.fixture
 def cloud(fake: _Sky, tmp_path: Path) -> Cloud:
     """What is tested."""
-    return Cloud("runpod", image=None, max_price_per_hour=3.0, idle_minutes=9, scratch=tmp_path / "scratch")
+    limits: Any = {"max_price_per_hour": 3.0, "idle_minutes": 9, "launch_minutes": 20}
+    return Cloud("runpod", image=None, **limits, scratch=tmp_path / "scratch")
 
 
 def _task(folder: Path, wanted: WantedNode = WANTED) -> NodeTask:
@@ -187,6 +188,18 @@ def test_cancelled_while_launching(fake: _Sky, cloud: Cloud, tmp_path: Path) -> 
     with pytest.raises(CancelledError):
         cloud.launch(_task(tmp_path), "n1", io.StringIO())
     assert [what for what, _ in fake.asked].count("launch") == 1
+
+
+def test_never_ready(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that takes too long is given up: its request is stopped, and the job goes to another."""
+    monkeypatch.setattr(cloud, "_launch_minutes", 0.0001)
+    stopped = threading.Event()
+    monkeypatch.setattr(fake, "api_cancel", lambda requests, silent: stopped.set(), raising=False)
+    fake.meanwhile = lambda: stopped.wait(10)
+    fake.launch_problem = fake.exceptions.RequestCancelled("cancelled")
+    with pytest.raises(NodeLostError, match="not ready after 0.0001 minutes"):
+        cloud.launch(_task(tmp_path), "n0", io.StringIO())
+    assert stopped.is_set()
 
 
 def _follow(fake: _Sky, cloud: Cloud, tmp_path: Path, codes: list[Any], answers: list[bool], spot: bool = True) -> bool:
