@@ -18,9 +18,9 @@ def test_jobs_outlive_their_nodes(lab: Lab, folder: Path, start: Start) -> None:
     """Nodes are not to be had, and lost: while one is set up, while a job runs, and while its files come back."""
     n_before = len(lab.events("running"))
     lab.steer("refuse", n=4)
-    driver = start(
-        SLOW, MUCH, "--skypilot-use-spot", "--skypilot-max-recoveries", "5", "--skypilot-resume-seconds", "3"
-    )
+    # SkyPilot itself would wait without end for a pod that vanished while it booted.
+    limits = ["--skypilot-max-recoveries", "5", "--skypilot-launch-minutes", "4"]
+    driver = start(SLOW, MUCH, "--skypilot-use-spot", "--skypilot-resume-seconds", "3", *limits)
     # An answer that comes late, while a node is rented.
     lab.steer("break", n=1, seconds=15)
     wait_for(lambda: len(lab.events("running")) > n_before or not driver.is_running, seconds=300)
