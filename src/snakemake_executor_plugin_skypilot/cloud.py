@@ -87,8 +87,7 @@ class Cloud:
     Args:
         infra: Where nodes are rented, as SkyPilot writes it.
         image: Their image; that of the cloud if None.
-        max_price_per_hour: Dollars; nothing dearer is rented.
-        idle_minutes: When a node without a job ends itself; never if None.
+        keep_running: Whether nodes do not end themselves when idle.
         launch_minutes: How long a node may take until it is ready.
         scratch: A folder here for files that are on their way.
     """
@@ -98,8 +97,7 @@ class Cloud:
         infra: str,
         *,
         image: str | None,
-        max_price_per_hour: float | None,
-        idle_minutes: int | None,
+        keep_running: bool,
         launch_minutes: float,
         scratch: Path,
     ) -> None:
@@ -108,8 +106,8 @@ class Cloud:
         self._launch_minutes = launch_minutes
         self._infra = infra
         self._image = image
-        self._max_price_per_hour = max_price_per_hour
-        self._idle_minutes = idle_minutes
+        self._keep_running = keep_running
+        self._idle_minutes: dict[str, int] = {}
         self._runners: dict[str, Any] = {}
         self._launching: dict[str, str] = {}
         self._cancelled = threading.Event()
@@ -125,9 +123,11 @@ class Cloud:
         """
         sky = self._sky
         self._refuse_cancelled()
-        down = self._idle_minutes is not None
+        idle_minutes = None if self._keep_running else task.wanted.idle_minutes
+        if idle_minutes is not None:
+            self._idle_minutes[node] = idle_minutes
         request = sky.launch(
-            self._task(task), cluster_name=node, idle_minutes_to_autostop=self._idle_minutes, down=down
+            self._task(task), cluster_name=node, idle_minutes_to_autostop=idle_minutes, down=idle_minutes is not None
         )
         return self._submitted(request, node, log)
 
@@ -151,7 +151,7 @@ class Cloud:
             "use_spot": node.spot,
             "disk_size": node.disk_gb,
             "image_id": self._image,
-            "max_hourly_cost": self._max_price_per_hour,
+            "max_hourly_cost": node.max_price_per_hour,
         }
         if node.accelerators:
             choices = [sky.Resources(accelerators={name: count}, **shared) for name, count in node.accelerators]
@@ -314,11 +314,12 @@ class Cloud:
 
     def _kept_awake(self, node: str) -> AbstractContextManager[None]:
         """Keeps a node that has no job any more from ending itself as idle while files are copied from it."""
-        if self._idle_minutes is None:
+        idle_minutes = self._idle_minutes.get(node)
+        if idle_minutes is None:
             return nullcontext()
         python = self._sky.skylet.constants.SKY_PYTHON_CMD
         command = f"{python} -c 'from sky.skylet import autostop_lib; autostop_lib.set_last_active_time_to_now()'"
-        return repeated(self._idle_minutes * 60 / 3, lambda: self._runners[node].run(command, stream_logs=False))
+        return repeated(idle_minutes * 60 / 3, lambda: self._runners[node].run(command, stream_logs=False))
 
     def end(self, node: str) -> None:
         """End a node, or what there is of it; nothing if it is gone.

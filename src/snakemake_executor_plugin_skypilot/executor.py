@@ -85,7 +85,7 @@ class Executor(RemoteExecutor):
         command = self.format_job_exec(job)
         files = job_files(job, self._root)
         wanted = self._wanted(job)
-        price = preflight.price_per_hour(name, wanted, self._prices, self._settings.max_price_per_hour)
+        price = preflight.price_per_hour(name, wanted, self._prices)
         folder = Path(self.tmpdir) / f"node-files-{job.jobid}"
         task = NodeTask(
             name=name,
@@ -180,15 +180,13 @@ class Executor(RemoteExecutor):
         # Before any contact: what can be told from the workflow alone.
         planned = [preflight.Planned(_said(job), self._wanted(job), _minutes(job)) for job in jobs]
         self._prices = Prices(settings.infra, sky.catalog)
-        caps = {"max_price_per_hour": settings.max_price_per_hour, "max_price_total": settings.max_price_total}
-        lines = preflight.expected_cost(planned, self._prices, **caps)
+        lines = preflight.expected_cost(planned, self._prices, max_price_total=settings.max_price_total)
         preflight.check_access(sky, settings.infra)
         self._logger.info("\n".join(lines))
         self._cloud = Cloud(
             settings.infra,
             image=settings.image,
-            max_price_per_hour=settings.max_price_per_hour,
-            idle_minutes=None if settings.keep_running else settings.idle_minutes,
+            keep_running=settings.keep_running,
             launch_minutes=settings.launch_minutes,
             scratch=self._state / "arriving",
         )

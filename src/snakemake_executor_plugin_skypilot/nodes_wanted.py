@@ -36,6 +36,10 @@ class WantedNode(NamedTuple):
     """Whether it may be taken away."""
     cpus: int
     """Processors at least, where it has no accelerator."""
+    idle_minutes: int = 10
+    """After how many minutes without a job it ends itself."""
+    max_price_per_hour: float | None = None
+    """Dollars beyond which it is not rented."""
 
     @property
     def kind(self) -> tuple[tuple[Accelerators, ...], bool, int]:
@@ -66,6 +70,14 @@ def wanted_node(resources: Mapping[str, Any], threads: int, settings: ExecutorSe
         disk_gb=_whole(resources.get("disk_gb", settings.disk_size), key=f"resources.disk_gb of {job}"),
         spot=_truth(resources.get("spot", settings.use_spot), key=f"resources.spot of {job}"),
         cpus=0 if accelerators else max(1, threads),
+        idle_minutes=_whole(
+            resources.get("idle_minutes", settings.idle_minutes), key=f"resources.idle_minutes of {job}"
+        ),
+        max_price_per_hour=_lowest(
+            resources.get("max_price_per_hour"),
+            settings.max_price_per_hour,
+            key=f"resources.max_price_per_hour of {job}",
+        ),
     )
 
 
@@ -91,7 +103,14 @@ def parse_accelerators(text: object, *, key: str) -> tuple[Accelerators, ...]:
 def _whole(value: object, *, key: str) -> int:
     if isinstance(value, int) and value > 0:
         return value
-    raise told("A disk's size is no whole number of GB above 0.", key=key, got=value)
+    raise told("It is no whole number above 0.", key=key, got=value)
+
+
+def _lowest(*prices: object, key: str) -> float | None:
+    said = [price for price in prices if price is not None]
+    if any(not isinstance(price, int | float) or price <= 0 for price in said):
+        raise told("It is no price above 0.", key=key, got=said)
+    return min((float(str(price)) for price in said), default=None)
 
 
 def _truth(value: object, *, key: str) -> bool:

@@ -143,9 +143,7 @@ def _enabled(sky: Any) -> set[str]:
     return {name.lower() for name in sky.get(sky.client.sdk.enabled_clouds())}
 
 
-def expected_cost(
-    jobs: Iterable[Planned], prices: Prices, *, max_price_per_hour: float | None, max_price_total: float | None
-) -> list[str]:
+def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: float | None) -> list[str]:
     """Lines that say what a run is going to rent and cost.
 
     Raises:
@@ -153,7 +151,7 @@ def expected_cost(
     """
     lines, total = [], 0.0
     for job, wanted, minutes in jobs:
-        price = price_per_hour(job, wanted, prices, max_price_per_hour)
+        price = price_per_hour(job, wanted, prices)
         dollars = minutes / 60 * price
         total += dollars
         takes = f", {minutes:.0f} min: ${dollars:.2f}" if minutes else ""
@@ -170,7 +168,7 @@ def expected_cost(
     return [f"To be rented, if all goes as expected, for ${total:.2f}{cap}:", *lines]
 
 
-def price_per_hour(job: str, wanted: WantedNode, prices: Prices, at_most: float | None) -> float:
+def price_per_hour(job: str, wanted: WantedNode, prices: Prices) -> float:
     """Dollars of the cheapest node for a job; 0 of one without accelerators, which the catalogue does not list.
 
     Raises:
@@ -179,6 +177,6 @@ def price_per_hour(job: str, wanted: WantedNode, prices: Prices, at_most: float 
     if not wanted.accelerators:
         return 0.0
     try:
-        return cheapest(prices.offers(wanted.accelerators), wanted, at_most)
+        return cheapest(prices.offers(wanted.accelerators), wanted)
     except WorkflowError as error:
         raise WorkflowError(f"{job}: {error}") from None

@@ -93,7 +93,7 @@ class Prices:
         return f"It has {', '.join(close or known)}." if known else "Its catalogue is empty: run `sky check`."
 
 
-def cheapest(offers: Iterable[Offer], wanted: WantedNode, max_price_per_hour: float | None) -> float:
+def cheapest(offers: Iterable[Offer], wanted: WantedNode) -> float:
     """Dollars an hour of the cheapest alternative that may be rented.
 
     Raises:
@@ -103,10 +103,11 @@ def cheapest(offers: Iterable[Offer], wanted: WantedNode, max_price_per_hour: fl
     if not found:
         sold = "as spot nodes" if wanted.spot else "on demand"
         raise told(f"None of the accelerators is sold {sold}.", key="accelerators", got=str(wanted))
-    if max_price_per_hour is not None and min(found) > max_price_per_hour:
+    at_most = wanted.max_price_per_hour
+    if at_most is not None and min(found) > at_most:
         remedy = f"Raise it to at least {min(found):.2f}, or name other accelerators."
         raise told(
-            f"Nothing that a job wants costs less than ${max_price_per_hour:g} an hour.",
+            f"Nothing that a job wants costs less than ${at_most:g} an hour.",
             key="max-price-per-hour",
             got=f"{wanted}: ${min(found):.2f}",
             remedy=remedy,

@@ -17,7 +17,8 @@ from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask
 from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
 
-WANTED = WantedNode((Accelerators("A100-80GB", 1), Accelerators("H100-SXM", 2)), 200, True, 0)
+CARDS = (Accelerators("A100-80GB", 1), Accelerators("H100-SXM", 2))
+WANTED = WantedNode(CARDS, 200, True, 0, idle_minutes=9, max_price_per_hour=3.0)
 
 
 class _Runner:
@@ -109,8 +110,7 @@ def fake(sky: Any, monkeypatch: pytest.MonkeyPatch) -> _Sky:
 @pytest.fixture
 def cloud(fake: _Sky, tmp_path: Path) -> Cloud:
     """What is tested."""
-    limits: Any = {"max_price_per_hour": 3.0, "idle_minutes": 9, "launch_minutes": 20}
-    return Cloud("runpod", image=None, **limits, scratch=tmp_path / "scratch")
+    return Cloud("runpod", image=None, keep_running=False, launch_minutes=20, scratch=tmp_path / "scratch")
 
 
 def _task(folder: Path, wanted: WantedNode = WANTED) -> NodeTask:
@@ -280,6 +280,13 @@ def test_copies_that_fail(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_kept_nodes_never_end_themselves(fake: _Sky, tmp_path: Path) -> None:
+    """To be looked at, whatever their idle limit."""
+    kept = Cloud("runpod", image=None, keep_running=True, launch_minutes=20, scratch=tmp_path / "scratch")
+    kept.launch(_task(tmp_path), "n0", io.StringIO())
+    assert fake.asked == [("launch", {"cluster_name": "n0", "idle_minutes_to_autostop": None, "down": False})]
+
+
 def test_node_stays_awake(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a long copy lasts, its idle clock is set back."""
     cloud.launch(_task(tmp_path), "n0", io.StringIO())
@@ -287,7 +294,7 @@ def test_node_stays_awake(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         fake.runner, "run", lambda command, **_: fake.runner.commands.append(command) or done.set() or 0
     )
-    monkeypatch.setattr(cloud, "_idle_minutes", 0.001)
+    monkeypatch.setattr(cloud, "_idle_minutes", {"n0": 0.001})
     monkeypatch.setattr(cloud_module, "copy_from", lambda *_: None if done.wait(10) else "it slept")
     cloud.bring("n0", ["out"], tmp_path)
     assert "set_last_active_time_to_now" in fake.runner.commands[0]

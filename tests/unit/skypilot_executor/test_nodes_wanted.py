@@ -34,8 +34,18 @@ def test_resources_come_before_settings() -> None:
     """A rule's own word holds; where it says nothing the settings do."""
     settings = ExecutorSettings(accelerators="L4:1", use_spot=True, disk_size=70)
     assert wanted_node({}, 3, settings, job="x") == WantedNode((Accelerators("L4", 1),), 70, True, 0)
-    own = {"accelerators": "H100-SXM:2", "disk_gb": 900, "spot": "false"}
-    assert wanted_node(own, 3, settings, job="x") == WantedNode((Accelerators("H100-SXM", 2),), 900, False, 0)
+    own = {"accelerators": "H100-SXM:2", "disk_gb": 900, "spot": "false", "idle_minutes": 4}
+    assert wanted_node(own, 3, settings, job="x") == WantedNode((Accelerators("H100-SXM", 2),), 900, False, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("own", "all_jobs", "lowest"), [(2.5, 4.0, 2.5), (5, 4.0, 4.0), (None, 4.0, 4.0), (2.5, None, 2.5)]
+)
+def test_the_lower_price_cap_holds(own: float | None, all_jobs: float | None, lowest: float) -> None:
+    """A rule may be thriftier than the settings, and not the other way round."""
+    settings = ExecutorSettings(max_price_per_hour=all_jobs)
+    resources = {} if own is None else {"max_price_per_hour": own}
+    assert wanted_node(resources, 1, settings, job="x").max_price_per_hour == lowest
 
 
 def test_node_without_accelerators() -> None:
@@ -45,7 +55,17 @@ def test_node_without_accelerators() -> None:
     assert str(wanted) == "6 CPUs, 100 GB"
 
 
-@pytest.mark.parametrize("resources", [{"disk_gb": 0}, {"disk_gb": "many"}, {"disk_gb": 1.5}, {"spot": "perhaps"}])
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"disk_gb": 0},
+        {"disk_gb": "many"},
+        {"disk_gb": 1.5},
+        {"spot": "perhaps"},
+        {"idle_minutes": 0},
+        {"max_price_per_hour": -1.0},
+    ],
+)
 def test_wrong_resources(resources: dict[str, object]) -> None:
     """The message names the resource and the job."""
     with pytest.raises(WorkflowError, match=f"resources.{next(iter(resources))} of evaluate"):

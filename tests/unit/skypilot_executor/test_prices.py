@@ -55,10 +55,10 @@ def _wanted(*accelerators: Accelerators, spot: bool = False) -> WantedNode:
 
 def test_the_cheapest_place_and_alternative(prices: Prices) -> None:
     """Whatever is cheapest, and nan is no price."""
-    assert price_per_hour("x", _wanted(A100, H100), prices, None) == 1.29
-    assert price_per_hour("x", _wanted(A100, H100, spot=True), prices, None) == 0.99
-    assert price_per_hour("x", _wanted(Accelerators("A100-80GB", 8)), prices, None) == 11.12
-    assert price_per_hour("x", WantedNode((), 100, False, 4), prices, 0.01) == 0.0
+    assert price_per_hour("x", _wanted(A100, H100), prices) == 1.29
+    assert price_per_hour("x", _wanted(A100, H100, spot=True), prices) == 0.99
+    assert price_per_hour("x", _wanted(Accelerators("A100-80GB", 8)), prices) == 11.12
+    assert price_per_hour("x", WantedNode((), 100, False, 4, max_price_per_hour=0.01), prices) == 0.0
     (offer,) = prices.offers([A100])
     assert (offer.on_demand, offer.spot, offer.memory_gb) == (1.29, 1.19, 117.0)
 
@@ -77,7 +77,7 @@ def test_the_cheapest_place_and_alternative(prices: Prices) -> None:
 def test_what_cannot_be_rented(prices: Prices, wanted: WantedNode, at_most: float | None, said: str) -> None:
     """The message names the job, what is wrong with its node, and the remedy."""
     with pytest.raises(WorkflowError, match=f"(?s)^evaluate: .*{said}"):
-        price_per_hour("evaluate", wanted, prices, at_most)
+        price_per_hour("evaluate", wanted._replace(max_price_per_hour=at_most), prices)
 
 
 def test_region(sky: Any) -> None:
@@ -91,9 +91,9 @@ def test_region(sky: Any) -> None:
 def test_expected_cost(prices: Prices) -> None:
     """A line for each job, and the sum; above the cap nothing starts."""
     jobs = [Planned("a", _wanted(A100), 120), Planned("b", _wanted(H100), 0), Planned("c", _wanted(H100), 60)]
-    lines = expected_cost(jobs, prices, max_price_per_hour=None, max_price_total=10)
+    lines = expected_cost(jobs, prices, max_price_total=10)
     assert lines[0] == "To be rented, if all goes as expected, for $5.87 of at most $10:"
     assert lines[1] == "  a: A100-80GB:1, 100 GB, from $1.29 an hour, 120 min: $2.58"
     assert lines[2] == "  b: H100-SXM:1, 100 GB, from $3.29 an hour"
     with pytest.raises(WorkflowError, match=r"(?s)more than \$5.*at least 5\.87"):
-        expected_cost(jobs, prices, max_price_per_hour=None, max_price_total=5)
+        expected_cost(jobs, prices, max_price_total=5)
