@@ -27,6 +27,7 @@ def tables(folder: Path) -> dict[str, pl.DataFrame]:
     return found | {path.name: pl.read_parquet(path) for path in folder.glob("*.parquet")}
 
 
+@pytest.mark.pods
 def test_a_node_records_what_this_machine_does(lab: Lab) -> None:
     study = make_study(lab.folder / "pipeline", {"tiny": "mixtral"})
     shutil.copytree(ROOT / "src", study.path / "src", ignore=shutil.ignore_patterns("__pycache__"))
