@@ -119,10 +119,11 @@ _KURTOSIS = ("kurtosis_of_feature_rms", "excess_kurtosis")
 
 def _kurtosis(recording: Recording) -> dict[View, dict[str, float | None]]:
     """Of each view: the mean and the median over its sites of each site's mean over the sequences."""
-    # What is not finite belongs to an activation that is not, which the comparison counts.
+    # What is not finite belongs to an activation that is not, which the comparison counts. In order: the last bit of a
+    # mean depends on it.
     by_site = (
         recording.sites()
-        .group_by(pl.col("tap").cast(pl.String), "layer")
+        .group_by(pl.col("tap").cast(pl.String), "layer", maintain_order=True)
         .agg(pl.col(name).filter(pl.col(name).is_finite()).mean() for name in _KURTOSIS)
     )
     found: dict[View, dict[str, float | None]] = {}
