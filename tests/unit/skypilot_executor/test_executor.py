@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# They need none of it, but half a minute, and belong to its package: make test-cloud.
+pytest.importorskip("sky", reason="whole runs belong to make test-cloud")
 DRIVEN = Path(__file__).with_name("driven.py")
 SNAKEFILE = """
 rule good:
