@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Ignored by git, as all results are; kept after the tests for whoever wants to look.
 ARTEFACTS = Path(__file__).parents[2] / "results" / "test-artefacts" / "browser"
+PICTURE_TRIES = 5
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,31 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     write_report(made_up_study(folder), folder / "index.html", vega_bundle=bundled())
     return folder
+
+
+def keep_picture(browser: Chrome, name: str, *, of: str | None = None) -> None:
+    """Keep a picture of the window, or of what a selector names, for whoever wants to look.
+
+    The driver waits ten seconds for a picture, and on a busy machine drawing a window as tall as the page takes longer:
+    a part is taken from a window of the usual height, and a picture that came too late is asked for again.
+    """
+    from selenium.common.exceptions import TimeoutException
+    from selenium.webdriver.common.by import By
+
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    if of is not None:
+        width = browser.execute_script("return window.innerWidth")
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    part = None if of is None else browser.find_element(By.CSS_SELECTOR, of)
+    for n_left in reversed(range(PICTURE_TRIES)):
+        try:
+            picture = browser.get_screenshot_as_png() if part is None else part.screenshot_as_png
+            (ARTEFACTS / name).write_bytes(picture)
+            return
+        except TimeoutException:
+            if not n_left:
+                raise
 
 
 def recording_of(folder: Path, model: str) -> Recording:

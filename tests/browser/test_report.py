@@ -15,7 +15,7 @@ from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.filtering import systematic_features
 from outlier_moe.plots.labels import place_labels
 from outlier_moe.presets import presets
-from tests.browser.conftest import ARTEFACTS, recording_of
+from tests.browser.conftest import keep_picture, recording_of
 from tests.reported_study import HOSTILE, MODELS, STUDY
 
 if TYPE_CHECKING:
@@ -128,12 +128,7 @@ def test_every_number_equals_the_filter(browser: Chrome, study_folder: Path, set
                 factor = 100 if "fraction" in figure or "share" in figure else 1
                 assert float(text.replace(",", "")) == pytest.approx(factor * row[figure], abs=0.0501), (model, figure)
     assert any(row["n_systematic"] for row in expected.iter_rows(named=True)), "a setting that finds nothing"
-    browser.save_screenshot(str(artefact(f"sliders-{setting['preset']}.png")))
-
-
-def artefact(name: str) -> Path:
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    return ARTEFACTS / name
+    keep_picture(browser, f"sliders-{setting['preset']}.png")
 
 
 def test_the_command_reproduces_the_setting(browser: Chrome, study_folder: Path) -> None:
@@ -184,10 +179,8 @@ def test_the_sweeps_section_says_what_it_rests_on(browser: Chrome, study_folder:
         ".filter((line) => line.getAttribute('d')?.includes('L')).length"
     )
     assert browser.execute_script(lines) == 6 * 2 * 2, "in each panel both optimisers, at the end and at matched loss"
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
     for section in ("scale_sweep-ranks", "lm_scale_sweep-dynamics"):
-        figure = browser.execute_script("return document.querySelector(`[data-chart=${arguments[0]}]`)", section)
-        figure.screenshot(str(ARTEFACTS / f"{section}.png"))
+        keep_picture(browser, f"{section}.png", of=f"[data-chart={section}]")
 
 
 def draw_everything(browser: Chrome) -> None:
@@ -261,7 +254,7 @@ def test_dark_and_light_and_narrow(browser: Chrome, study_folder: Path) -> None:
         grounds[theme] = browser.execute_script(ground)
         draw_everything(browser)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        browser.save_screenshot(str(artefact(f"report-{theme}-{width}.png")))
+        keep_picture(browser, f"report-{theme}-{width}.png")
     assert grounds["light"] != grounds["dark"]
 
 
