@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from snakemake_interface_common.exceptions import WorkflowError
+
+# Escape sequences of terminals.
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r")
+
+
+class RentalError(WorkflowError):
+    """A mistake that the user can mend, or a limit of theirs: Snakemake shows it without a traceback."""
 
 
 class NodeLostError(Exception):
@@ -17,8 +26,8 @@ class CancelledError(Exception):
     """The run is being ended."""
 
 
-def told(problem: str, *, key: str | None = None, got: object = None, remedy: str | None = None) -> WorkflowError:
-    """A mistake that the user can mend, as Snakemake shows it.
+def told(problem: str, *, key: str | None = None, got: object = None, remedy: str | None = None) -> RentalError:
+    """Such a mistake, as Snakemake shows it.
 
     Args:
         problem: One sentence that says what is wrong.
@@ -27,6 +36,12 @@ def told(problem: str, *, key: str | None = None, got: object = None, remedy: st
         remedy: What to do about it.
     """
     details = {"key": key, "got": got, "remedy": remedy}
-    return WorkflowError(
+    return RentalError(
         "\n".join([problem, *(f"  {name}: {what}" for name, what in details.items() if what is not None)])
     )
+
+
+def first_line(error: Exception) -> str:
+    """An error's kind, and the beginning of what it says."""
+    said = CONTROL.sub("", str(error)).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0] if said else ''}"

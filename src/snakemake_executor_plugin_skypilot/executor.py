@@ -24,7 +24,7 @@ from snakemake_executor_plugin_skypilot.errors import told
 from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, wildcards_of
 from snakemake_executor_plugin_skypilot.ledger import Ledger
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
-from snakemake_executor_plugin_skypilot.names import job_name, node_name, project_name
+from snakemake_executor_plugin_skypilot.names import STATE, job_name, log_path, node_name, project_name
 from snakemake_executor_plugin_skypilot.nodes_wanted import wanted_node
 from snakemake_executor_plugin_skypilot.pool import NodePool
 from snakemake_executor_plugin_skypilot.prices import Prices
@@ -38,7 +38,6 @@ SECONDS_BETWEEN_LOOKS = 1
 # So long the threads of cancelled jobs are waited for.
 PATIENCE_S = 60
 ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
-STATE = "skypilot"
 
 
 class Executor(RemoteExecutor):
@@ -95,19 +94,19 @@ class Executor(RemoteExecutor):
             secrets=self._secrets,
             wanted=wanted,
         )
-        log_path = self._state / "logs" / job.name / f"{name}.{self._lock.name}.{job.jobid}.{job.attempt}.log"
+        log = log_path(self._state, job.name, name, f"{self._lock.name}.{job.jobid}.{job.attempt}")
         thread = RemoteJob(
             task,
             partial(self._fill, folder, inputs_of(job), files.resume),
             files,
-            MaskedLog(log_path, self._secrets.values()),
+            MaskedLog(log, self._secrets.values()),
             expected=Expected(_minutes(job), price),
             shared=self._run,
         )
         self._jobs.append(thread)
         # Before it is looked at: a thread that has not started would be taken for one that is through.
         thread.start()
-        self.report_job_submission(SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log_path}))
+        self.report_job_submission(SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log}))
 
     async def check_active_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, active_jobs: list[SubmittedJobInfo]
@@ -188,28 +187,30 @@ class Executor(RemoteExecutor):
             image=settings.image,
             keep_running=settings.keep_running,
             launch_minutes=settings.launch_minutes,
-            scratch=self._state / "arriving",
         )
-        shutil.rmtree(self._state / "arriving", ignore_errors=True)
+        arriving = self._state / "arriving"
+        shutil.rmtree(arriving, ignore_errors=True)
         self._sources = self._sources_of_workflow()
         runs = self._state / "runs"
         self._project = project_name(self._root, settings.project)
         self._tell_orphans(runs)
         self._lock = RunLock(runs)
-        numbers = itertools.count()
+        numbers, run, ledger = itertools.count(), self._lock.name, Ledger(self._state / "costs.jsonl")
         pool = NodePool(
-            lambda: node_name(self._project, self._lock.name, next(numbers)),
+            lambda: node_name(self._project, run, next(numbers)),
             self._cloud.end,
             reuse=settings.reuse,
             keep_running=settings.keep_running,
             report=self._logger.error,
+            unused=lambda node, since: ledger.add_unused(run, node.name, node.what, node.price_per_hour, since),
         )
         self._run = Run(
-            name=self._lock.name,
+            name=run,
             root=self._root,
+            arriving=arriving,
             cloud=self._cloud,
             pool=pool,
-            ledger=Ledger(self._state / "costs.jsonl"),
+            ledger=ledger,
             max_recoveries=settings.max_recoveries,
             max_price_total=settings.max_price_total,
             resume_every_s=settings.resume_seconds,

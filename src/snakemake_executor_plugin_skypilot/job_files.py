@@ -26,7 +26,7 @@ def job_files(job: Job, root: Path) -> JobFiles:
     """What a job gives back, as paths in the workflow's folder.
 
     Raises:
-        WorkflowError: If one is outside of it.
+        RentalError: If one is outside of it.
     """
     single = job.jobs if job.is_group() else [job]
     benchmarks = [each.benchmark for each in single if each.benchmark]

@@ -1,4 +1,4 @@
-"""What a run's nodes cost: by job as they end, in a file beside Snakemake's own, and in sum."""
+"""What a run's nodes cost, from being asked for to being gone: in a file beside Snakemake's own, and in sum."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# The time in which a node waited for a job, or ended.
+NO_JOB = "(no job)"
+
 
 @dataclass
 class Rent:
@@ -16,7 +19,7 @@ class Rent:
     run: str
     """The run."""
     job: str
-    """Rule and wildcards."""
+    """Rule and wildcards; or what it had the node for that is no job."""
     node: str
     """The node's name."""
     what: str
@@ -30,7 +33,7 @@ class Rent:
     ended: float | None = None
     """When it was given back."""
     outcome: str | None = None
-    """How the job ended there: succeeded, failed, lost, cancelled, no capacity."""
+    """How the job ended there: succeeded, failed, lost, cancelled, no capacity; unused if it was none."""
 
     @property
     def minutes(self) -> float:
@@ -50,7 +53,7 @@ class Rent:
 
 
 class Ledger:
-    """What a run's jobs cost.
+    """What a run costs.
 
     Args:
         path: A file of JSON lines, to which each ended rent is added.
@@ -73,6 +76,10 @@ class Ledger:
         with self._lock, self._path.open("a") as file:
             file.write(json.dumps(asdict(rent) | {"dollars": round(rent.dollars, 4)}) + "\n")
 
+    def add_unused(self, run: str, node: str, what: str, price_per_hour: float, since: float) -> None:
+        """Note the time until now that a node of a run was there without a job."""
+        self.close(self.open(Rent(run, NO_JOB, node, what, price_per_hour, 0.0, since)), "unused")
+
     @property
     def committed(self) -> float:
         """Dollars that are spent, or will be when the jobs that run have ended."""
@@ -91,5 +98,5 @@ class Ledger:
         n_nodes, minutes = len({rent.node for rent in rents}), sum(rent.minutes for rent in rents)
         total = sum(by_job.values())
         lines = [f"  {job}: ${dollars:.2f}" for job, dollars in by_job.items()]
-        head = f"Rented {n_nodes} node{'s' if n_nodes > 1 else ''} for {minutes:.0f} minutes of jobs: ${total:.2f}"
+        head = f"Rented {n_nodes} node{'s' if n_nodes > 1 else ''} for {minutes:.0f} minutes: ${total:.2f}"
         return "\n".join([f"{head}, by SkyPilot's prices ({self._path}).", *lines])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import re
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-# Escape sequences of terminals.
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r")
+from snakemake_executor_plugin_skypilot.errors import CONTROL
+
 # A secret of fewer letters would blacken half of a log.
 SHORTEST_SECRET = 4
 

@@ -1,4 +1,4 @@
-"""Names of nodes: smk-PROJECT-RUN-NUMBER, so that a run finds its own, and those that an earlier run left."""
+"""Names of nodes (smk-PROJECT-RUN-NUMBER, by which a run finds its own and what an earlier one left) and of logs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import uuid
 from pathlib import Path
 
 PREFIX = "smk"
+# The plugin's folder beside Snakemake's own files.
+STATE = "skypilot"
 
 
 def project_name(directory: Path, chosen: str | None = None) -> str:
@@ -42,6 +44,24 @@ def run_of(name: str, project: str) -> str | None:
 def job_name(rule: str, wildcards: dict[str, str]) -> str:
     """The name of a job in SkyPilot's queue: rule and wildcards."""
     return re.sub(r"[^\w.-]+", "-", ".".join([rule, *wildcards.values()]))[:100]
+
+
+def log_path(state: Path, rule: str, job: str, unique: str) -> Path:
+    """Where the output of a job is kept.
+
+    Args:
+        state: The plugin's folder.
+        rule: The job's rule.
+        job: The job's name.
+        unique: Run, number and attempt, between dots.
+    """
+    return state / "logs" / rule / f"{job}.{unique}.log"
+
+
+def kept_logs(state: Path) -> list[tuple[str, Path]]:
+    """The kept output of jobs, as the job's name and the file, the latest last."""
+    paths = sorted(state.glob("logs/*/*.log"), key=lambda path: path.stat().st_mtime)
+    return [(path.name.rsplit(".", 4)[0], path) for path in paths]
 
 
 def _plain(text: str) -> str:

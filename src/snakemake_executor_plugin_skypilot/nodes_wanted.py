@@ -61,7 +61,7 @@ def wanted_node(resources: Mapping[str, Any], threads: int, settings: ExecutorSe
         job: Its name, for messages.
 
     Raises:
-        WorkflowError: If a resource is of the wrong form.
+        RentalError: If a resource is of the wrong form.
     """
     said = resources.get("accelerators") or settings.accelerators
     accelerators = parse_accelerators(said, key=f"resources.accelerators of {job}") if said else ()
@@ -89,7 +89,7 @@ def parse_accelerators(text: object, *, key: str) -> tuple[Accelerators, ...]:
         key: Where, for messages.
 
     Raises:
-        WorkflowError: If it is of another form.
+        RentalError: If it is of another form.
     """
     alternatives = []
     for part in str(text).split(","):

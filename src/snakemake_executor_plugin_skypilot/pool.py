@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ class Node:
     """Whether its launch has come to an end."""
     in_use: bool = True
     """Whether a job has it."""
+    what: str = ""
+    """What it is, for people, once it is up."""
+    price_per_hour: float = 0.0
+    """Dollars, once it is up."""
+    unused_since: float | None = None
+    """When its last job was through, in seconds since 1970."""
 
 
 class NodePool:
@@ -36,6 +43,7 @@ class NodePool:
         reuse: How many nodes of a kind are rented and kept; 0: one for each job, which ends with it.
         keep_running: Whether none is ended.
         report: Is told of a node that could not be ended.
+        unused: Is told of a node that was there without a job until now, and since when.
     """
 
     def __init__(
@@ -46,12 +54,14 @@ class NodePool:
         reuse: int,
         keep_running: bool,
         report: Callable[[str], None],
+        unused: Callable[[Node, float], None],
     ) -> None:
         self._new_name = new_name
         self._end = end
         self._reuse = reuse
         self._keep_running = keep_running
         self._report = report
+        self._unused = unused
         self._nodes: dict[str, Node] = {}
         self._changed = threading.Condition()
         self._is_closed = False
@@ -71,8 +81,7 @@ class NodePool:
                 idle = [node for node in of_kind if not node.in_use]
                 large_enough = [node for node in idle if node.wanted.disk_gb >= wanted.disk_gb]
                 if large_enough:
-                    large_enough[0].in_use = True
-                    return large_enough[0]
+                    return self._used_again(large_enough[0])
                 if self._reuse and len(of_kind) >= self._reuse and idle:
                     # Those that wait have too small a disk for it.
                     self._discard(idle[0])
@@ -92,12 +101,21 @@ class NodePool:
             is_sound: Whether its job ran to its end there, well or not, so that the next one can.
         """
         with self._changed:
-            node.in_use = False
+            node.in_use, node.unused_since = False, time.time()
             if is_sound and self._reuse and not self._is_closed:
                 node.is_ready = True
             else:
                 self._discard(node)
             self._changed.notify_all()
+
+    def _used_again(self, node: Node) -> Node:
+        self._tell_unused(node)
+        node.in_use, node.unused_since = True, None
+        return node
+
+    def _tell_unused(self, node: Node) -> None:
+        if node.is_up and node.unused_since is not None:
+            self._unused(node, node.unused_since)
 
     def close(self) -> None:
         """End all nodes, and wait until they are."""
@@ -116,12 +134,13 @@ class NodePool:
         if self._keep_running or (node.is_up and not is_known):
             return
         try:
-            self._ending.append(self._enders.submit(self._ended, node.name))
+            self._ending.append(self._enders.submit(self._ended, node))
         except RuntimeError:  # Python itself is ending, and starts no threads any more.
-            self._ended(node.name)
+            self._ended(node)
 
-    def _ended(self, name: str) -> None:
+    def _ended(self, node: Node) -> None:
         try:
-            self._end(name)
+            self._end(node.name)
         except Exception as error:
-            self._report(f"Node {name} could not be ended: {error}\nEnd it by hand: sky down {name}")
+            self._report(f"Node {node.name} could not be ended: {error}\nEnd it by hand: sky down {node.name}")
+        self._tell_unused(node)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dotenv import load_dotenv
-from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.errors import RentalError, told
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
 from snakemake_executor_plugin_skypilot.prices import Prices, cheapest
 
@@ -48,7 +47,7 @@ def check_access(sky: Any, infra: str) -> None:
     """Refuse a cloud that cannot be used.
 
     Raises:
-        WorkflowError: If a tool, a key or SkyPilot's leave is missing, or the key is refused.
+        RentalError: If a tool, a key or SkyPilot's leave is missing, or the key is refused.
     """
     for tool in ("ssh", "rsync"):
         if shutil.which(tool) is None:
@@ -73,7 +72,7 @@ def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
     A node ends itself with the key of the file: one that is not the key it was rented with would leave it running.
 
     Raises:
-        WorkflowError: If there is no key, or the two differ.
+        RentalError: If there is no key, or the two differ.
     """
     key = environment.get(RUNPOD_KEY)
     if not path.exists():
@@ -99,7 +98,7 @@ def ensure_ssh_key(sky: Any, chosen: str | None) -> None:
     """Have SkyPilot use a chosen private key; without one it makes a pair of its own.
 
     Raises:
-        WorkflowError: If the key is missing, or SkyPilot has another one already.
+        RentalError: If the key is missing, or SkyPilot has another one already.
     """
     if not chosen:
         return
@@ -147,7 +146,7 @@ def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: f
     """Lines that say what a run is going to rent and cost.
 
     Raises:
-        WorkflowError: If a job wants what is not sold or costs too much, or all together cost too much.
+        RentalError: If a job wants what is not sold or costs too much, or all together cost too much.
     """
     lines, total = [], 0.0
     for job, wanted, minutes in jobs:
@@ -172,11 +171,11 @@ def price_per_hour(job: str, wanted: WantedNode, prices: Prices) -> float:
     """Dollars of the cheapest node for a job; 0 of one without accelerators, which the catalogue does not list.
 
     Raises:
-        WorkflowError: If it wants what is not sold or costs too much.
+        RentalError: If it wants what is not sold or costs too much.
     """
     if not wanted.accelerators:
         return 0.0
     try:
         return cheapest(prices.offers(wanted.accelerators), wanted)
-    except WorkflowError as error:
-        raise WorkflowError(f"{job}: {error}") from None
+    except RentalError as error:
+        raise RentalError(f"{job}: {error}") from None

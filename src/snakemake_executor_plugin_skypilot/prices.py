@@ -47,7 +47,7 @@ class Prices:
         """What is sold of some alternatives.
 
         Raises:
-            WorkflowError: If the cloud has no such card at all.
+            RentalError: If the cloud has no such card at all.
         """
         return [self._offer(accelerators) for accelerators in wanted]
 
@@ -97,7 +97,7 @@ def cheapest(offers: Iterable[Offer], wanted: WantedNode) -> float:
     """Dollars an hour of the cheapest alternative that may be rented.
 
     Raises:
-        WorkflowError: If none may.
+        RentalError: If none may.
     """
     found = [price for offer in offers if (price := offer.price(wanted.spot)) is not None]
     if not found:

@@ -19,6 +19,7 @@ from snakemake_executor_plugin_skypilot.ledger import Ledger, Rent
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
 from snakemake_executor_plugin_skypilot.pool import Node, NodePool
 from snakemake_executor_plugin_skypilot.repeated import repeated
+from snakemake_executor_plugin_skypilot.running_node import RunningNode
 
 # Where no place has a node, the wait before the next try; each is twice the one before.
 FIRST_WAIT_S, LONGEST_WAIT_S = 15, 300
@@ -53,6 +54,8 @@ class Run:
     """Its name."""
     root: Path
     """The workflow's folder."""
+    arriving: Path
+    """A folder for files that are on their way there."""
     cloud: Cloud
     """SkyPilot."""
     pool: NodePool
@@ -198,27 +201,28 @@ class RemoteJob(threading.Thread):
         cloud = self._shared.cloud
         submit = cloud.start if node.is_ready else cloud.launch
         submitted = submit(self._task._replace(wanted=node.wanted), node.name, self._log)
-        node.is_up = True
-        rent.what, rent.price_per_hour = submitted.node, submitted.price_per_hour
+        node.is_up, node.what, node.price_per_hour = True, submitted.what, submitted.price_per_hour
+        rent.what, rent.price_per_hour = node.what, node.price_per_hour
         seconds = time.time() - rent.started
         price = f"${submitted.price_per_hour:.2f} an hour"
         self._say(
-            f"runs on {node.name} ({submitted.node}, {price}) after {seconds:.0f} s; its output: {self._log.name}"
+            f"runs on {node.name} ({submitted.what}, {price}) after {seconds:.0f} s; its output: {self._log.name}"
         )
-        with self._copied_to_resume(node):
-            succeeded = cloud.follow(node.name, submitted.job_id, self._log, may_vanish=node.wanted.spot)
+        running = submitted.node
+        with self._copied_to_resume(running):
+            succeeded = running.follow(submitted.job_id, self._log, may_vanish=node.wanted.spot)
         if succeeded:
-            self._bring(node, [*self._files.outputs, *self._files.logs])
+            self._bring(running, [*self._files.outputs, *self._files.logs])
         else:
-            self._bring(node, [*self._files.logs, *self._files.resume])
+            self._bring(running, [*self._files.logs, *self._files.resume])
         return succeeded
 
-    def _copied_to_resume(self, node: Node) -> AbstractContextManager[None]:
+    def _copied_to_resume(self, node: RunningNode) -> AbstractContextManager[None]:
         """Brings what a killed job goes on from, now and then."""
         if not self._files.resume:
             return nullcontext()
         return repeated(self._shared.resume_every_s, lambda: self._bring(node, self._files.resume))
 
-    def _bring(self, node: Node, paths: list[str]) -> None:
+    def _bring(self, node: RunningNode, paths: list[str]) -> None:
         if paths:
-            self._shared.cloud.bring(node.name, paths, self._shared.root)
+            node.bring(paths, self._shared.root, scratch=self._shared.arriving)

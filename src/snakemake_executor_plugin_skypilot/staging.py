@@ -29,7 +29,7 @@ def fill(
         kept_back: Names of more files with secrets.
 
     Raises:
-        WorkflowError: If an input lies elsewhere, or holds secrets.
+        RentalError: If an input lies elsewhere, or holds secrets.
     """
     secret = (*SECRET_NAMES, *kept_back)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def inside(path: str, root: Path) -> str:
     """A path as seen from the workflow's folder.
 
     Raises:
-        WorkflowError: If it is outside.
+        RentalError: If it is outside.
     """
     relative = os.path.relpath(os.path.join(root, path), root)
     if Path(relative).parts[:1] == ("..",):

@@ -93,8 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _catalogue(cluster: Cluster, infra: str, catalog: Any) -> Catalogue:
-    from snakemake_interface_common.exceptions import WorkflowError
-
+    from snakemake_executor_plugin_skypilot.errors import RentalError
     from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators
     from snakemake_executor_plugin_skypilot.prices import Prices
 
@@ -103,7 +102,7 @@ def _catalogue(cluster: Cluster, infra: str, catalog: Any) -> Catalogue:
     for name, count in sorted(wanted):
         try:
             offers[name, count] = prices.offers([Accelerators(name, count)])[0]
-        except WorkflowError as error:
+        except RentalError as error:
             sys.stderr.write(f"{name}:{count} has the price of {cluster.file}. {error}\n")
     return Catalogue(offers)
 

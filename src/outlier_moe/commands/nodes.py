@@ -28,8 +28,8 @@ _COLUMNS = {
     "idle": Column("may be\nidle"),
     "what": Column("what"),
 }
-# What the executor keeps of each job's output.
-LOGS = Path(".snakemake/skypilot/logs")
+# Where Snakemake keeps what is its own.
+SNAKEMAKE = Path(".snakemake")
 # The names of a model's jobs: rule and wildcards.
 JOB = r"record_outliers\.{model}|record_shard\.{model}\.\d+\.\d+"
 
@@ -101,15 +101,17 @@ def run_logs(arguments: argparse.Namespace) -> None:
     if running:
         sky.tail_logs(running[0].name, running[0].job_id, follow=arguments.follow)
         return
-    kept = [path for path in LOGS.glob("record_*/*.log") if job.fullmatch(path.name.rsplit(".", 4)[0])]
+    from snakemake_executor_plugin_skypilot.names import STATE, kept_logs
+
+    kept = [path for name, path in kept_logs(SNAKEMAKE / STATE) if job.fullmatch(name)]
     if not kept:
         raise StudyError(
             "No job of this model runs on a node, and none has.",
-            file=LOGS,
+            file=SNAKEMAKE / STATE,
             got=arguments.model,
             remedy="outlier-moe nodes shows what runs.",
         )
-    sys.stdout.write(max(kept, key=lambda path: path.stat().st_mtime).read_text())
+    sys.stdout.write(kept[-1].read_text())
 
 
 def _nodes(sky: Any, project: str | None) -> Sequence[RentedNode]:

@@ -14,14 +14,13 @@ def import_skypilot() -> Any:
     Raises:
         StudyError: If it is not installed.
     """
-    from snakemake_interface_common.exceptions import WorkflowError
-
     from snakemake_executor_plugin_skypilot.cloud import import_sky
+    from snakemake_executor_plugin_skypilot.errors import RentalError
     from snakemake_executor_plugin_skypilot.preflight import load_environment
 
     load_environment(Path(".env"))
     try:
         return import_sky()
-    except WorkflowError:
+    except RentalError:
         remedy = "Run: make cloud; then .venv-cloud/bin/outlier-moe."
         raise StudyError("SkyPilot is not installed in this environment.", remedy=remedy) from None

@@ -124,7 +124,7 @@ def test_a_running_jobs_output_comes_from_its_node(sky: Sky) -> None:
 
 
 def test_what_is_kept_is_the_last_try(sky: Sky, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / nodes.LOGS / "record_outliers"
+    folder = tmp_path / ".snakemake/skypilot/logs/record_outliers"
     folder.mkdir(parents=True)
     for age, run in enumerate(("old", "new")):
         path = folder / f"record_outliers.mixtral.{run}.1.1.log"

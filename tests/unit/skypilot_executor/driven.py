@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 from snakemake.cli import main as snakemake
@@ -17,6 +17,7 @@ from snakemake.cli import main as snakemake
 from snakemake_executor_plugin_skypilot import cloud, executor, preflight
 from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask, Submitted
 from snakemake_executor_plugin_skypilot.errors import CancelledError
+from snakemake_executor_plugin_skypilot.running_node import RunningNode
 
 NOTES = Path(sys.argv[1])
 IS_BROKEN = sys.argv[2] == "--broken"
@@ -31,25 +32,27 @@ def _note(line: str) -> None:
 def _launch(_: Cloud, task: NodeTask, node: str, log: Any) -> Submitted:
     _note(f"launch {node} {task.name}")
     log.write(f"{task.name} is here\n")
-    return Submitted(1, "a node", 36.0)
+    return Submitted(1, "a node", 36.0, cast(RunningNode, _Running(task.name)))
 
 
-def _follow(_: Cloud, node: str, *__: object, **___: object) -> bool:
-    # Rules say by their names what becomes of them.
-    lines = [line.split() for line in NOTES.read_text().splitlines()]
-    name = [words[2] for words in lines if words[:2] == ["launch", node]][-1]
-    if name.startswith("wait"):
-        CANCELLED.wait(60)
-        raise CancelledError
-    if name.startswith("surprise"):
-        raise RuntimeError("nobody foresaw it")
-    return True
+class _Running:
+    """A node that runs a job, whose name says what becomes of it."""
 
+    def __init__(self, job: str) -> None:
+        self._job = job
 
-def _bring(_: Cloud, __: str, paths: list[str], into: Path) -> None:
-    for path in paths:
-        (into / path).parent.mkdir(parents=True, exist_ok=True)
-        (into / path).touch()
+    def follow(self, *_: object, **__: object) -> bool:
+        if self._job.startswith("wait"):
+            CANCELLED.wait(60)
+            raise CancelledError
+        if self._job.startswith("surprise"):
+            raise RuntimeError("nobody foresaw it")
+        return True
+
+    def bring(self, paths: list[str], into: Path, **_: object) -> None:
+        for path in paths:
+            (into / path).parent.mkdir(parents=True, exist_ok=True)
+            (into / path).touch()
 
 
 def _cancel(_: Cloud) -> None:
@@ -62,8 +65,6 @@ def _cancel(_: Cloud) -> None:
 REPLACED: dict[str, Any] = {
     "launch": _launch,
     "start": _launch,
-    "follow": _follow,
-    "bring": _bring,
     "cancel": _cancel,
     "end": lambda _, node: _note(f"end {node}"),
     "nodes": lambda *_, **__: [],

@@ -13,6 +13,7 @@ import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_skypilot import cloud as cloud_module
+from snakemake_executor_plugin_skypilot import running_node
 from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask
 from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
@@ -48,6 +49,7 @@ class _Sky:
         self.launch_problem: Exception | None = None
         self.downs: list[Exception | None] = []
         self.codes: list[Any] = []
+        self.records: list[Any] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +87,7 @@ class _Sky:
         return "request"
 
     def status(self, *_: Any, **__: Any) -> list[Any]:
-        return []
+        return self.records
 
     def api_cancel(self, requests: list[str], silent: bool) -> str:
         self.asked.append(("api_cancel", requests))
@@ -100,17 +102,17 @@ def fake(sky: Any, monkeypatch: pytest.MonkeyPatch) -> _Sky:
     """SkyPilot without its server; nothing waits."""
     replaced = _Sky(sky)
     monkeypatch.setattr(cloud_module, "import_sky", lambda: replaced)
-    monkeypatch.setattr(cloud_module, "PATIENCE_S", 0)
-    monkeypatch.setattr(cloud_module, "PROBE_EVERY_S", 0)
-    monkeypatch.setattr(cloud_module, "LAST_SECONDS", 0)
+    monkeypatch.setattr(running_node, "PATIENCE_S", 0)
+    monkeypatch.setattr(running_node, "PROBE_EVERY_S", 0)
+    monkeypatch.setattr(running_node, "LAST_SECONDS", 0)
     monkeypatch.setattr("time.sleep", lambda _: None)
     return replaced
 
 
 @pytest.fixture
-def cloud(fake: _Sky, tmp_path: Path) -> Cloud:
+def cloud(fake: _Sky) -> Cloud:
     """What is tested."""
-    return Cloud("runpod", image=None, keep_running=False, launch_minutes=20, scratch=tmp_path / "scratch")
+    return Cloud("runpod", image=None, keep_running=False, launch_minutes=20)
 
 
 def _task(folder: Path, wanted: WantedNode = WANTED) -> NodeTask:
@@ -125,7 +127,7 @@ def test_what_is_asked_for(fake: _Sky, cloud: Cloud, tmp_path: Path) -> None:
     assert set(choices) == {"{'A100-80GB': 1}", "{'H100-SXM': 2}"}
     assert all(each.use_spot and each.disk_size == 200 and each.max_hourly_cost == 3.0 for each in choices.values())
     assert "s3cret" not in str(fake.launched.envs) and set(fake.launched.secrets) == {"HF_TOKEN"}
-    assert (submitted.job_id, submitted.node, submitted.price_per_hour) == (7, "1x_A in RunPod/RO, spot", 1.5)
+    assert (submitted.job_id, submitted.what, submitted.price_per_hour) == (7, "1x_A in RunPod/RO, spot", 1.5)
 
 
 def test_node_without_accelerator(fake: _Sky, cloud: Cloud, tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_launches_that_go_wrong(
     except TypeError:
         fake.launch_problem = kind("broke", "runpod", "QueryError")
     fake.runner.answers = [there]
-    cloud._runners["n0"] = fake.runner
+    fake.records = [{"handle": SimpleNamespace(get_command_runners=lambda: [fake.runner])}]
     with pytest.raises(expected or kind):
         cloud.launch(_task(tmp_path), "n0", io.StringIO())
 
@@ -203,9 +205,9 @@ def test_never_ready(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pyte
 
 
 def _follow(fake: _Sky, cloud: Cloud, tmp_path: Path, codes: list[Any], answers: list[bool], spot: bool = True) -> bool:
-    cloud.launch(_task(tmp_path), "n0", io.StringIO())
+    node = cloud.launch(_task(tmp_path), "n0", io.StringIO()).node
     fake.codes, fake.runner.answers = codes, answers
-    return cloud.follow("n0", 7, io.StringIO(), may_vanish=spot)
+    return node.follow(7, io.StringIO(), may_vanish=spot)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_how_a_stream_ends(
 
 def test_failed_just_as_it_vanishes(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spot node gets some seconds to be gone before its job's failure is believed; cancelling breaks that off."""
-    monkeypatch.setattr(cloud_module, "LAST_SECONDS", 1000)
+    monkeypatch.setattr(running_node, "LAST_SECONDS", 1000)
     fake.meanwhile = lambda: threading.Timer(0.05, cloud.cancel).start() if fake.codes else None
     with pytest.raises(CancelledError):
         _follow(fake, cloud, tmp_path, [100], [True])
@@ -272,29 +274,29 @@ def test_copies_that_fail(
     expected: type[Exception],
 ) -> None:
     """Of a node that answers it is this machine's fault, or the files'; nothing is left lying about."""
-    cloud.launch(_task(tmp_path), "n0", io.StringIO())
+    node = cloud.launch(_task(tmp_path), "n0", io.StringIO()).node
     fake.runner.answers = answers
-    monkeypatch.setattr(cloud_module, "copy_from", lambda *_: "rsync: No space left on device (28)")
+    monkeypatch.setattr(running_node, "copy_from", lambda *_: "rsync: No space left on device (28)")
     with pytest.raises(expected, match="No space left"):
-        cloud.bring("n0", ["out"], tmp_path)
+        node.bring(["out"], tmp_path, scratch=tmp_path / "scratch")
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_kept_nodes_never_end_themselves(fake: _Sky, tmp_path: Path) -> None:
     """To be looked at, whatever their idle limit."""
-    kept = Cloud("runpod", image=None, keep_running=True, launch_minutes=20, scratch=tmp_path / "scratch")
+    kept = Cloud("runpod", image=None, keep_running=True, launch_minutes=20)
     kept.launch(_task(tmp_path), "n0", io.StringIO())
     assert fake.asked == [("launch", {"cluster_name": "n0", "idle_minutes_to_autostop": None, "down": False})]
 
 
 def test_node_stays_awake(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a long copy lasts, its idle clock is set back."""
-    cloud.launch(_task(tmp_path), "n0", io.StringIO())
+    node = cloud.launch(_task(tmp_path), "n0", io.StringIO()).node
+    monkeypatch.setattr(node, "_idle_minutes", 0.001)
     done = threading.Event()
     monkeypatch.setattr(
         fake.runner, "run", lambda command, **_: fake.runner.commands.append(command) or done.set() or 0
     )
-    monkeypatch.setattr(cloud, "_idle_minutes", {"n0": 0.001})
-    monkeypatch.setattr(cloud_module, "copy_from", lambda *_: None if done.wait(10) else "it slept")
-    cloud.bring("n0", ["out"], tmp_path)
+    monkeypatch.setattr(running_node, "copy_from", lambda *_: None if done.wait(10) else "it slept")
+    node.bring(["out"], tmp_path, scratch=tmp_path / "scratch")
     assert "set_last_active_time_to_now" in fake.runner.commands[0]

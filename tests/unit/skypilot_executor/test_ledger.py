@@ -40,4 +40,9 @@ def test_file_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     summary = ledger.summary()
     assert summary is not None
-    assert summary.startswith("Rented 2 nodes for 60 minutes of jobs: $6.00") and summary.endswith("\n  a: $6.00")
+    assert summary.startswith("Rented 2 nodes for 60 minutes: $6.00") and summary.endswith("\n  a: $6.00")
+    # A kept node waits, and costs.
+    ledger.add_unused("run", "n1", "8x H100", 6.0, since=1_000_000.0 + 1800 - 600)
+    summary = ledger.summary()
+    assert summary is not None
+    assert summary.startswith("Rented 2 nodes for 70 minutes: $7.00") and summary.endswith("\n  (no job): $1.00")

@@ -22,6 +22,7 @@ class _Ends:
     def __init__(self, problem: Exception | None = None) -> None:
         self.names: list[str] = []
         self.reports: list[str] = []
+        self.unused: list[str] = []
         self._problem = problem
 
     def __call__(self, name: str) -> None:
@@ -33,7 +34,12 @@ class _Ends:
 def _pool(ends: _Ends, *, reuse: int = 0, keep_running: bool = False) -> NodePool:
     numbers = itertools.count()
     return NodePool(
-        lambda: f"n{next(numbers)}", ends, reuse=reuse, keep_running=keep_running, report=ends.reports.append
+        lambda: f"n{next(numbers)}",
+        ends,
+        reuse=reuse,
+        keep_running=keep_running,
+        report=ends.reports.append,
+        unused=lambda node, since: ends.unused.append(f"{node.name} {time.time() - since:.0f}"),
     )
 
 
@@ -84,6 +90,25 @@ def test_reuse() -> None:
     assert pool.take(WANTED._replace(spot=True)).name == "n2", "another kind"
     pool.close()
     assert set(ends.names) == {"n0", "n1", "n2"}
+
+
+def test_time_without_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told when the next job comes, and when the node is ended; one that never was up had none."""
+    ends, now = _Ends(), [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    pool = _pool(ends, reuse=1)
+    node = _up(pool.take(WANTED))
+    pool.give_back(node, is_sound=True)
+    now[0] += 30
+    assert pool.take(WANTED) is node and ends.unused == ["n0 30"]
+    pool.give_back(node, is_sound=True)
+    now[0] += 70
+    pool.close()
+    assert ends.unused == ["n0 30", "n0 70"]
+    pool = _pool(ends)
+    pool.give_back(pool.take(WANTED), is_sound=False)
+    pool.close()
+    assert len(ends.unused) == 2
 
 
 def test_jobs_wait_for_a_node() -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from snakemake_interface_common.exceptions import WorkflowError
@@ -19,6 +19,7 @@ from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
 from snakemake_executor_plugin_skypilot.pool import NodePool
 from snakemake_executor_plugin_skypilot.remote_job import Expected, JobFiles, RemoteJob, Run
+from snakemake_executor_plugin_skypilot.running_node import RunningNode
 
 WANTED = WantedNode((Accelerators("A100-80GB", 1),), 100, True, 0)
 FILES = JobFiles(["out"], ["log"], ["state"])
@@ -49,9 +50,9 @@ class _Cloud:
         problem = self.launches.pop(0) if self.launches else None
         if problem is not None:
             raise problem
-        return Submitted(1, "a node", 2.0)
+        return Submitted(1, "a node", 2.0, cast(RunningNode, self))
 
-    def follow(self, node: str, job_id: int, log: MaskedLog, *, may_vanish: bool) -> bool:
+    def follow(self, job_id: int, log: MaskedLog, *, may_vanish: bool) -> bool:
         log.write("what the node says, and s3cret\n")
         self.meanwhile()
         outcome = self.follows.pop(0) if self.follows else True
@@ -59,7 +60,7 @@ class _Cloud:
             raise outcome
         return outcome
 
-    def bring(self, node: str, paths: list[str], into: Path) -> None:
+    def bring(self, paths: list[str], into: Path, *, scratch: Path) -> None:
         self.calls.append(f"bring {' '.join(paths)}")
         problem = self.brings.pop(0) if self.brings else None
         if problem is not None:
@@ -72,6 +73,7 @@ class _Lab:
     def __init__(self, folder: Path, cloud: _Cloud, **changed: Any) -> None:
         self.ended: list[str] = []
         self.said: list[str] = []
+        self.unused: list[str] = []
         self.filled = 0
         self.cloud = cloud
         names = iter(f"n{number}" for number in range(100))
@@ -81,10 +83,11 @@ class _Lab:
             reuse=changed.pop("reuse", 0),
             keep_running=False,
             report=self.said.append,
+            unused=lambda node, since: self.unused.append(node.name),
         )
         self.ledger = Ledger(folder / "costs.jsonl")
         settings = {"max_recoveries": 2, "max_price_total": None, "resume_every_s": 1000.0} | changed
-        self.run_: Any = Run("run", folder, cloud, self.pool, self.ledger, say=self.said.append, **settings)  # pyright: ignore[reportArgumentType]
+        self.run_: Any = Run("run", folder, folder, cloud, self.pool, self.ledger, say=self.said.append, **settings)  # pyright: ignore[reportArgumentType]
         self._folder = folder
 
     def job(self, files: JobFiles = FILES) -> RemoteJob:
@@ -120,7 +123,7 @@ def test_success(tmp_path: Path) -> None:
     job = lab.done()
     assert job.problem is None
     assert lab.cloud.calls == ["launch n0", "bring out log"]
-    assert (lab.ended, lab.outcomes) == (["n0"], ["succeeded"])
+    assert (lab.ended, lab.outcomes, lab.unused) == (["n0"], ["succeeded"], ["n0"])
     assert "evaluate: runs on n0 (a node, $2.00 an hour)" in lab.said[0]
 
 
@@ -228,8 +231,8 @@ def test_resume_files_come_while_it_runs(tmp_path: Path) -> None:
     lab = _Lab(tmp_path, cloud, resume_every_s=0.01)
     bring = cloud.bring
 
-    def noted(node: str, paths: list[str], into: Path) -> None:
-        bring(node, paths, into)
+    def noted(paths: list[str], into: Path, *, scratch: Path) -> None:
+        bring(paths, into, scratch=scratch)
         copied.set()
 
     cloud.bring = noted
