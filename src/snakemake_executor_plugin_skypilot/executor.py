@@ -122,6 +122,9 @@ class Executor(RemoteExecutor):
             else:
                 last = "".join(f"    {line}\n" for line in thread.last_lines)
                 said = f"{thread.problem}\nThe end of its output:\n{last}" if last else f"{thread.problem}\n"
+                if info.job.is_group():
+                    # Of a group Snakemake shows its rules, and no message.
+                    self._logger.error(said)
                 self.report_job_error(info, msg=said, aux_logs=[str(info.aux["log"])])
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:

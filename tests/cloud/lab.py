@@ -26,6 +26,8 @@ STAND_IN = Path(__file__).parent / "stand_in"
 KEY = "made-up-key-of-the-stand-in"
 # Made up; no log and no file of the laboratory may have them.
 TOKENS = {"HF_TOKEN": "hf_made_up_token_of_a_test", "WORKFLOW_TOKEN": "another_made_up_token"}
+# The address of this machine that all pods reach (stand_in/pod.sh).
+SERVED_AT = "10.77.0.1"
 COMMANDS = ("ip", "unshare", "rsync", "ssh", "/usr/sbin/sshd")
 
 
@@ -55,7 +57,7 @@ class Lab:
         self.folder = folder
         self.home = folder / "home"
         self.image = image
-        self.port = _free_port()
+        self.port = free_port()
         self.environment = self._environment()
         self._api: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -69,7 +71,7 @@ class Lab:
             "RUNPOD_API_BASE_URL": f"http://127.0.0.1:{self.port}",
             "RUNPOD_API_KEY": KEY,
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-            "SKYPILOT_API_SERVER_LOCAL_PORT": str(_free_port()),
+            "SKYPILOT_API_SERVER_LOCAL_PORT": str(free_port()),
             "no_proxy": "*",
         }
 
@@ -82,6 +84,7 @@ class Lab:
         self._lock = (self.image.parent / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.home.mkdir(parents=True)
+        (self.folder / "extra/wheelhouse").mkdir(parents=True)
         write_catalog(self.home)
         make_image(self.image)
         environment = self.environment | {
@@ -92,7 +95,7 @@ class Lab:
         command = [sys.executable, STAND_IN / "runpod_api.py", str(self.port), KEY, self.folder]
         with (self.folder / "runpod_api.log").open("w") as log:
             self._api = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        wait_for(lambda: _listens(self.port), seconds=30)
+        wait_for(lambda: listens("127.0.0.1", self.port), seconds=30)
 
     def stop(self) -> None:
         """End SkyPilot's server, all pods and the stand-in."""
@@ -102,8 +105,14 @@ class Lab:
         if self._api is not None:
             self._api.terminate()
             self._api.wait()
+        subprocess.run(["ip", "addr", "del", f"{SERVED_AT}/32", "dev", "lo"], capture_output=True)
         if self._lock is not None:
             self._lock.close()
+
+    def serve_wheels(self, *requirements: str | Path) -> None:
+        """Have pods install some requirements, in place of from an index: they have no network."""
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", "--wheel-dir", self.folder / "extra/wheelhouse", *requirements], check=True)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -162,6 +171,12 @@ class Driver:
         return self._log.read_text()
 
     @property
+    def all_said(self) -> str:
+        """Its output and that of all its jobs on nodes: for whoever wants to know why a test failed."""
+        logs = sorted(self._log.parent.glob(".snakemake/skypilot/logs/*/*.log"))
+        return "\n".join([self.said, *(f"--- {path.name}\n{path.read_text()}" for path in logs)])
+
+    @property
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.poll() is None
@@ -205,12 +220,14 @@ def make_image(folder: Path) -> None:
     subprocess.run([STAND_IN / "image.sh", folder, base, sky.__version__, SKY_REMOTE_RAY_VERSION], check=True)
 
 
-def _listens(port: int) -> bool:
+def listens(address: str, port: int) -> bool:
+    """Whether something answers there."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

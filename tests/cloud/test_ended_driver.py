@@ -57,7 +57,7 @@ def test_killed(lab: Lab, folder: Path, start: Start) -> None:
 def test_kept(lab: Lab, folder: Path, start: Start) -> None:
     """A node that is kept running on purpose stays, until a later run is told to end it."""
     driver = start("results/short-1.txt", "--skypilot-keep-running")
-    assert driver.wait() == 0, driver.said
+    assert driver.wait() == 0, driver.all_said
     assert "cost money" in driver.said
     (kept,) = lab.pods
 

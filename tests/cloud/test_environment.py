@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +16,8 @@ REQUIREMENTS = "requirements.lock"
 
 def test_installed_once(lab: Lab, folder: Path, start: Start) -> None:
     """Jobs run in it, and the second one on the same node does not install it again."""
-    wheels = lab.folder / "extra/wheelhouse"
-    wheels.mkdir(parents=True, exist_ok=True)
     version = importlib.metadata.version("snakemake")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--wheel-dir", wheels, f"snakemake=={version}"], check=True)
+    lab.serve_wheels(f"snakemake=={version}")
     (folder / REQUIREMENTS).write_text(f"snakemake=={version}\n")
     targets = ["results/python-1.txt", "results/python-2.txt"]
     settings = ["--skypilot-requirements", REQUIREMENTS, "--skypilot-setup", "echo it is set up"]
@@ -30,7 +25,7 @@ def test_installed_once(lab: Lab, folder: Path, start: Start) -> None:
     settings += ["--skypilot-prelude", "", "--skypilot-reuse", "1", "--skypilot-idle-minutes", "10"]
     n_before = len(lab.events("created"))
     driver = start(*targets, *settings)
-    assert driver.wait() == 0, driver.said
+    assert driver.wait() == 0, driver.all_said
 
     first, second = ((folder / target).read_text().strip() for target in targets)
     assert first == second and "/.snakemake-environments/" in first

@@ -17,7 +17,7 @@ def test_files_of_a_job(lab: Lab, folder: Path, start: Start) -> None:
     """Outputs come back bit-identical, nothing else does, and the secrets are where they belong alone."""
     n_before = len(lab.events("created"))
     driver = start("results/x.bin")
-    assert driver.wait() == 0, driver.said
+    assert driver.wait() == 0, driver.all_said
 
     given = (folder / "data/in.bin").read_bytes()
     assert (folder / "results/x.bin").read_bytes() == given

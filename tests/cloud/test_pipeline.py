@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from tests.cloud.lab import Lab, why_not
 from tests.workflow.study_folder import ROOT, StudyFolder, make_study
 
 OUTLIERS = "results/tiny/outliers"
-# The nodes' environment: the core one, which pods see as they see all of this machine's files.
+# What the job says.
+RECORDING = "Recording the outliers of tiny"
+# The environment that nodes install for themselves.
 CORE = ROOT / ".venv/bin"
 
 pytestmark = pytest.mark.skipif(not CORE.is_dir(), reason="the core environment is not set up: make test-cloud")
@@ -34,22 +37,33 @@ def test_a_node_records_what_this_machine_does(lab: Lab) -> None:
     shutil.copy(ROOT / "config/cluster.yaml", study.path / "config")
     study.snakemake("resources/models/tiny", "results/tiny/tokens.arrow")
     # Sources are what git has: src among them, which the nodes run.
+    shutil.copy(ROOT / "requirements.lock", study.path)
     for command in (["init", "-q"], ["add", "src", "workflow", "config", "profiles", "Snakefile"]):
         subprocess.run(["git", *command], cwd=study.path, check=True)
-    arguments = ["--profile", "profiles/runpod", "--skypilot-requirements", "", "--skypilot-prelude"]
-    prelude = f'export PATH={CORE}:$PATH PYTHONPATH="$PWD/src"'
-    command = [sys.executable, "-m", "snakemake", OUTLIERS, *arguments, prelude]
-    done = subprocess.run(command, cwd=study.path, env=lab.environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "tiny: small (RTX4090:1" in done.stdout + done.stderr
+    lab.serve_wheels("--requirement", ROOT / "requirements.lock")
+    # The profile as it is, but that the job waits in the beginning, so that there is something to watch.
+    prelude = ["--skypilot-prelude", 'sleep 40; export PYTHONPATH="$PWD/src"']
+    driver = lab.snakemake(study.path, OUTLIERS, "--profile", "profiles/runpod", *prelude)
+    driver.wait_until(" runs on ")
+    node = driver.said.split(" runs on ")[1].split()[0]
+    (shown,) = json.loads(_command(lab, study, "nodes", "--format", "json"))
+    assert (shown["node"], shown["job"], shown["status"]) == (node, "record_outliers.tiny", "UP")
+    assert node in subprocess.run(["sky", "status"], env=lab.environment, capture_output=True, text=True).stdout
+    followed = _command(lab, study, "logs", "tiny", "--follow")
+    assert driver.wait() == 0, driver.all_said
+    assert RECORDING in followed
+    assert RECORDING in _command(lab, study, "logs", "tiny"), "what was kept of it"
+    assert _command(lab, study, "nodes") == "No node of this folder's runs is rented.\n"
+    assert "tiny: small (RTX4090:1" in driver.said
     assert [event["gpu"] for event in lab.events("created")][-1] == "NVIDIA GeForce RTX 4090"
     assert lab.pods == []
     assert not (study.path / "results/tiny/.outliers.resume").exists()
 
-    there = tables(study.path / OUTLIERS)
+    there, versions_there = tables(study.path / OUTLIERS), _versions(study)
     shutil.rmtree(study.path / OUTLIERS)
     subprocess.run([CORE / "python", "-m", "snakemake", "--cores", "2", OUTLIERS], cwd=study.path, check=True)
     here = tables(study.path / OUTLIERS)
+    assert versions_there == _versions(study) and "5.23" in versions_there, "the pins of requirements.lock"
     assert here.keys() == there.keys() and len(here) > 5
     for name, table in here.items():
         assert table.equals(there[name]), name
@@ -72,6 +86,14 @@ def test_both_environments_make_the_same_tokens_and_tables(tmp_path: Path) -> No
     assert tokens[0].equals(tokens[1])
     for name in targets[1:]:
         assert pl.read_parquet(core.path / name).equals(pl.read_parquet(cloud.path / name)), name
+
+
+def _command(lab: Lab, study: StudyFolder, *arguments: str) -> str:
+    """What a command of outlier-moe prints in a study's folder."""
+    command = [Path(sys.executable).with_name("outlier-moe"), *arguments]
+    done = subprocess.run(command, cwd=study.path, env=lab.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _versions(study: StudyFolder) -> str:

@@ -23,6 +23,9 @@ start() {
     ip -n "$namespace" addr add "10.77.$number.2/30" dev eth0
     ip -n "$namespace" link set eth0 up
     ip -n "$namespace" link set lo up
+    # One address of this machine that is the same for all pods: that of what tests serve to them (object storage).
+    ip addr add 10.77.0.1/32 dev lo 2>/dev/null || true
+    ip -n "$namespace" route add 10.77.0.1 via "10.77.$number.1"
     setsid ip netns exec "$namespace" unshare -m -p -u -i --fork --kill-child bash "$0" inside "$folder" "$number" \
         </dev/null >"$folder/console.log" 2>&1 &
     echo $! >"$folder/pid"
@@ -49,8 +52,8 @@ inside() {
     mount -t tmpfs tmpfs "$root/run"
     cp "$folder/init.sh" "$root/init.sh"
     echo "127.0.0.1 localhost pod$number" >"$root/etc/hosts"
-    mkdir -p "$root/opt/extra/wheelhouse"
-    if [ -d "$folder/../../extra" ]; then mount --bind "$folder/../../extra" "$root/opt/extra"; fi
+    mkdir -p "$root/opt/extra"
+    mount --bind "$folder/../../extra" "$root/opt/extra"
     for hidden in $POD_HIDES; do mount -t tmpfs tmpfs "$root$hidden"; done
     exec chroot "$root" /usr/bin/env -i HOME=/root USER=root TERM=xterm LANG=C.UTF-8 \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
