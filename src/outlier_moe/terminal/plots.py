@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from typing import Any
 
 import plotext
 import polars as pl
@@ -13,6 +14,7 @@ from outlier_moe.errors import StudyError
 # Two of the sixteen colours that every terminal has and that all kinds of colour vision keep apart.
 _COLOURS = {"dense": "blue+", "moe": "orange+"}
 _ELSE = "*"
+_SEVERAL_SIZES = 1.01
 _LETTERS = {"dense": string.ascii_lowercase, "moe": string.ascii_uppercase}
 
 
@@ -62,6 +64,7 @@ def terminal_scatter(
     figure.clear()
     figure.theme("simple")
     figure.plot_size(width, height)
+    _draw_room(figure, shown[x], float(shown[y][0]))
     for model, kind, across, up in shown.select("model", "kind", x, y).iter_rows():
         pixel = plotext.pixel(_COLOURS[kind]) if has_colour else plotext.pixel()
         figure.draw(figure.signal([float(across)], [float(up)], marker=plotext.marker(marks[model], pixel)))
@@ -71,3 +74,14 @@ def terminal_scatter(
     # A line may end in spaces that only make pipes longer.
     text = figure.build().string(colorless=not has_colour)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _draw_room(figure: Any, sizes: pl.Series, height: float) -> None:
+    """Blanks on both sides of models that are (nearly) of one size.
+
+    The axis that plotext makes of a single place goes from 1 below to 1 above it, and the logarithm of that fails for
+    sizes up to 1, whatever limits are asked for.
+    """
+    least, most = float(sizes.min()), float(sizes.max())  # type: ignore[arg-type]
+    if most < _SEVERAL_SIZES * least:
+        figure.draw(figure.signal([least / 2, most * 2], [height] * 2, marker=" "))

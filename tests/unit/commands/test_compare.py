@@ -142,6 +142,14 @@ def test_a_plot_of_nothing_is_refused() -> None:
         terminal_scatter(made_up_comparison(0), {}, x="total_params_b", y="n_systematic", title="", x_title="")
 
 
+@pytest.mark.parametrize("sizes", [[0.135], [0.135, 0.135], [0.9], [1.0], [0.1349, 0.135], [7.0, 7.0], [0.1, 1000.0]])
+def test_models_of_one_size_are_plotted(sizes: list[float]) -> None:
+    names = [f"m{k}" for k in range(len(sizes))]
+    models = pl.DataFrame({"model": names, "kind": ["dense"] * len(sizes), "x": sizes, "y": range(3, 3 + len(sizes))})
+    drawn = terminal_scatter(models, letters(models), x="x", y="y", title="", x_title="")
+    assert all(drawn.count(letter) == 1 for letter in letters(models).values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
