@@ -143,16 +143,18 @@ def _enabled(sky: Any) -> set[str]:
 
 
 def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: float | None) -> list[str]:
-    """Lines that say what a run is going to rent and cost.
+    """Lines that say what a run is going to rent and cost, and what it would on demand and on spot nodes alone.
 
     Raises:
         RentalError: If a job wants what is not sold or costs too much, or all together cost too much.
     """
-    lines, total = [], 0.0
+    lines, total, all_alike = [], 0.0, {False: 0.0, True: 0.0}
     for job, wanted, minutes in jobs:
         price = price_per_hour(job, wanted, prices)
         dollars = minutes / 60 * price
         total += dollars
+        for spot in all_alike:
+            all_alike[spot] += minutes / 60 * (prices.lowest(wanted._replace(spot=spot)) or price)
         takes = f", {minutes:.0f} min: ${dollars:.2f}" if minutes else ""
         lines.append(f"  {job}: {wanted}, from ${price:.2f} an hour{takes}" if price else f"  {job}: {wanted}")
     if max_price_total is not None and total > max_price_total:
@@ -164,7 +166,8 @@ def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: f
             remedy=remedy,
         )
     cap = f" of at most ${max_price_total:g}" if max_price_total is not None else ""
-    return [f"To be rented, if all goes as expected, for ${total:.2f}{cap}:", *lines]
+    kinds = f"all on demand ${all_alike[False]:.2f}, all spot ${all_alike[True]:.2f}"
+    return [f"To be rented, if all goes as expected, for ${total:.2f}{cap} ({kinds}):", *lines]
 
 
 def price_per_hour(job: str, wanted: WantedNode, prices: Prices) -> float:

@@ -51,6 +51,10 @@ class Prices:
         """
         return [self._offer(accelerators) for accelerators in wanted]
 
+    def lowest(self, wanted: WantedNode) -> float | None:
+        """Dollars an hour of the cheapest alternative; None if none is sold so."""
+        return _cheapest(offer.price(wanted.spot) for offer in self.offers(wanted.accelerators))
+
     def _offer(self, wanted: Accelerators) -> Offer:
         listed = self._listed(f"^{re.escape(wanted.name)}$").get(wanted.name, [])
         if not listed:

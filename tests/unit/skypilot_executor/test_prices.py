@@ -92,7 +92,10 @@ def test_expected_cost(prices: Prices) -> None:
     """A line for each job, and the sum; above the cap nothing starts."""
     jobs = [Planned("a", _wanted(A100), 120), Planned("b", _wanted(H100), 0), Planned("c", _wanted(H100), 60)]
     lines = expected_cost(jobs, prices, max_price_total=10)
-    assert lines[0] == "To be rented, if all goes as expected, for $5.87 of at most $10:"
+    assert (
+        lines[0]
+        == "To be rented, if all goes as expected, for $5.87 of at most $10 (all on demand $5.87, all spot $3.37):"
+    )
     assert lines[1] == "  a: A100-80GB:1, 100 GB, from $1.29 an hour, 120 min: $2.58"
     assert lines[2] == "  b: H100-SXM:1, 100 GB, from $3.29 an hour"
     with pytest.raises(WorkflowError, match=r"(?s)more than \$5.*at least 5\.87"):
