@@ -63,7 +63,7 @@ def test_a_node_records_what_this_machine_does(lab: Lab) -> None:
     shutil.rmtree(study.path / OUTLIERS)
     subprocess.run([CORE / "python", "-m", "snakemake", "--cores", "2", OUTLIERS], cwd=study.path, check=True)
     here = tables(study.path / OUTLIERS)
-    assert versions_there == _versions(study) and "5.23" in versions_there, "the pins of requirements.lock"
+    assert versions_there == _versions(study), "the pins of requirements.lock"
     assert here.keys() == there.keys() and len(here) > 5
     for name, table in here.items():
         assert table.equals(there[name]), name
@@ -81,7 +81,7 @@ def test_both_environments_make_the_same_tokens_and_tables(tmp_path: Path) -> No
         subprocess.run(command, cwd=folder.path, env=environment, check=True, capture_output=True)
         copies[python] = folder
     core, cloud = copies.values()
-    assert _versions(core) != _versions(cloud), "two environments, or nothing was compared"
+    assert _versions(core)["transformers"] != _versions(cloud)["transformers"], "or nothing was compared"
     tokens = [pl.read_ipc(study.path / targets[0]) for study in (core, cloud)]
     assert tokens[0].equals(tokens[1])
     for name in targets[1:]:
@@ -96,5 +96,5 @@ def _command(lab: Lab, study: StudyFolder, *arguments: str) -> str:
     return done.stdout
 
 
-def _versions(study: StudyFolder) -> str:
-    return (study.path / OUTLIERS / "run.json").read_text().partition('"versions"')[2]
+def _versions(study: StudyFolder) -> dict[str, str]:
+    return json.loads((study.path / OUTLIERS / "run.json").read_text())["versions"]
