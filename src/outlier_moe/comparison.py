@@ -16,7 +16,7 @@ from outlier_moe.filtering import fraction, unanswered
 from outlier_moe.presets import Preset
 from outlier_moe.recording_files import Recording, read_recording
 from outlier_moe.schemas.comparison import LeftOut
-from outlier_moe.statistics.comparable import on_one_text
+from outlier_moe.statistics.comparable import on_one_text, text_of
 from outlier_moe.statistics.judged import judged_features
 from outlier_moe.statistics.sequence_counts import SequenceCounts
 from outlier_moe.statistics.stored_tables import stored_tables
@@ -140,14 +140,13 @@ def _facts(model: ComparedModel) -> dict[str, Any]:
     n_parameters, n_embedding = run.get("n_parameters"), run.get("n_embedding_parameters")
     return {
         **facts,
-        **{key: run[key] for key in ("d_model", "n_layers", "n_sequences", "floor")},
+        **{key: run[key] for key in ("d_model", "n_layers", "floor")},
+        **text_of(run),
         "active_ratio": facts["active_params_b"] / facts["total_params_b"],
         "embedding_free_params_b": None
         if n_parameters is None or n_embedding is None
         else (n_parameters - n_embedding) / 1e9,
         "perplexity": perplexity(model.recording),
-        "n_tokens": run["n_sequences"] * run["sequence_length"],
-        "corpus_sha256": run["tokens"]["corpus_sha256"],
         "tokenizer_sha256": run["tokens"].get("tokenizer_sha256"),
         "n_nonfinite": model.recording.sites()["n_nonfinite"].sum(),
     }

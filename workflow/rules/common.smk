@@ -35,7 +35,7 @@ REVISIONS = {
     "count_at_edges": 2,
     "compare_models": 3,
     "plot_models": 1,
-    "bootstrap_comparison": 1,
+    "bootstrap_comparison": 2,
     "test_models": 1,
     "verify_models": 2,
     "bundle_vega": 1,

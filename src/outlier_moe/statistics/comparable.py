@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -18,6 +19,19 @@ class Comparable(NamedTuple):
     """Their rows."""
     left_out: pl.DataFrame
     """The others: `LeftOut`."""
+
+
+def text_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recording's provenance decides with which others it may be compared; columns of `ModelComparison`.
+
+    Args:
+        run: run.json.
+    """
+    return {
+        "corpus_sha256": run["tokens"]["corpus_sha256"],
+        "n_sequences": run["n_sequences"],
+        "n_tokens": run["n_sequences"] * run["sequence_length"],
+    }
 
 
 def on_one_text(comparison: pl.DataFrame) -> Comparable:

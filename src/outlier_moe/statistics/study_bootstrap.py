@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -20,6 +20,7 @@ from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
 from outlier_moe.statistics.bootstrap import BootstrapOptions, resample_model
+from outlier_moe.statistics.comparable import text_of
 from outlier_moe.statistics.resampled_figures import Figures
 from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, bootstrap_differences, unmoved_figures
 from outlier_moe.statistics.sequence_counts import SequenceCounts
@@ -51,7 +52,7 @@ class StudyBootstrap(NamedTuple):
     intervals: pl.DataFrame
     """`FigureInterval`: every figure of every model and preset."""
     differences: pl.DataFrame
-    """`FigureDifference`: each two models on one text, by the presets looked at closely."""
+    """`FigureDifference`: each two models that may be compared, by the presets looked at closely."""
     stability: pl.DataFrame
     """`Stability`, by the presets looked at closely."""
     resamples: pl.DataFrame
@@ -83,10 +84,11 @@ def bootstrap_study(
         StudyError: If a table cannot be read.
     """
     looked_at = [preset for preset in presets if preset.name in closely]
-    answered = []
+    answered: dict[str, dict[str, Any]] = {}
     for model, files in models.items():
-        if (reason := unanswered(read_recording(files.outliers), presets)) is None:
-            answered.append(model)
+        recording = read_recording(files.outliers)
+        if (reason := unanswered(recording, presets)) is None:
+            answered[model] = text_of(recording.run)
         else:
             log.warning("%s is not resampled: %s", model, reason)
 
@@ -100,7 +102,8 @@ def bootstrap_study(
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         tables = zip(nothing, *threads.map(of_model, answered), strict=True)
     resamples, intervals, steady = map(pl.concat, tables)
-    pairs = _pairs(resamples)
+    # What the comparison does not hold against each other has no difference either.
+    pairs = [(one, other) for one, other in combinations(answered, 2) if answered[one] == answered[other]]
     differences = bootstrap_differences(
         resamples.filter(first_token="included"), pairs=pairs, confidence_level=confidence_level
     )
@@ -181,9 +184,3 @@ class KeptResamples:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         told = {"key": self.key, "presets": json.dumps([asdict(preset) for preset in presets])}
         table.write_parquet(self.path, metadata=told, compression="lz4")
-
-
-def _pairs(resamples: pl.DataFrame) -> list[tuple[str, str]]:
-    """Each two models on one text."""
-    texts = resamples.select("model", "corpus_sha256").unique(maintain_order=True).rows()
-    return [(one, other) for (one, text), (other, its) in combinations(texts, 2) if text == its]

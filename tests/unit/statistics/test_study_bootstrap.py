@@ -98,6 +98,16 @@ def test_a_recording_that_lacks_a_threshold_is_left_out(
     assert caplog.text.count("is not resampled: recorded from |x| >= 3 on") == 2
 
 
+def test_models_on_other_text_have_no_difference(models: dict[str, StudyFiles], tmp_path: Path) -> None:
+    """Texts of another number or length of sequences affect more or fewer layers, whatever the models."""
+    longer = StudyFiles(tmp_path / "outliers", tmp_path / "counts")
+    activations = made_up_activations(n_layers=2, shape=(5, 12, 16), seed=2)
+    write_sequence_counts(write_recording(longer.outliers, activations), [MASSIVE], longer.counts)
+    found = bootstrapped({**models, "longer": longer}, at(6.0), tmp_path / "kept")
+    assert set(found.intervals["model"]) == {"one", "two", "longer"}
+    assert found.differences.select("model", "other").unique().rows() == [("one", "two")]
+
+
 def test_rows_are_those_of_the_presets_in_their_order(models: dict[str, StudyFiles], tmp_path: Path) -> None:
     found = bootstrapped(models, at(6.0), tmp_path)
     of_one = found.intervals.filter(model="one")
