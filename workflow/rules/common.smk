@@ -37,7 +37,7 @@ REVISIONS = {
     "plot_models": 1,
     "bootstrap_comparison": 2,
     "test_models": 1,
-    "verify_models": 2,
+    "verify_models": 3,
     "bundle_vega": 1,
     "plot_comparison": 1,
     "plot_model": 1,

@@ -75,6 +75,17 @@ def other_checkpoint(published: str, facts: Recorded) -> str | None:
     return None
 
 
+def other_index(row: Mapping[str, Any]) -> str | None:
+    """Why a row's layer, expert or feature may be another than the recorded one of that number; None if it is the same.
+
+    Args:
+        row: A row of `reference_table`, which counts from 0 what it knows the base of.
+    """
+    if row["index_base"] is not None:
+        return None
+    return "not known to count from 0, as recordings do, or from 1"
+
+
 def other_text(facts: Recorded) -> str | None:
     """Why the counts of the 2025 survey are not of the recorded text; None if they are."""
     shape = (facts.n_sequences, facts.sequence_length)

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.recording_files import Recording
-from outlier_moe.statistics.published import Recorded, other_checkpoint
+from outlier_moe.statistics.published import Recorded, other_checkpoint, other_index
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
 from outlier_moe.taps import VIEW_OF, Tap, View
 
@@ -33,21 +33,30 @@ def known_outliers(
     ranked: dict[str, pl.DataFrame] = {}
     for row in rows_of("known_outliers", facts):
         tap, feature = row["tap"], row["feature"]
-        value = None if row["value"] is None else abs(row["value"])
-        key = {
-            "reference": "known_outliers",
-            "claim": f"feature {feature} is an outlier at {tap}" + (f", |x| {value:g}" if value else ""),
-            "tap": tap,
-            "feature": feature,
-            "published": value,
-            "source": row["source"],
-        }
-        if reason := other_checkpoint(row["repo"], facts) or _no_feature(tap, feature, facts):
-            yield {**key, **incomparable(reason)}
+        key = {"reference": "known_outliers", "tap": tap, "feature": feature, "source": row["source"]}
+        outlier = {**key, "claim": f"feature {feature} is an outlier at {tap}"}
+        value = None if row["value"] is None else {**key, **_value_claim(row)}
+        reason = other_checkpoint(row["repo"], facts) or other_index(row) or _no_feature(tap, feature, facts)
+        if reason is not None:
+            yield from ({**claim, **incomparable(reason)} for claim in (outlier, value) if claim)
             continue
         if tap not in ranked:
             ranked[tap] = _ranked_features(recording, tap)
-        yield {**key, **_feature_verdict(row, ranked[tap], systematic, facts, options)}
+        found = ranked[tap].filter(pl.col("feature") == feature)
+        yield {**outlier, **_rank_verdict(row, found, systematic, facts, options)}
+        if value:
+            yield {**value, **_value_verdict(row, found, facts, options)}
+
+
+def _value_claim(row: dict[str, Any]) -> dict[str, Any]:
+    value = abs(row["value"])
+    where = ", first tokens" if row["position"] == "first token" else ""
+    size = f"at least {value:g}" if _is_bound(row) else f"{value:g}"
+    return {"claim": f"feature {row['feature']} has |x| {size} at {row['tap']}{where}", "published": value}
+
+
+def _is_bound(row: dict[str, Any]) -> bool:
+    return str(row["note"]).startswith("at least")
 
 
 def _no_feature(tap: str, feature: int, facts: Recorded) -> str | None:
@@ -70,31 +79,36 @@ def _ranked_features(recording: Recording, tap: str) -> pl.DataFrame:
     )
 
 
-def _feature_verdict(
-    row: dict[str, Any], ranked: pl.DataFrame, systematic: pl.DataFrame, facts: Recorded, options: VerifyOptions
+_BELOW_FLOOR = "the feature stays below the recording's floor"
+
+
+def _rank_verdict(
+    row: dict[str, Any], found: pl.DataFrame, systematic: pl.DataFrame, facts: Recorded, options: VerifyOptions
 ) -> dict[str, Any]:
-    found = ranked.filter(pl.col("feature") == row["feature"])
+    """Whether a feature stands out at its tap, which no particular token at the start is needed for."""
     if found.is_empty():
-        return {**judged(False, "the feature stays below the recording's floor"), "measured": None}
-    at_first = row["position"] == "first token"
-    measured = float(found["first" if at_first else "peak"].item())
+        return {**judged(False, _BELOW_FLOOR), "measured": None}
     rank = int(found["rank"].item())
     is_systematic, by = _systematic_by(row["tap"], row["feature"], systematic, facts, options)
     stands_out = rank <= options.top or is_systematic
-    reason = f"rank {rank} of the tap's peaks" + by
-    if row["value"] is None:
-        return {**judged(stands_out, reason), "measured": measured}
-    if at_first and not facts.has_bos and not _published_without_bos(row):
-        return {
-            **judged(stands_out, f"{reason}; values not compared, since recorded without a beginning-of-text token"),
-            "measured": measured,
-        }
-    value = abs(row["value"])
-    is_bound = str(row["note"]).startswith("at least")
+    return {**judged(stands_out, f"rank {rank} of the tap's peaks{by}"), "measured": float(found["peak"].item())}
+
+
+def _value_verdict(row: dict[str, Any], found: pl.DataFrame, facts: Recorded, options: VerifyOptions) -> dict[str, Any]:
+    """Whether a feature has its published value, where the recorded sequences begin like the published ones."""
+    at_first = row["position"] == "first token"
+    measured = None if found.is_empty() else float(found["first" if at_first else "peak"].item())
+    if not facts.has_bos and not _published_without_bos(row):
+        place = "of a beginning-of-text token" if at_first else "of a place not told, which may be the text's beginning"
+        reason = f"published {place}; the recorded sequences begin with other tokens"
+        return {**incomparable(reason), "measured": measured}
+    if measured is None:
+        return {**judged(False, _BELOW_FLOOR), "measured": None}
+    value, is_bound = abs(row["value"]), _is_bound(row)
     near = measured >= value / options.factor if is_bound else within(measured, value, options.factor)
     where = "at first tokens" if at_first else "anywhere"
-    compared = f"|x| {measured:.4g} {where}, published {'at least ' if is_bound else ''}{value:g}"
-    return {**judged(stands_out and near, f"{reason}; {compared}"), "measured": measured}
+    reason = f"|x| {measured:.4g} {where}, published {'at least ' if is_bound else ''}{value:g}"
+    return {**judged(near, reason), "measured": measured}
 
 
 def _published_without_bos(row: dict[str, Any]) -> bool:
@@ -117,11 +131,11 @@ def _systematic_by(
 def maxima(recording: Recording, facts: Recorded, options: VerifyOptions) -> Iterator[dict[str, Any]]:
     """The same for the largest values published of it; the arguments are those of `known_outliers`."""
     for row in rows_of("published_maxima", facts):
-        where = row["where"] or ""
-        layer = int(where.split()[1]) if where.startswith("layer ") else None
+        layer, where = row["layer"], row["where"] or ""
+        place = where if layer is None else f"layer {layer} {where}".strip()
         key = {
             "reference": "published_maxima",
-            "claim": f"the largest |activation| is {abs(row['peak'])}" + (f" at {where}" if where else ""),
+            "claim": f"the largest |activation| is {abs(row['peak'])}" + (f" at {place}" if place else ""),
             "tap": "residual",
             "layer": layer,
             "published": float(abs(row["peak"])),
@@ -129,8 +143,10 @@ def maxima(recording: Recording, facts: Recorded, options: VerifyOptions) -> Ite
         }
         if reason := other_checkpoint(row["repo"], facts):
             yield {**key, **incomparable(reason)}
-        elif where.endswith("MLP output"):
-            yield {**key, "tap": None, **incomparable("an MLP's output is not a recorded tap")}
+        elif where:
+            yield {**key, "tap": None, **incomparable(f"{where} is not a recorded tap")}
+        elif layer is not None and (reason := other_index(row)):
+            yield {**key, **incomparable(f"its layer is {reason}")}
         elif reason := _no_feature("residual", 0, facts):
             yield {**key, **incomparable(reason)}
         else:

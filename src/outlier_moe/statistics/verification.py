@@ -1,10 +1,16 @@
 """Whether a recording shows what others have published of the same model, row by row, and what cannot be compared.
 
 - A feature is reproduced if it is among the features with the largest peaks of its tap, or systematic there by a preset
-  that finds few; and, where a value is published, if the measured |x| is within a factor of it.
+  that finds few.
+- Its value, where one is published, is a claim of its own: reproduced if the measured |x| is within a factor of it.
+  Values of others stand at a beginning-of-text token, and are compared where recorded sequences begin with one.
 - The largest value of a model is reproduced if the residual stream's is within a (wider) factor: others saw more text.
 - A count of the 2025 survey is reproduced within a relative tolerance, on the survey's text alone.
-- A super expert is reproduced if the published rule finds it, and its peak is within the factor.
+- A super expert is reproduced if the published rule finds it; its peak, a claim of its own, if it is within the factor.
+
+Layers, experts and features are compared by number, so that both must count from 0, as recordings do. The tables of
+`reference` say what each row counts from, and are read as counts from 0; a row whose base is not known, and one that
+versions of its source disagree on, is not comparable.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from outlier_moe.recording_files import Recording
 from outlier_moe.reference import reference_table
 from outlier_moe.schemas import first_token_enum
 from outlier_moe.schemas.checked import Verification
-from outlier_moe.statistics.published import Recorded, other_checkpoint, other_text, recorded
+from outlier_moe.statistics.published import Recorded, other_checkpoint, other_index, other_text, recorded
 from outlier_moe.statistics.published_magnitudes import known_outliers, maxima
 from outlier_moe.statistics.super_experts import SuperExperts, forming_layers, super_experts
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
@@ -73,37 +79,60 @@ def _known_super_experts(
 ) -> Iterator[dict[str, Any]]:
     for row in rows_of("known_super_experts", facts):
         layer, expert, peak = row["layer"], row["expert"], row["peak"]
-        key = {
-            "reference": "known_super_experts",
-            "claim": f"expert {expert} of layer {layer} is super" + (f", |x| {peak}" if peak else ""),
-            "layer": layer,
-            "expert": expert,
-            "published": None if peak is None else float(peak),
-            "source": "arXiv 2507.23279",
-        }
-        if reason := other_checkpoint(row["repo"], facts):
-            yield {**key, **incomparable(reason)}
-        elif found is None:
-            yield {**key, **incomparable("there is no experts.parquet in the recording")}
-        elif found.reason is not None and "residual" not in facts.taps:
-            yield {**key, **incomparable("the layers that form massive activations need the tap residual")}
-        else:
-            yield {**key, **_expert_verdict(row, found, options)}
+        key = {"reference": "known_super_experts", "layer": layer, "expert": expert, "source": "arXiv 2507.23279"}
+        is_super = {**key, "claim": f"expert {expert} of layer {layer} is super"}
+        claim = f"expert {expert} of layer {layer} puts out |x| {peak}"
+        puts_out = None if peak is None else {**key, "claim": claim, "published": float(peak)}
+        reason = other_checkpoint(row["repo"], facts)
+        if reason is None and found is None:
+            reason = "there is no experts.parquet in the recording"
+        if reason is not None or found is None:
+            yield from ({**one, **incomparable(str(reason))} for one in (is_super, puts_out) if one)
+            continue
+        yield {**is_super, **_super_verdict(row, found, facts)}
+        if puts_out:
+            yield {**puts_out, **_peak_verdict(row, found, options)}
 
 
-def _expert_verdict(row: dict[str, Any], found: SuperExperts, options: VerifyOptions) -> dict[str, Any]:
+def _unclear(row: dict[str, Any]) -> str | None:
+    """Why it is not clear which expert a row speaks of."""
+    disputed = f"disputed: {row['note']}" if row["status"] == "disputed" else None
+    base = other_index(row)
+    return "; ".join(filter(None, [disputed, base and f"its layer is {base}"])) or None
+
+
+def _row_of(row: dict[str, Any], found: SuperExperts) -> dict[str, Any] | None:
+    """The row of `SuperExpert` of a published expert."""
+    this = found.experts.filter(pl.col("layer") == row["layer"], pl.col("expert") == row["expert"])
+    return None if this.is_empty() else this.row(0, named=True)
+
+
+def _super_verdict(row: dict[str, Any], found: SuperExperts, facts: Recorded) -> dict[str, Any]:
+    this = _row_of(row, found)
+    measured = None if this is None else float(this["peak"])
     ours = ", ".join(f"{r['layer']}/{r['expert']}" for r in found.experts.filter("is_super").iter_rows(named=True))
     reason = f"super here (layer/expert): {ours or 'none'}"
-    this = found.experts.filter(pl.col("layer") == row["layer"], pl.col("expert") == row["expert"])
-    measured = None if this.is_empty() else float(this["peak"].item())
-    if row["status"] == "disputed":
-        return {**incomparable(f"disputed: {row['note']}; {reason}"), "measured": measured}
-    if measured is None:
+    if unclear := _unclear(row):
+        return {**incomparable(f"{unclear}; {reason}"), "measured": measured}
+    if found.reason is not None and "residual" not in facts.taps:
+        return {
+            **incomparable("the layers that form massive activations need the tap residual"),
+            "measured": measured,
+        }
+    if this is None:
         return {**judged(False, f"the expert has no token; {reason}"), "measured": None}
-    is_super = bool(this["is_super"].item())
-    near = row["peak"] is None or within(measured, float(row["peak"]), options.factor)
-    compared = "" if row["peak"] is None else f"|x| {measured:.4g}, published {row['peak']}; "
-    return {**judged(is_super and near, compared + reason), "measured": measured}
+    return {**judged(this["is_super"], reason), "measured": measured}
+
+
+def _peak_verdict(row: dict[str, Any], found: SuperExperts, options: VerifyOptions) -> dict[str, Any]:
+    this = _row_of(row, found)
+    measured = None if this is None else float(this["peak"])
+    if unclear := _unclear(row):
+        return {**incomparable(unclear), "measured": measured}
+    if measured is None:
+        return {**judged(False, "the expert has no token"), "measured": None}
+    near = within(measured, float(row["peak"]), options.factor)
+    return {**judged(near, f"|x| {measured:.4g}, published {row['peak']}"), "measured": measured}
 
 
 _PAIR = {

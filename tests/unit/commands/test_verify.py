@@ -47,9 +47,9 @@ def command(tmp_path: Path) -> list[str]:
 def test_each_published_figure_has_a_verdict(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "smollm2", "--format", "csv", *command]) == 0
     captured = capsys.readouterr()
-    rows = {row["feature"]: row for row in csv.DictReader(io.StringIO(captured.out))}
-    assert rows["247"]["verdict"] == "reproduced"
-    assert rows["507"]["verdict"] == "not reproduced"
+    rows = {row["claim"]: row for row in csv.DictReader(io.StringIO(captured.out))}
+    assert rows["feature 247 is an outlier at attn_in"]["verdict"] == "reproduced"
+    assert rows["feature 507 is an outlier at residual"]["verdict"] == "not reproduced"
     n = sum(row["verdict"] == "reproduced" for row in rows.values())
     assert captured.err == f"{n} reproduced, {len(rows) - n} not reproduced, 0 not comparable.\n"
 

@@ -12,9 +12,11 @@ import polars as pl
 import pytest
 
 from outlier_moe import schemas
+from outlier_moe.errors import StudyError
 from outlier_moe.filtering import Preset, systematic_features
 from outlier_moe.recording_files import Recording
-from outlier_moe.reference import Reference, reference_table
+from outlier_moe.reference import Reference, read_reference, reference_table
+from outlier_moe.statistics import verdicts as verdicts_module
 from outlier_moe.statistics.published import is_sibling
 from outlier_moe.statistics.verdicts import VerifyOptions
 from outlier_moe.statistics.verification import verify
@@ -23,6 +25,7 @@ from tests.recordings import write_recording
 from tests.unit.statistics.test_super_experts import expert_rows
 
 GPT2 = {"source": {"kind": "hub", "name": "openai-community/gpt2"}}
+NONE = pl.DataFrame(schema={"repo": pl.String})
 BOS = {"tokens": {"corpus_sha256": "a" * 64, "bos_token": 1}}
 
 
@@ -50,32 +53,62 @@ def verdicts(recording: Recording, *, model: str = "m", **options: Any) -> dict[
     return {row["claim"].split(",")[0]: (row["verdict"], row["reason"]) for row in table.iter_rows(named=True)}
 
 
-def test_a_feature_with_its_value_is_reproduced(tmp_path: Path) -> None:
+VALUE = "feature 447 has |x| 3040 at residual"
+
+
+def test_a_feature_and_its_value_are_claims_of_their_own(tmp_path: Path) -> None:
     recording = recording_of(tmp_path, {("residual", 0, 447): 2800.0, ("residual", 1, 138): 50.0}, {**GPT2, **BOS})
     found = verdicts(recording)
-    verdict, reason = found["feature 447 is an outlier at residual"]
-    assert verdict == "reproduced"
-    assert "rank 1" in reason and "published 3040" in reason
+    assert found["feature 447 is an outlier at residual"][0] == "reproduced"
+    assert "rank 1" in found["feature 447 is an outlier at residual"][1]
+    assert found[VALUE] == ("reproduced", "|x| 2800 at first tokens, published 3040")
     assert found["feature 138 is an outlier at residual"][0] == "reproduced"
     assert found["feature 378 is an outlier at residual"][0] == "not reproduced"
 
 
-def test_another_value_is_not_reproduced(tmp_path: Path) -> None:
+def test_another_value_is_not_reproduced_by_the_same_feature(tmp_path: Path) -> None:
     recording = recording_of(tmp_path, {("residual", 0, 447): 1000.0}, {**GPT2, **BOS})
-    verdict, reason = verdicts(recording)["feature 447 is an outlier at residual"]
-    assert verdict == "not reproduced"
-    assert "|x| 1000 at first tokens, published 3040" in reason
-    assert (
-        verdicts(recording, options=VerifyOptions(factor=4.0))["feature 447 is an outlier at residual"][0]
-        == "reproduced"
-    )
+    found = verdicts(recording)
+    assert found["feature 447 is an outlier at residual"][0] == "reproduced"
+    assert found[VALUE] == ("not reproduced", "|x| 1000 at first tokens, published 3040")
+    assert verdicts(recording, options=VerifyOptions(factor=4.0))[VALUE][0] == "reproduced"
 
 
-def test_values_at_first_tokens_need_the_token(tmp_path: Path) -> None:
-    recording = recording_of(tmp_path, {("residual", 0, 447): 1000.0}, GPT2)
-    verdict, reason = verdicts(recording)["feature 447 is an outlier at residual"]
-    assert verdict == "reproduced"
-    assert "without a beginning-of-text token" in reason
+@pytest.mark.parametrize("measured", [1000.0, 3040.0])
+def test_values_at_first_tokens_need_the_token(tmp_path: Path, measured: float) -> None:
+    recording = recording_of(tmp_path, {("residual", 0, 447): measured}, GPT2)
+    table = verify(recording, schemas.Systematic.create_empty(), model="m").filter(feature=447)
+    outlier, value = table.rows(named=True)
+    assert outlier["verdict"] == "reproduced"
+    assert value["verdict"] == "not comparable"
+    assert "published of a beginning-of-text token" in value["reason"]
+    assert (value["published"], value["measured"]) == (3040.0, measured)
+
+
+def test_a_place_that_is_not_told_may_be_the_first(tmp_path: Path) -> None:
+    gemma = {"source": {"kind": "hub", "name": "google/gemma-3-1b-pt"}}
+    recording = recording_of(tmp_path, {("residual", 0, 1038): 900_000.0}, gemma, n_features=1200)
+    verdict, reason = verdicts(recording)["feature 1038 has |x| at least 95000 at residual"]
+    assert verdict == "not comparable"
+    assert "a place not told" in reason
+
+
+def test_indices_that_count_from_one_or_from_who_knows_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "repo,tap,feature,index_base,value,position,source,note\n"
+    rows = [f"openai-community/gpt2,residual,{f},{base},,,someone,\n" for f, base in ((448, 1), (138, ""), (378, 0))]
+    table = read_reference((head + "".join(rows)).encode(), file="made_up.csv")
+    assert table["feature"].to_list() == [447, 138, 378]
+    monkeypatch.setattr(verdicts_module, "reference_table", lambda name: table if name == "known_outliers" else NONE)
+    found = verdicts(recording_of(tmp_path, {("residual", 0, 447): 900.0, ("residual", 0, 138): 900.0}, GPT2))
+    assert found["feature 447 is an outlier at residual"][0] == "reproduced"
+    verdict, reason = found["feature 138 is an outlier at residual"]
+    assert (verdict, reason) == ("not comparable", "not known to count from 0, as recordings do, or from 1")
+
+
+@pytest.mark.parametrize("text", ["repo,layer,expert\na/b,1,2\n", "repo,layer,expert,index_base\na/b,1,2,3\n"])
+def test_a_table_that_does_not_say_what_its_indices_count_from(text: str) -> None:
+    with pytest.raises(StudyError, match="what its indices count from"):
+        read_reference(text.encode(), file="made_up.csv")
 
 
 def test_a_feature_that_never_reaches_the_floor(tmp_path: Path) -> None:
@@ -117,9 +150,9 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path, run: dict, revision: s
 def test_a_bound_is_reached_from_below(tmp_path: Path) -> None:
     gemma = {"source": {"kind": "hub", "name": "google/gemma-3-1b-pt"}}
     large: dict[tuple[Tap, int, int], float] = {("residual", 0, 1038): 900_000.0, ("residual", 0, 1125): 20_000.0}
-    found = verdicts(recording_of(tmp_path, large, gemma, n_features=1200))
-    assert found["feature 1038 is an outlier at residual"][0] == "reproduced"
-    assert found["feature 1125 is an outlier at residual"][0] == "not reproduced"
+    found = verdicts(recording_of(tmp_path, large, {**gemma, **BOS}, n_features=1200))
+    assert found["feature 1038 has |x| at least 95000 at residual"][0] == "reproduced"
+    assert found["feature 1125 has |x| at least 95000 at residual"][0] == "not reproduced"
 
 
 def test_the_wheel_of_the_demo_is_the_published_model(tmp_path: Path) -> None:
@@ -127,6 +160,7 @@ def test_the_wheel_of_the_demo_is_the_published_model(tmp_path: Path) -> None:
     recording = recording_of(tmp_path, {("residual", 0, 507): 24000.0, ("attn_in", 0, 247): 12.0}, {"source": source})
     found = verdicts(recording)
     assert found["feature 507 is an outlier at residual"][0] == "reproduced"
+    assert found["feature 507 has |x| 23085 at residual"][0] == "reproduced", "measured without a token before the text"
     assert found["feature 247 is an outlier at attn_in"][0] == "reproduced"
 
 
@@ -170,7 +204,7 @@ def test_super_experts_are_reproduced(tmp_path: Path) -> None:
     recording = super_recording(tmp_path, "Qwen/Qwen3-30B-A3B")
     found = verdicts(recording, experts=peaks_of_experts({(1, 68): 700.0, (2, 92): 540.0, (3, 83): 430.0}))
     assert found["expert 68 of layer 1 is super"][0] == "reproduced"
-    assert "|x| 700, published 744" in found["expert 68 of layer 1 is super"][1]
+    assert found["expert 68 of layer 1 puts out |x| 744"] == ("reproduced", "|x| 700, published 744")
     assert found["expert 82 of layer 3 is super"][0] == "not reproduced"
     assert "3/83" in found["expert 82 of layer 3 is super"][1]
     assert "no experts.parquet" in verdicts(recording)["expert 68 of layer 1 is super"][1]
@@ -181,6 +215,7 @@ def test_disputed_experts_are_not_compared(tmp_path: Path) -> None:
     verdict, reason = verdicts(recording, experts=peaks_of_experts({(2, 54): 500.0}))["expert 54 of layer 2 is super"]
     assert verdict == "not comparable"
     assert reason.startswith("disputed") and "2/54" in reason
+    assert "not known to count from 0" in reason
 
 
 SURVEYED = {
