@@ -140,10 +140,11 @@ def expert_summary(experts: pl.DataFrame, routers: pl.DataFrame, k: int) -> list
         mine = sum(row["n_tokens"] for row in rows)
         outliers = sum(_at(row["n_outlier_tokens"], k) for row in rows)
         best = min(rows, key=lambda row: (-row["peak"], row["sequence"]))
+        outlier_share = outliers / n_outliers if n_outliers else None
+        rest_share = (mine - outliers) / n_rest if n_rest else None
         lift = None
-        if n_outliers and n_rest:
-            rest = (mine - outliers) / n_rest
-            lift = outliers / n_outliers / rest if rest else math.inf
+        if outlier_share is not None and rest_share is not None:
+            lift = outlier_share / rest_share if rest_share else math.inf
         summary.append(
             {
                 "layer": layer,
@@ -152,6 +153,10 @@ def expert_summary(experts: pl.DataFrame, routers: pl.DataFrame, k: int) -> list
                 "n_tokens": mine,
                 "mean_gate": sum(row["gate_sum"] for row in rows) / mine,
                 "n_outlier_tokens": outliers,
+                "n_layer_tokens": n_outliers + n_rest,
+                "n_layer_outlier_tokens": n_outliers,
+                "outlier_share": outlier_share,
+                "rest_share": rest_share,
                 "outlier_lift": lift,
                 "peak": best["peak"],
                 "peak_feature": best["peak_feature"],

@@ -49,6 +49,17 @@ _TOP = {
     "is_systematic": Column("systematic"),
 }
 
+_EXPERTS = {
+    "layer": Column("layer", "count"),
+    "expert": Column("expert", "count"),
+    "kind": Column("kind"),
+    "outlier_share": Column("outlier\ntokens %", "percent"),
+    "rest_share": Column("other\ntokens %", "percent"),
+    "outlier_lift": Column("lift", "decimal"),
+    "n_outlier_tokens": Column("outlier\ntokens", "count"),
+    "n_tokens": Column("tokens", "count"),
+}
+
 _MODELS = {
     "model": Column("model"),
     "kind": Column("kind"),
@@ -81,6 +92,9 @@ def _for_people(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _top(arguments: argparse.Namespace) -> None:
+    if arguments.experts:
+        _top_experts(arguments)
+        return
     path = arguments.results / arguments.model / "systematic.parquet"
     table = read_table(path, remedy=f"Run: snakemake {path}")
     known = table["preset"].unique().to_list()
@@ -94,6 +108,24 @@ def _top(arguments: argparse.Namespace) -> None:
         .head(arguments.n)
     )
     show_frame(top, _TOP, output_format=arguments.format, title=f"{arguments.model}, preset {arguments.preset}")
+
+
+def _top_experts(arguments: argparse.Namespace) -> None:
+    # The statistics take a second to load, which the other commands need not wait for.
+    from outlier_moe.statistics.routing import most_striking
+
+    path = arguments.results / "comparison" / "expert_routing.parquet"
+    table = read_table(path, remedy=f"Run: snakemake {path}")
+    of_model = table.filter(model=arguments.model)
+    if of_model.is_empty():
+        known = table["model"].unique(maintain_order=True).to_list()
+        expected = f"a model whose experts were recorded: {', '.join(known) or 'there is none'}"
+        raise StudyError("The table has no such model.", file=path, expected=expected, got=arguments.model)
+    top = most_striking(of_model).head(arguments.n).with_columns(pl.col("kind").cast(pl.String))
+    title = (
+        f"{arguments.model}, the share of a layer's outlier tokens (|x| >= {of_model['magnitude'][0]:g}) on an expert"
+    )
+    show_frame(top, _EXPERTS, output_format=arguments.format, title=title)
 
 
 def _origin(source: ModelSource | None) -> str:
@@ -143,10 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", parents=[shared], help="all models side by side, by every preset")
     show.set_defaults(run=_show)
 
-    top = commands.add_parser("top", parents=[shared], help="a model's features with the largest peaks")
+    top = commands.add_parser("top", parents=[shared], help="a model's largest features, or its experts")
     top.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
     top.add_argument("--preset", default="dettmers2022", help="which definition (default: %(default)s)")
-    top.add_argument("-n", type=int, default=20, help="how many features (default: %(default)s)")
+    top.add_argument("-n", type=int, default=20, help="how many (default: %(default)s)")
+    top.add_argument(
+        "--experts", action="store_true", help="instead, the experts whose share of the outlier tokens stands out most"
+    )
     top.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
     top.set_defaults(run=_top)
 

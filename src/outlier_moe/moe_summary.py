@@ -28,20 +28,18 @@ def summarise_experts(
         StudyError: If the magnitude is no edge, or lies below the floor.
     """
     k = ladder.index(magnitude)
-    tokens = _tokens(routers, k).select(
-        "layer", n_layer_outliers="n_outlier_tokens", n_layer_rest=pl.col("n_tokens") - pl.col("n_outlier_tokens")
-    )
-    outlier_share = pl.col("n_outlier_tokens") / pl.col("n_layer_outliers")
-    rest_share = (pl.col("n_tokens") - pl.col("n_outlier_tokens")) / pl.col("n_layer_rest")
+    tokens = _tokens(routers, k).select("layer", n_layer_tokens="n_tokens", n_layer_outlier_tokens="n_outlier_tokens")
+    n_rest = pl.col("n_tokens") - pl.col("n_outlier_tokens")
+    n_layer_rest = pl.col("n_layer_tokens") - pl.col("n_layer_outlier_tokens")
     summary = (
         _loads(experts, k)
         .join(tokens, on="layer")
         .join(_peaks(experts), on=["layer", "expert"])
         .with_columns(
-            outlier_lift=pl.when((pl.col("n_layer_outliers") > 0) & (pl.col("n_layer_rest") > 0)).then(
-                outlier_share / rest_share
-            )
+            outlier_share=_ratio(pl.col("n_outlier_tokens"), pl.col("n_layer_outlier_tokens")),
+            rest_share=_ratio(n_rest, n_layer_rest),
         )
+        .with_columns(outlier_lift=pl.col("outlier_share") / pl.col("rest_share"))
         .sort("layer", "expert")
     )
     return schemas_moe.ExpertSummary.cast(summary)

@@ -7,13 +7,17 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from outlier_moe.cli import main
 from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.filtering import systematic_features
+from outlier_moe.ladder import Ladder
+from outlier_moe.statistics.routing import expert_routing
 from tests.recordings import made_up_activations, write_recording
+from tests.unit.statistics.test_routing import routers_of, rows_of
 from tests.unit.test_comparison import FACTS, PRESETS
 from tests.upcycling_tables import made_up_tables
 
@@ -66,6 +70,20 @@ def test_top_lists_the_features_with_the_largest_peaks(results: Path, capsys: py
     assert [row["feature"] for row in rows] == expected["feature"].head(3).to_list()
 
 
+def test_top_lists_the_experts_of_outlier_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "comparison").mkdir()
+    experts = rows_of(np.array([[9, 1, 0], [9, 1, 0]]), np.array([[9, 36, 45], [9, 36, 45]]))
+    table = expert_routing(experts, routers_of(experts, 1), ladder=Ladder(), magnitude=6.0, model="mixtral")
+    table.write_parquet(tmp_path / "comparison" / "expert_routing.parquet")
+    assert main(["top", "mixtral", "--experts", "-n", "2", "--results", str(tmp_path)]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["3", "0", "routed", "90.0", "10.0", "9.00", "18", "36"] in printed
+    assert main(["top", "mixtral", "--experts", "--results", str(tmp_path), "--format", "json"]) == 0
+    assert [row["expert"] for row in json.loads(capsys.readouterr().out)] == [0, 2, 1]
+    assert main(["top", "smollm2", "--experts", "--results", str(tmp_path)]) == 1
+    assert "a model whose experts were recorded: mixtral" in capsys.readouterr().err
+
+
 def test_models_says_which_are_done(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--results", str(results), "--format", "json"]) == 0
     done = {row["model"]: row["done"] for row in json.loads(capsys.readouterr().out)}
@@ -92,6 +110,7 @@ def test_upcycling_shows_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture
         (["show"], "Run snakemake (or make demo) first."),
         (["upcycling"], "snakemake upcycle"),
         (["top", "mixtral"], "snakemake"),
+        (["top", "mixtral", "--experts"], "expert_routing.parquet"),
     ],
 )
 def test_without_results_it_says_what_to_run(

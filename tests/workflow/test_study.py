@@ -101,6 +101,7 @@ TABLES: dict[str, type[dy.Schema]] = {
     "verification": checked.Verification,
     "super_experts": checked.SuperExpert,
     "outlier_routing": checked.OutlierRouting,
+    "expert_routing": checked.ExpertRouting,
 }
 
 

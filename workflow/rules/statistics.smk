@@ -5,7 +5,8 @@
 # OUTPUTS  results/comparison/intervals.parquet, differences.parquet, stability.parquet, resamples.parquet
 #          results/comparison/dense_moe.parquet, pairs.parquet, groups.parquet
 #          results/comparison/phase_transitions.parquet, trends.parquet
-#          results/comparison/verification.parquet, super_experts.parquet, outlier_routing.parquet
+#          results/comparison/verification.parquet, super_experts.parquet, outlier_routing.parquet,
+#          expert_routing.parquet
 #          resources/resamples/{model}.parquet  the last resamples of each model, taken again if nothing changed
 
 # The tables that the report takes in.
@@ -23,6 +24,7 @@ STATISTICS = expand(
         "verification",
         "super_experts",
         "outlier_routing",
+        "expert_routing",
     ],
 )
 
@@ -93,6 +95,7 @@ rule verify_models:
         verification="results/comparison/verification.parquet",
         super_experts="results/comparison/super_experts.parquet",
         outlier_routing="results/comparison/outlier_routing.parquet",
+        expert_routing="results/comparison/expert_routing.parquet",
     log:
         "logs/verify_models.log",
     benchmark:

@@ -6,6 +6,7 @@ import dataframely as dy
 import polars as pl
 
 from outlier_moe.schemas import tap_enum
+from outlier_moe.schemas.moe import EXPERT_KINDS
 
 
 class FormingLayer(dy.Schema):
@@ -26,7 +27,7 @@ class SuperExpert(dy.Schema):
 
     layer = dy.UInt16(primary_key=True)
     expert = dy.UInt16(primary_key=True)
-    kind = dy.Enum(["routed", "shared", "identity"])
+    kind = dy.Enum(EXPERT_KINDS)
     is_super = dy.Bool()
     """Whether `is_above` and `is_in_forming_layer`."""
     is_above = dy.Bool()
@@ -80,6 +81,32 @@ class OutlierRouting(dy.Schema):
     @dy.rule()
     def test_or_reason(cls) -> pl.Expr:
         return pl.col("p_value").is_null() == pl.col("reason").is_not_null()
+
+
+class ExpertRouting(dy.Schema):
+    """`expert_routing.parquet`: how many of the outlier tokens each expert works on, and of the others.
+
+    One row per expert with a token, whatever its kind: shared ones work on all.
+    """
+
+    model = dy.String(primary_key=True)
+    layer = dy.UInt16(primary_key=True)
+    expert = dy.UInt16(primary_key=True)
+    kind = dy.Enum(EXPERT_KINDS)
+    magnitude = dy.Float64()
+    """The |x| at mlp_in from which a token is an outlier token."""
+    outlier_share = dy.Float64(nullable=True, min=0)
+    """The share of the layer's outlier tokens that the expert works on; null if there are none."""
+    rest_share = dy.Float64(nullable=True, min=0)
+    """The share of its other tokens; null if there are none."""
+    outlier_lift = dy.Float64(nullable=True, min=0, allow_inf=True)
+    """The one over the other; infinite if the expert works on outlier tokens alone."""
+    n_outlier_tokens = dy.UInt64()
+    """That the expert works on, of `n_layer_outlier_tokens`."""
+    n_layer_outlier_tokens = dy.UInt64()
+    n_tokens = dy.UInt64()
+    """Of both kinds, of `n_layer_tokens`."""
+    n_layer_tokens = dy.UInt64()
 
 
 class Verification(dy.Schema):

@@ -79,8 +79,9 @@ class Router(dy.Schema):
 class ExpertSummary(dy.Schema):
     """What each expert of a layer does over the whole corpus, at one magnitude.
 
-    `outlier_lift` is the share of the outlier tokens that the expert works on over the share of the other tokens: null
-    if there are no outlier tokens or no others, infinite if it works on outlier tokens alone.
+    `outlier_share` and `rest_share` are the shares of the layer's outlier tokens, and of its other tokens, that the
+    expert works on, null if there are none; `outlier_lift` is the one over the other, infinite if the expert works on
+    outlier tokens alone. The layer's tokens are those that were sent to an expert.
     """
 
     layer = dy.UInt16(primary_key=True)
@@ -89,6 +90,10 @@ class ExpertSummary(dy.Schema):
     n_tokens = dy.UInt64()
     mean_gate = dy.Float64(allow_nan=True)
     n_outlier_tokens = dy.UInt64()
+    n_layer_tokens = dy.UInt64()
+    n_layer_outlier_tokens = dy.UInt64()
+    outlier_share = dy.Float64(min=0, nullable=True)
+    rest_share = dy.Float64(min=0, nullable=True)
     outlier_lift = dy.Float64(min=0, nullable=True, allow_inf=True)
     peak = dy.Float32(min=0)
     peak_feature = dy.UInt32()

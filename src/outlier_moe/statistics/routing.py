@@ -9,7 +9,8 @@ import polars as pl
 from jaxtyping import Float64, Int64
 
 from outlier_moe.ladder import Ladder
-from outlier_moe.schemas.checked import OutlierRouting
+from outlier_moe.moe_summary import summarise_experts
+from outlier_moe.schemas.checked import ExpertRouting, OutlierRouting
 from outlier_moe.statistics.comparable import false_discovery_rates
 
 MOST_FLIPS = 9999
@@ -56,6 +57,45 @@ def outlier_routing(
     )
     table = table.with_columns(q_value=false_discovery_rates(table["p_value"])).sort("layer")
     return OutlierRouting.validate(table.select(OutlierRouting.column_names()), cast=True)
+
+
+def expert_routing(
+    experts: pl.DataFrame, routers: pl.DataFrame, *, ladder: Ladder, magnitude: float, model: str
+) -> pl.DataFrame:
+    """Which experts the outlier tokens are routed to, against the rest.
+
+    Args:
+        experts: Rows of `schemas_moe.Expert`.
+        routers: Rows of `schemas_moe.Router` of the same recording.
+        ladder: The ladder that they were counted on.
+        magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
+        model: Its name.
+
+    Returns:
+        The table `ExpertRouting`.
+
+    Raises:
+        StudyError: If the magnitude is no edge, or lies below the floor.
+    """
+    summary = summarise_experts(experts.lazy(), routers.lazy(), ladder=ladder, magnitude=magnitude).collect()
+    table = summary.with_columns(pl.col("kind").cast(pl.String), model=pl.lit(model), magnitude=pl.lit(magnitude))
+    return ExpertRouting.validate(table.select(ExpertRouting.column_names()), cast=True)
+
+
+def most_striking(routing: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `ExpertRouting` whose two shares exist, those that differ most for their numbers of tokens first.
+
+    The order is that of the difference over its standard error if the shares were alike and tokens independent. They
+    are not, so that it is no test; but without it, experts of layers with one outlier token would always stand first.
+    """
+    n, n_outliers = pl.col("n_layer_tokens"), pl.col("n_layer_outlier_tokens")
+    pooled = pl.col("n_tokens") / n
+    variance = pooled * (1 - pooled) * (1 / n_outliers + 1 / (n - n_outliers))
+    # An expert that works on all tokens of its layer has no difference and no error.
+    score = pl.when(variance > 0).then((pl.col("outlier_share") - pl.col("rest_share")).abs() / variance.sqrt())
+    return routing.filter(pl.col("outlier_lift").is_not_null()).sort(
+        [score.fill_null(0), "model", "layer", "expert"], descending=[True, False, False, False]
+    )
 
 
 def _counts(rows: pl.DataFrame) -> tuple[Int64[np.ndarray, "sequence expert"], Int64[np.ndarray, "sequence expert"]]:

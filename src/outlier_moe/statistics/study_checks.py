@@ -12,8 +12,8 @@ import polars as pl
 
 from outlier_moe.ladder import Ladder
 from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.schemas.checked import OutlierRouting, SuperExpert, Verification
-from outlier_moe.statistics.routing import outlier_routing
+from outlier_moe.schemas.checked import ExpertRouting, OutlierRouting, SuperExpert, Verification
+from outlier_moe.statistics.routing import expert_routing, outlier_routing
 from outlier_moe.statistics.super_experts import forming_layers, super_experts
 from outlier_moe.statistics.verification import verify
 
@@ -29,6 +29,8 @@ class StudyChecks(NamedTuple):
     """`SuperExpert`, with the column `model`."""
     outlier_routing: pl.DataFrame
     """`OutlierRouting`."""
+    expert_routing: pl.DataFrame
+    """`ExpertRouting`."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,26 @@ def checks_of_study(
         seed: Decides all random draws.
         left_out: Names of those that the comparison left out: without features such a model was not judged.
     """
+    nothing = SuperExpert.create_empty().select(pl.lit("").alias("model"), pl.all())
     verified: list[pl.DataFrame] = [Verification.create_empty()]
-    supers: list[pl.DataFrame] = [SuperExpert.create_empty().select(pl.lit("").alias("model"), pl.all())]
-    routed: list[pl.DataFrame] = [OutlierRouting.create_empty()]
+    of_experts: list[tuple[pl.DataFrame, ...]] = [
+        (nothing, OutlierRouting.create_empty(), ExpertRouting.create_empty())
+    ]
     for model in models:
         recording = read_recording(model.outliers)
-        experts = recording.experts()
+        experts, routers = recording.experts(), recording.routers()
         of_model = features.filter(model=model.name)
         by = [] if model.name in left_out and of_model.is_empty() else presets
         verified.append(
             verify(recording, of_model, model=model.name, experts=experts, revision=model.revision, presets=by)
         )
-        if experts is not None:
-            supers.append(_super_experts(model.name, recording, experts))
-            least = _reachable(model.name, recording.ladder, magnitude)
-            routed.append(
-                outlier_routing(experts, ladder=recording.ladder, magnitude=least, model=model.name, seed=seed)
-            )
-    return StudyChecks(pl.concat(verified), pl.concat(supers), pl.concat(routed))
+        if experts is not None and routers is not None:
+            ladder = recording.ladder
+            least = _reachable(model.name, ladder, magnitude)
+            routed = outlier_routing(experts, ladder=ladder, magnitude=least, model=model.name, seed=seed)
+            by_expert = expert_routing(experts, routers, ladder=ladder, magnitude=least, model=model.name)
+            of_experts.append((_super_experts(model.name, recording, experts), routed, by_expert))
+    return StudyChecks(pl.concat(verified), *map(pl.concat, zip(*of_experts, strict=True)))
 
 
 def _super_experts(name: str, recording: Recording, experts: pl.DataFrame) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from scipy import stats
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
 from outlier_moe.schemas import moe as schemas_moe
-from outlier_moe.statistics.routing import outlier_routing, sign_flip_p_value
+from outlier_moe.statistics.routing import expert_routing, most_striking, outlier_routing, sign_flip_p_value
 
 LADDER = Ladder()
 
@@ -116,6 +116,61 @@ def test_no_test_has_a_reason(outliers: list, rest: list, reason: str) -> None:
     found = routed(rows_of(np.array(outliers), np.array(rest)))
     assert found["p_value"] is None
     assert reason in found["reason"]
+
+
+def routers_of(experts: pl.DataFrame, n_choices: int) -> pl.DataFrame:
+    """Rows of routers.parquet whose tokens are those of the experts' rows, each sent to so many."""
+    sums = experts.group_by("layer", "sequence", maintain_order=True).agg(
+        n_tokens=pl.col("n_tokens").sum() // n_choices,
+        # As `rows_of` writes them: all that have any are counted at the edge of 6.
+        n_outliers=pl.col("n_outlier_tokens").list.get(8, null_on_oob=True).fill_null(0).sum() // n_choices,
+    )
+    counts = pl.concat_list([pl.col("n_outliers")] * 9)
+    table = sums.select(
+        "layer",
+        "sequence",
+        "n_tokens",
+        n_experts=pl.lit(4),
+        n_choices=pl.lit(n_choices),
+        n_dead=pl.lit(0),
+        load_entropy=pl.lit(1.0),
+        load_cv=pl.lit(0.0),
+        top_gate_share_sum=pl.lit(1.0),
+        n_outlier_tokens=counts,
+        outlier_top_gate_share_sum=counts.cast(pl.List(pl.Float64)),
+    )
+    return schemas_moe.Router.validate(table.select(schemas_moe.Router.column_names()), cast=True)
+
+
+def test_which_experts_the_outlier_tokens_are_routed_to() -> None:
+    # Of 20 outlier tokens 18 go to expert 0, and 2 to expert 1; of 180 others 18, 72 and 90.
+    experts = rows_of(np.array([[9, 1, 0], [9, 1, 0]]), np.array([[9, 36, 45], [9, 36, 45]]))
+    table = expert_routing(experts, routers_of(experts, 1), ladder=LADDER, magnitude=6.0, model="m")
+    assert table["outlier_share"].to_list() == pytest.approx([0.9, 0.1, 0.0])
+    assert table["rest_share"].to_list() == pytest.approx([0.1, 0.4, 0.5])
+    assert table["outlier_lift"].to_list() == pytest.approx([9.0, 0.25, 0.0])
+    assert table.select("n_outlier_tokens", "n_layer_outlier_tokens", "n_tokens", "n_layer_tokens").rows() == [
+        (18, 20, 36, 200),
+        (2, 20, 74, 200),
+        (0, 20, 90, 200),
+    ]
+    assert most_striking(table)["expert"].to_list() == [0, 2, 1]
+
+
+def test_one_outlier_token_is_less_striking_than_many() -> None:
+    many = rows_of(np.array([[40, 10]]), np.array([[50, 50]]), layer=1)
+    one = rows_of(np.array([[1, 0]]), np.array([[50, 50]]), layer=2)
+    shared = rows_of(np.array([[0, 0, 50]]), np.array([[0, 0, 100]]), layer=1, kind="shared")
+    experts = pl.concat([many, one, shared])
+    routers = routers_of(pl.concat([many, one]), 1)
+    table = most_striking(expert_routing(experts, routers, ladder=LADDER, magnitude=6.0, model="m"))
+    assert table["layer"].to_list() == [1, 1, 2, 2, 1]
+    assert table["kind"].to_list()[-1] == "shared", "all tokens of the layer go through it"
+    # Without an outlier token in it, a layer says nothing.
+    none = rows_of(np.array([[0, 0]]), np.array([[50, 50]]))
+    quiet = expert_routing(none, routers_of(none, 1), ladder=LADDER, magnitude=6.0, model="m")
+    assert quiet["outlier_share"].to_list() == [None, None]
+    assert most_striking(quiet).is_empty()
 
 
 def test_shared_experts_and_other_thresholds() -> None:
