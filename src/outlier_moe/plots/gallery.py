@@ -11,7 +11,7 @@ import polars as pl
 from outlier_moe.edge_counts import read_edge_counts, shape_of
 from outlier_moe.filtering import Preset
 from outlier_moe.moe_summary import summarise_experts
-from outlier_moe.plots.experts import expert_load_chart
+from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
 from outlier_moe.plots.positions import place_share_chart, position_profile_chart
@@ -20,6 +20,7 @@ from outlier_moe.plots.saving import save_chart
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
 from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart, threshold_curve
 from outlier_moe.recording_files import Recording
+from outlier_moe.statistics.super_experts import forming_layers, super_experts
 
 MOST_FEATURES = 40
 
@@ -122,12 +123,15 @@ def ranked_features(features: pl.DataFrame, preset: Preset) -> list[int]:
     )
 
 
-def expert_charts(recording: Recording, *, magnitude: float) -> dict[str, alt.TopLevelMixin]:
-    """How the experts of a model are loaded, if they were recorded.
+def expert_charts(
+    recording: Recording, *, magnitude: float, held: pl.DataFrame | None = None
+) -> dict[str, alt.TopLevelMixin]:
+    """How the experts of a model are loaded, and how large what they put out is, if they were recorded.
 
     Args:
         recording: The model's tables.
         magnitude: The |x| from which a token is an outlier token.
+        held: Its rows of `SuperExpert`, if they are there already.
     """
     experts, routers = recording.experts(), recording.routers()
     if experts is None or routers is None:
@@ -136,7 +140,9 @@ def expert_charts(recording: Recording, *, magnitude: float) -> dict[str, alt.To
     summary = summarise_experts(
         experts.lazy(), routers.lazy(), ladder=ladder, magnitude=max(magnitude, ladder.floor)
     ).collect()
-    return {"expert-load": expert_load_chart(summary)}
+    if held is None:
+        held = super_experts(experts, forming_layers(recording)).experts
+    return {"expert-load": expert_load_chart(summary), "expert-peaks": expert_peak_chart(held)}
 
 
 def save_charts(charts: Mapping[str, alt.TopLevelMixin], paths: Iterable[str | Path], *, vega_bundle: str) -> None:

@@ -8,10 +8,8 @@ import altair as alt
 import polars as pl
 
 from outlier_moe.filtering import Preset
-from outlier_moe.plots.experts import expert_peak_chart
 from outlier_moe.plots.gallery import MOST_FEATURES, expert_charts, ranked_features
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
-from outlier_moe.plots.marks import Layered
 from outlier_moe.plots.overview import of_preset
 from outlier_moe.plots.positions import place_share_chart, position_profile_chart
 from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
@@ -100,10 +98,6 @@ def comparison_pictures(inputs: ReportInputs, contents: ReportContents) -> list[
         thresholds,
     ]
     return [group for group in groups if group.pictures]
-
-
-def _dual(models: pl.DataFrame, intervals: pl.DataFrame | None) -> dict[str, Layered]:
-    return {size: dual_chart(models, size=size, intervals=intervals, is_placed=False) for size in SIZES}
 
 
 def _perplexity(models: pl.DataFrame, intervals: pl.DataFrame | None) -> PictureGroup:
@@ -202,19 +196,25 @@ def model_pictures(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
     return [*pictures, *_experts(inputs, model), *([heatmap] if heatmap else [])]
 
 
+_OF_EXPERTS = {
+    "expert-load": (
+        "How the router loads its experts",
+        "Tokens that each routed expert works on, of an equal share; the busiest of each layer first.",
+    ),
+    "expert-peaks": (
+        "Super experts",
+        "The largest |x| of each expert's own output; super experts by the rule of arXiv 2507.23279.",
+    ),
+}
+
+
 def _experts(inputs: ReportInputs, model: ReportedModel) -> list[Picture]:
     """How loaded and how large a MoE model's experts are, if they were recorded."""
-    caption = "Tokens that each routed expert works on, of an equal share; the busiest of each layer first."
-    pictures = [
-        Picture(name, "How the router loads its experts", caption, _spec(chart))
-        for name, chart in expert_charts(model.recording, magnitude=inputs.study["magnitude"]).items()
-    ]
     held = inputs.statistics.get("super_experts")
-    found = None if held is None else held.filter(model=model.name)
-    if found is not None and len(found):
-        caption = "The largest |x| of each expert's own output; super experts by the rule of arXiv 2507.23279."
-        pictures.append(Picture("expert-peaks", "Super experts", caption, _spec(expert_peak_chart(found))))
-    return pictures
+    held = None if held is None else held.filter(model=model.name)
+    held = None if held is None or held.is_empty() else held
+    charts = expert_charts(model.recording, magnitude=inputs.study["magnitude"], held=held)
+    return [Picture(name, *_OF_EXPERTS[name], _spec(chart)) for name, chart in charts.items()]
 
 
 def _heatmap(model: ReportedModel, preset: Preset) -> Picture | None:
