@@ -19,13 +19,13 @@ from outlier_moe.report.charts import Picture, comparison_pictures, model_pictur
 from outlier_moe.report.explorer import COLUMNS, HORIZONTAL, LABEL_RULES, VERTICAL, explorer_study
 from outlier_moe.report.findings import findings
 from outlier_moe.report.inputs import ReportContents, ReportInputs, read_contents
+from outlier_moe.report.statistics_tables import routing_table, statistics_tables
 from outlier_moe.report.sweeps import sweep_pictures, sweep_tables
 from outlier_moe.report.tables import (
     comparison_tables,
     peaks_table,
     provenance_table,
     run_documents,
-    statistics_tables,
 )
 from outlier_moe.report.upcycling import upcycling_pictures
 
@@ -73,8 +73,9 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
         groups=groups,
         model_pictures=of_models,
         peaks={model.name: peaks_table(model) for model in contents.models},
+        routing={model.name: routing_table(inputs, model) for model in contents.models},
         comparison=comparison_tables(inputs, contents),
-        statistics=statistics_tables(inputs) + sweep_tables(inputs.sweeps),
+        statistics=statistics_tables(inputs, contents) + sweep_tables(inputs.sweeps),
         provenance=provenance_table(contents.models),
         runs=run_documents(contents.models),
         columns=COLUMNS,

@@ -103,37 +103,6 @@ def _like(value: object, end: float) -> float | int:
     return round(end) if isinstance(value, int) else end
 
 
-STATISTICS = {
-    "dense_moe": ("Dense against MoE", "Rank tests and effect sizes at matched size or perplexity."),
-    "pairs": ("Nearest pairs", "Each MoE model beside the dense models nearest to it."),
-    "differences": ("Differences of models", "With intervals from resampled sequences, paired on the same text."),
-    "phase_transitions": ("Is there a jump?", "Permutation tests for a change point, and the jump that could be seen."),
-    "trends": ("Four descriptions of each figure", "Compared by their AICc."),
-    "stability": ("With fewer sequences", "How the figures move with the number of sequences."),
-    "verification": ("Against what others published", "Reproduced, not reproduced, or not comparable, and why."),
-    "super_experts": ("Super experts", "By the published rule."),
-}
-"""The tables of statistics that the page shows if they are there, by the names of their files."""
-MOST_ROWS = 400
-
-
-def statistics_tables(inputs: ReportInputs) -> list[Table]:
-    """The tables of statistics, those of the default preset only where they have a preset."""
-    tables = []
-    for name, (title, text) in STATISTICS.items():
-        frame = inputs.statistics.get(name)
-        if frame is None or frame.is_empty():
-            continue
-        if "preset" in frame.columns:
-            frame = frame.filter(pl.col("preset") == inputs.default_preset.name)
-            text = f"{text} Preset {inputs.default_preset.name}."
-        if "first_token" in frame.columns:
-            frame = frame.filter(pl.col("first_token").cast(pl.String) == "included")
-        more = f" The first {MOST_ROWS} of {len(frame):,} rows; the file has all." if len(frame) > MOST_ROWS else ""
-        tables.append(plain_table(name, title, text + more, frame.head(MOST_ROWS)))
-    return tables
-
-
 def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
     """A table as it is, but for columns that say nothing."""
     shown = [

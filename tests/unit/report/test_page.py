@@ -14,6 +14,7 @@ import pytest
 from outlier_moe.report.findings import findings
 from outlier_moe.report.inputs import ReportInputs, read_contents
 from outlier_moe.report.page import write_report
+from outlier_moe.report.statistics_tables import statistics_tables
 from tests.reported_study import HOSTILE, MODELS, files_of, made_up_study
 
 DENSE = [name for name, (kind, *_) in MODELS.items() if kind == "dense"]
@@ -123,6 +124,64 @@ def test_a_table_that_cannot_be_read_leaves_its_model_out(
     said = left_out(broken, caplog)
     assert "A recording has another format." in said[MOE[1]]
     assert len(read_contents(broken).models) == len(MODELS) - 1
+
+
+def with_statistics(study: ReportInputs, **tables: pl.DataFrame) -> ReportInputs:
+    """The study with tables of statistics, by the default preset and with first tokens."""
+    given = {"preset": pl.lit("dettmers2022"), "first_token": pl.lit("included")}
+    named = {name: table.with_columns(**given) for name, table in tables.items()}
+    return replace(study, statistics={**named, "expert_routing": EXPERTS})
+
+
+EXPERTS = pl.DataFrame(
+    {
+        "model": MOE[0],
+        "layer": 1,
+        "expert": range(30),
+        "kind": "routed",
+        "magnitude": 6.0,
+        "outlier_share": [0.9, *[0.1 / 29] * 29],
+        "rest_share": [1 / 30] * 30,
+        "outlier_lift": [27.0, *[3 / 29] * 29],
+        "n_outlier_tokens": [90, *[0] * 29],
+        "n_layer_outlier_tokens": 100,
+        "n_tokens": 120,
+        "n_layer_tokens": 1100,
+    }
+)
+
+
+def shown_rows(study: ReportInputs) -> dict[str, list[list[str]]]:
+    """The cells of each table of statistics."""
+    tables = statistics_tables(study, read_contents(study))
+    return {table.id: [[cell.text for cell in row] for row in table.rows] for table in tables}
+
+
+def test_statistics_show_every_row_of_the_models_compared(study: ReportInputs) -> None:
+    of_all = pl.DataFrame({"model": [name for name in MODELS for _ in range(300)], "mean": 1.0})
+    pairs = pl.DataFrame(
+        [(a, b, 1.0) for a in MODELS for b in MODELS if a < b], ["model", "other", "estimate"], orient="row"
+    )
+    groups = pl.DataFrame(
+        {"by": ["routing", "family"], "group": ["softmax", HOSTILE], "y": "n_systematic", "median": 2.0}
+    )
+    other = pl.when(pl.col("model") == DENSE[0]).then(pl.lit("b" * 64)).otherwise("corpus_sha256")
+    mixed = replace(study, models=study.models.with_columns(corpus_sha256=other))
+    found = shown_rows(with_statistics(mixed, stability=of_all, differences=pairs, groups=groups))
+    assert len(found["stability"]) == 300 * (len(MODELS) - 1)
+    named = {name for row in found["differences"] for name in row[:2]}
+    assert named == set(MODELS) - {DENSE[0]}, "what the report leaves out has no differences in it"
+    assert [row[:2] for row in found["groups"]] == [["routing", "softmax"], ["family", HOSTILE]]
+
+
+def test_the_experts_that_stand_out_are_shown(study: ReportInputs, tmp_path: Path) -> None:
+    told = with_statistics(study)
+    assert [row[:3] for row in shown_rows(told)["expert_routing"]][0] == [MOE[0], "1", "0"]
+    assert len(shown_rows(told)["expert_routing"]) == 10
+    page = page_of(told, tmp_path)
+    assert "The 10 of 30 experts whose shares" in page
+    assert f'id="table-routing-{MOE[0]}"' in page
+    assert f'id="table-routing-{MOE[1]}"' not in page, "nothing is known of its experts"
 
 
 def test_strings_of_models_stay_strings(study: ReportInputs, tmp_path: Path) -> None:
