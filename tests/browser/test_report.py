@@ -289,6 +289,28 @@ def test_models_can_be_chosen_and_tables_sorted(browser: Chrome, study_folder: P
     assert counts == sorted(counts, reverse=True)
 
 
+def test_a_chart_of_nothing_says_why(browser: Chrome, study_folder: Path) -> None:
+    opened(browser, study_folder)
+    said = "return document.querySelector('#explorer-' + arguments[0] + ' .empty')?.textContent ?? null"
+    marks = "return document.querySelectorAll('#explorer-scatter .mark-symbol.role-mark path').length"
+    nothing = {
+        ("survey2025", "peak_largest"): "of which the page holds no values",
+        ("dettmers2022", "n_pairs"): "counts features, and no (feature, sequence) pairs",
+        ("sun2024", "position_fraction_mean"): "counts no positions",
+    }
+    for (preset, figure), reason in nothing.items():
+        choose(browser, "explorer-preset", preset)
+        choose(browser, "explorer-y", figure)
+        assert reason in browser.execute_script(said, "scatter")
+    choose(browser, "explorer-y", "n_systematic")
+    assert browser.execute_script(said, "scatter") is None
+    assert browser.execute_script(marks) > 0
+    choose(browser, "explorer-preset", "dettmers2022")
+    browser.execute_script("document.querySelector('#model-choice [data-choose=none]').click()")
+    settled(browser)
+    assert [browser.execute_script(said, chart) for chart in ("scatter", "curves")] == ["No model is chosen."] * 2
+
+
 def test_a_setting_is_kept_in_the_address(browser: Chrome, study_folder: Path) -> None:
     opened(browser, study_folder, fragment="#preset=survey2025&magnitude=4.5&layers=0.4&positions=0.1&side=1")
     state = browser.execute_script("const {models, ...rest} = window.outlierReport.state; return rest")

@@ -158,6 +158,16 @@ function note(text) {
   return paragraph;
 }
 
+// Says why there is nothing to draw, in place of an empty frame.
+function say(element, text) {
+  drawn.get(element)?.finalize();
+  drawn.delete(element);
+  resized.unobserve(element);
+  delete element.dataset.drawn;
+  element.classList.remove("vega-embed", "has-actions");
+  element.replaceChildren(note(text));
+}
+
 function watchCharts(root) {
   for (const element of root.querySelectorAll(".chart[data-charts]")) {
     if (!begun.has(element)) watcher.observe(element);

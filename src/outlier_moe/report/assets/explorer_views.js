@@ -134,15 +134,40 @@ async function mostFeatures() {
   return Math.max(1, ...counts.map((found) => (found && figuresAt(found, loosest, state.side)[figure]) ?? 0));
 }
 
+// Why no model has a mark for the chosen figures.
+function whyNoMarks(results) {
+  if (results.length === 0) return "No model is chosen.";
+  if (results.every(({ model }) => (model[state.x] ?? null) === null)) {
+    return `No model shown has a known ${QUANTITIES[state.x].title}.`;
+  }
+  if (results.every(({ figures }) => figures === null)) {
+    return "No model shown was recorded where this definition looks.";
+  }
+  const isFixed = BY_PRESET.get(state.preset).shape === null;
+  const isPooled = isFixed || results.every(({ counts }) => counts?.isPooled);
+  if (state.y === "n_pairs" && isPooled) return "This definition counts features, and no (feature, sequence) pairs.";
+  if (state.y === "peak_largest" && !isPooled) {
+    return "This definition counts (feature, sequence) pairs, of which the page holds no values. The table of it below has the largest |x| at the study's thresholds.";
+  }
+  if (state.y.startsWith("position") && isFixed) return "This definition counts no positions.";
+  return "No model shown has a systematic feature at these thresholds.";
+}
+
 async function drawScatter(results) {
+  const element = document.getElementById("explorer-scatter");
   const points = pointsOf(results);
+  if (points.length === 0) {
+    scatter = null;
+    say(element, whyNoMarks(results));
+    return;
+  }
   const key = [state.x, state.y, state.preset, state.side, ...look()].join("|");
   if (scatter?.key !== key) {
     const isCount = ["n_systematic", "n_pairs"].includes(state.y);
     const x = axisOf(state.x, points.map((point) => point.x));
     const y = axisOf(state.y, isCount ? [await mostFeatures()] : points.map((point) => point.y));
     const spec = patched(patched(STUDY.templates.scatter, "x", x), "y", y);
-    scatter = { key, view: await draw(document.getElementById("explorer-scatter"), spec), meta: spec.usermeta.labels };
+    scatter = { key, view: await draw(element, spec), meta: spec.usermeta.labels };
   }
   await scatter.view.data("points", points).runAsync();
   await relabel(scatter.view, scatter.meta);
@@ -150,8 +175,8 @@ async function drawScatter(results) {
 
 async function drawCurves() {
   const preset = BY_PRESET.get(state.preset);
-  const card = document.getElementById("explorer-curves").closest("figure");
-  card.hidden = preset.shape === null;
+  const element = document.getElementById("explorer-curves");
+  element.closest("figure").hidden = preset.shape === null;
   if (preset.shape === null) return;
   const thresholds = thresholdsOf(preset);
   const models = shownModels();
@@ -166,6 +191,11 @@ async function drawCurves() {
           y: count,
         })),
   );
+  if (rows.length === 0) {
+    curves = null;
+    say(element, models.length ? "No model shown has a systematic feature at any magnitude." : "No model is chosen.");
+    return;
+  }
   const ends = [...new Map(rows.map((row) => [row.model, row])).values()];
   const key = [state.preset, state.layers, state.positions, state.side, ...look()].join("|");
   if (curves?.key !== key) {
@@ -174,7 +204,7 @@ async function drawCurves() {
     const x = { title: "threshold |x| ≥", scale: "log", domain, ticks: logTicks(domain) };
     const y = axisOf("n_systematic", [1, ...rows.map((row) => row.y)]);
     const spec = patched(patched(STUDY.templates.curves, "x", x), "y", y);
-    curves = { key, view: await draw(document.getElementById("explorer-curves"), spec), meta: spec.usermeta.labels };
+    curves = { key, view: await draw(element, spec), meta: spec.usermeta.labels };
   }
   curves.view.data("curves", rows).data("points", ends).data("threshold", [{ x: thresholds.magnitude }]);
   await curves.view.runAsync();
