@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import dataframely as dy
 import polars as pl
@@ -141,6 +143,31 @@ def test_the_features_are_those_of_each_models_own_table(study: StudyFolder) -> 
     for model in MODELS:
         own = pl.read_parquet(study.path / "results" / model / "systematic.parquet").filter("is_systematic")
         assert together.filter(model=model).select(columns).equals(own.select(columns)), model
+
+
+def test_snakemake_makes_a_report_of_its_own(study: StudyFolder) -> None:
+    """Each picture stands in its category with its caption; a model's own pictures too, once they are asked for."""
+    pictures = "results/tiny-mixtral/plots"
+    study.snakemake(pictures)
+    names = {path.name for path in (study.path / pictures).iterdir()}
+    assert {f"expert-{what}.{kind}" for what in ("load", "peaks") for kind in ("png", "svg", "html")} < names
+    study.snakemake("all", pictures, "--report", "report.zip")
+    with zipfile.ZipFile(study.path / "report.zip") as packed:
+        page = packed.read("report/report.html").decode()
+        files = {Path(name).name for name in packed.namelist()}
+    categories, results = (script_of(page, name) for name in ("categories", "results"))
+    assert set(categories) == {"Report", "Against size", "Against perplexity", "Thresholds", "Model by model"}
+    assert set(categories["Model by model"]) == {"tiny-mixtral"}
+    listed = [path for of in categories.values() for paths in of.values() for path in paths]
+    assert len(listed) == 19 + sum(name.endswith(".png") for name in names)
+    assert {Path(path).name for path in listed} <= files
+    assert all(results[path]["caption"].startswith("<p>") for path in listed)
+
+
+def script_of(page: str, name: str) -> dict[str, Any]:
+    """What one of the scripts of Snakemake's report sets its name to."""
+    script = page.split(f'<script id="{name}">')[1]
+    return json.JSONDecoder().raw_decode(script.split("= ", 1)[1])[0]
 
 
 def test_nothing_is_left_to_do_afterwards(study: StudyFolder) -> None:
