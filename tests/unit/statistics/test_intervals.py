@@ -11,7 +11,7 @@ from scipy import stats
 
 from outlier_moe.filtering import Preset
 from outlier_moe.statistics.bootstrap import BootstrapOptions, drawn_weights
-from outlier_moe.statistics.intervals import bca_interval, bca_intervals
+from outlier_moe.statistics.intervals import SIMULATED, bca_interval, bca_intervals
 from outlier_moe.statistics.resampled_figures import preset_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables
 
@@ -106,30 +106,62 @@ def tables_of(n_positions: np.ndarray, *, positions: int) -> SequenceTables:
     )
 
 
-def test_coverage_on_simulated_sequences() -> None:
-    """Intervals of 16 sequences that differ as wholes cover the truth in some 91 %: so few cost BCa some per cent."""
+@pytest.mark.parametrize(("n_other", "low"), [(5, None), (40, 7.0)])
+def test_an_interval_without_a_width_is_none(n_other: int, low: float | None) -> None:
+    """A count of 8 that 1 or 7 in a hundred resamples miss: `8 [8 to 8]` would say that it is certain."""
+    resamples = np.repeat([7.0, 8.0, 9.0], [n_other, 600 - 2 * n_other, n_other])
+    found = bca_interval(8.0, resamples, [np.array([8.0, 8.0, 8.0, 7.0, 9.0])])
+    assert found.low == low
+    assert found.share_below == found.share_above == pytest.approx(n_other / 600)
+    assert found.standard_error is not None and found.standard_error > 0
+    if low is None:
+        assert found.high is None
+        assert found.reason == "only 1.7% of the resamples give another figure: too few for a width"
+
+
+FIGURES = ("n_values", "position_fraction_mean", "n_systematic")
+N_STUDIES = 400
+
+
+def coverage(*, by_feature: bool, shape: float) -> list[float]:
+    """How often intervals of 16 sequences hold what such texts give on average, for each figure.
+
+    Args:
+        by_feature: Whether each feature varies from sequence to sequence by itself, or all of them together.
+        shape: Of the gamma distribution that multiplies a feature's rate: 1 varies much, 6 little.
+    """
     random = np.random.default_rng(5)
-    n_studies, n_features, positions = 300, 100, 1000
+    n_features, positions = 100, 1000
     rates = np.linspace(0.01, 0.2, n_features)
     whole = np.ones((1, 16), np.int64)
-    weights = np.concatenate([whole, whole - np.eye(16, dtype=np.int64), drawn_weights(16, BootstrapOptions(999))])
+    weights = np.concatenate([whole, whole - np.eye(16, dtype=np.int64), drawn_weights(16, BootstrapOptions(499))])
 
     def text() -> SequenceTables:
-        share = np.clip(rates * random.gamma(6, 1 / 6, (16, 1)), 0, 1)
-        return tables_of(random.binomial(positions, share), positions=positions)
+        factor = random.gamma(shape, 1 / shape, (16, n_features if by_feature else 1))
+        return tables_of(random.binomial(positions, np.clip(rates * factor, 0, 1)), positions=positions)
 
-    figures = ("n_values", "position_fraction_mean", "n_systematic")
-    # The truth is what a text of 16 sequences gives on average.
-    others = [preset_figures(text(), whole) for _ in range(400)]
-    truth = {name: np.mean([found[name][0] for found in others]) for name in figures}
-    covered = dict.fromkeys(figures, 0)
-    for _ in range(n_studies):
-        found = preset_figures(text(), weights)
-        for name in figures:
-            values = found[name]
-            interval = bca_interval(values[0], values[17:], [values[1:17]])
-            assert interval.low is not None and interval.high is not None
-            covered[name] += bool(interval.low <= truth[name] <= interval.high)
-    shares = {name: n / n_studies for name, n in covered.items()}
-    # Four standard errors of a share of 0.91 over 300 studies are 0.066.
-    assert all(0.84 <= share <= 0.98 for share in shares.values()), shares
+    others = [preset_figures(text(), whole) for _ in range(N_STUDIES)]
+    studies = [preset_figures(text(), weights) for _ in range(N_STUDIES)]
+    shares = []
+    for name in FIGURES:
+        truth = np.mean([found[name][0] for found in others])
+        values = np.stack([found[name] for found in studies])
+        intervals = bca_intervals(values[:, 0], values[:, 17:], [values[:, 1:17]])
+        known = [(of.low, of.high) for of in intervals if of.low is not None and of.high is not None]
+        assert len(known) > 0.95 * N_STUDIES
+        shares.append(sum(low <= truth <= high for low, high in known) / len(known))
+    return shares
+
+
+def test_coverage_on_simulated_sequences_is_what_the_report_says() -> None:
+    """Sequences differ as wholes, or each feature by itself, little or much; then counts are held least often."""
+    kinds = [
+        coverage(by_feature=False, shape=6),
+        coverage(by_feature=True, shape=6),
+        coverage(by_feature=True, shape=1),
+    ]
+    assert (SIMULATED.n_sequences, SIMULATED.confidence_level) == (16, 0.95)
+    # Two standard errors of a share of 0.75 over 400 studies are 0.043.
+    assert min(map(min, kinds)) == pytest.approx(SIMULATED.least, abs=0.043), kinds
+    assert max(map(max, kinds)) == pytest.approx(SIMULATED.most, abs=0.043), kinds
+    assert all(shares[2] == min(shares) < min(kinds[0]) for shares in kinds[1:]), kinds
