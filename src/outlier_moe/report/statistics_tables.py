@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
-from outlier_moe.report.tables import Cell, Table, plain_table
+from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.statistics.routing import most_striking
 from outlier_moe.terminal.presentation import Column
 
@@ -87,16 +87,19 @@ _ROUTING = {
 
 
 def routing_table(inputs: ReportInputs, model: ReportedModel) -> Table | None:
-    """The experts of a model that its outlier tokens go to, or keep away from; None if that is not known of any."""
+    """The experts of a model that its outlier tokens go to, or keep away from; None without recorded experts."""
     routing = inputs.statistics.get("expert_routing")
-    rows = None if routing is None else most_striking(routing.filter(model=model.name))
-    if rows is None or rows.is_empty():
+    of_model = None if routing is None else routing.filter(model=model.name)
+    if of_model is None or of_model.is_empty():
         return None
+    rows = most_striking(of_model)
     shown = rows.head(MOST_EXPERTS)
+    what = f"outlier tokens (|x| ≥ {of_model['magnitude'][0]:g} at mlp_in)"
     text = (
-        f"The {len(shown)} of {len(rows):,} experts whose shares of the layer's outlier tokens (|x| ≥"
-        f" {rows['magnitude'][0]:g} at mlp_in) and of its other tokens differ most for their numbers; lift is the one"
-        " share over the other."
+        f"The {len(shown)} of {len(rows):,} experts whose shares of the layer's {what} and of its other tokens differ"
+        " most for their numbers; lift is the one share over the other."
+        if len(rows)
+        else f"In each layer all tokens or none are {what}, so that there is nothing to compare."
     )
     return Table(
         id=f"routing-{model.name}",
@@ -105,7 +108,7 @@ def routing_table(inputs: ReportInputs, model: ReportedModel) -> Table | None:
         heads=[(column.title, column.style != "text") for column in _ROUTING.values()],
         rows=[
             [
-                Cell(column.written(row[name]), str(row[name]), "" if column.style == "text" else "number")
+                Cell(column.written(row[name]), sort_key(row[name]), "" if column.style == "text" else "number")
                 for name, column in _ROUTING.items()
             ]
             for row in shown.iter_rows(named=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -132,9 +133,14 @@ def _plain_cell(value: object, is_number: bool) -> Cell:
     if value is None:
         return Cell("–", kind="number" if is_number else "")
     if isinstance(value, float):
-        return Cell(f"{value:z.4g}", str(value), "number")
+        return Cell(f"{value:z.4g}", sort_key(value), "number")
     text = str(value)
     return Cell(text, text, "number" if is_number else "wrap" if len(text) > 40 else "")
+
+
+def sort_key(value: object) -> str:
+    """What the page sorts a value by; what has no bound (a lift over nothing) sorts as the largest."""
+    return "Infinity" if value == math.inf else str(value)
 
 
 def peaks_table(model: ReportedModel) -> Table:

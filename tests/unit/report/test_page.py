@@ -182,6 +182,9 @@ def test_the_experts_that_stand_out_are_shown(study: ReportInputs, tmp_path: Pat
     assert "The 10 of 30 experts whose shares" in page
     assert f'id="table-routing-{MOE[0]}"' in page
     assert f'id="table-routing-{MOE[1]}"' not in page, "nothing is known of its experts"
+    alike = EXPERTS.with_columns(n_layer_outlier_tokens=1100, rest_share=None, outlier_lift=pl.lit(None, pl.Float64))
+    page = page_of(replace(told, statistics={"expert_routing": alike}), tmp_path)
+    assert "In each layer all tokens or none are outlier tokens (|x| ≥ 6 at mlp_in)" in page
 
 
 def test_strings_of_models_stay_strings(study: ReportInputs, tmp_path: Path) -> None:

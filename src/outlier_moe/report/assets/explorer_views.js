@@ -147,7 +147,7 @@ function whyNoMarks(results) {
   const isPooled = isFixed || results.every(({ counts }) => counts?.isPooled);
   if (state.y === "n_pairs" && isPooled) return "This definition counts features, and no (feature, sequence) pairs.";
   if (state.y === "peak_largest" && !isPooled) {
-    return "This definition counts (feature, sequence) pairs, of which the page holds no values. The table of it below has the largest |x| at the study's thresholds.";
+    return "This definition counts (feature, sequence) pairs, of which the page holds no values. Its table under Tables has the largest |x| at the study's thresholds.";
   }
   if (state.y.startsWith("position") && isFixed) return "This definition counts no positions.";
   return "No model shown has a systematic feature at these thresholds.";
