@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from outlier_moe.filtering import Preset
 from outlier_moe.report.inputs import ReportContents, ReportInputs
-from outlier_moe.report.sentences import Finding, counted, have, of_all
+from outlier_moe.report.jumps import transition_findings
+from outlier_moe.report.sentences import Finding, counted, have, of_all, percent
 from outlier_moe.report.tested import (
     dense_moe_findings,
     pair_findings,
     routing_findings,
     super_expert_findings,
-    transition_findings,
     verification_findings,
 )
+from outlier_moe.statistics.intervals import SIMULATED
 
-SIMULATED, COVERAGE = 16, "78 to 92 %"
-"""What tests/unit/statistics/test_intervals.py finds of BCa intervals."""
+FEW = 30
+"""Sequences from which on intervals come without a warning."""
 
 DEGENERATE_SHARE = 0.5
 """A preset by which at least so many of a model's features are systematic tells them apart no more."""
+
+
+class Intervals(NamedTuple):
+    """The intervals that a statement may give."""
+
+    ends: Mapping[tuple[str, str], tuple[float, float]]
+    """Of each model's figure, where there is one."""
+    level: float
+    """Their confidence level."""
+
+    def of(self, model: str, figure: str) -> tuple[float, float] | None:
+        """The ends of one."""
+        return self.ends.get((model, figure))
 
 
 def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
@@ -44,7 +58,7 @@ def findings(inputs: ReportInputs, contents: ReportContents) -> list[Finding]:
         *verification_findings(inputs.statistics.get("verification")),
         *_degenerate(inputs, contents.comparison),
         *_not_finite(rows),
-        *_few_sequences(rows, inputs),
+        how_much_text(rows, inputs.statistics.get("intervals")),
     ]
     return [finding for finding in found if finding is not None]
 
@@ -63,23 +77,33 @@ def _over_models(rows: pl.DataFrame, inputs: ReportInputs) -> list[Finding]:
     ]
 
 
-def _intervals(inputs: ReportInputs, preset: Preset) -> Mapping[tuple[str, str], tuple[float, float]]:
-    """The interval of each model's figure, where there is one."""
+def _intervals(inputs: ReportInputs, preset: Preset) -> Intervals:
     table = inputs.statistics.get("intervals")
-    if table is None:
-        return {}
+    level = confidence_level(table)
+    if table is None or level is None:
+        return Intervals({}, 0.0)
     known = table.filter(pl.col("low").is_not_null(), preset=preset.name, first_token="included")
     rows = known.select("model", pl.col("figure").cast(pl.String), "low", "high").iter_rows()
-    return {(model, figure): (low, high) for model, figure, low, high in rows}
+    return Intervals({(model, figure): (low, high) for model, figure, low, high in rows}, level)
 
 
-def basis(rows: pl.DataFrame, preset: Preset, *, intervals: bool = False) -> str:
-    """What a statement rests on."""
+def confidence_level(intervals: pl.DataFrame | None) -> float | None:
+    """The level that all intervals of a study were computed at; None without any.
+
+    Args:
+        intervals: `FigureInterval`, if there is one.
+    """
+    return None if intervals is None or intervals.is_empty() else float(intervals["confidence_level"][0])
+
+
+def _basis(rows: pl.DataFrame, preset: Preset, intervals: Intervals | None = None) -> str:
     texts = ", ".join(
         f"{n} sequences of {tokens // n:,} tokens"
         for n, tokens in rows.select("n_sequences", "n_tokens").unique().sort("n_sequences", "n_tokens").iter_rows()
     )
-    end = "; intervals: 95 %, over resampled sequences" if intervals else ""
+    end = ""
+    if intervals is not None and intervals.ends:
+        end = f"; intervals: {percent(intervals.level)}, over resampled sequences"
     return f"n = {counted(len(rows), 'model')}, {texts}; preset {preset.name}{end}"
 
 
@@ -97,34 +121,32 @@ def _rule(preset: Preset) -> str:
     return f"|x| ≥ {preset.magnitude:g} in {where}"
 
 
-def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, str], tuple[float, float]]) -> Finding:
+def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Finding:
     ranked = rows.sort(["n_systematic", "model"], descending=[True, False]).rows(named=True)
 
     def told(row: dict[str, Any]) -> str:
-        count = _with_interval(f"{row['n_systematic']:,}", intervals.get((row["model"], "n_systematic")), ",.0f")
+        count = _with_interval(f"{row['n_systematic']:,}", intervals.of(row["model"], "n_systematic"), ",.0f")
         return f"{count} in {row['model']} ({row['d_model_share']:.1%} of its {row['d_model']:,})"
 
     if len(rows) == 1:
         verb = "reaches" if ranked[0]["n_systematic"] == 1 else "reach"
         text = f"{counted(ranked[0]['n_systematic'], 'feature')} of {ranked[0]['model']} {verb} {_rule(preset)}"
         text = f"{text}, {ranked[0]['d_model_share']:.1%} of its {ranked[0]['d_model']:,}."
-        interval = intervals.get((ranked[0]["model"], "n_systematic"))
+        interval = intervals.of(ranked[0]["model"], "n_systematic")
         text += f" The interval is {interval[0]:,.0f} to {interval[1]:,.0f}." if interval else ""
-        return Finding("How many", text, basis(rows, preset, intervals=bool(interval)))
+        return Finding("How many", text, _basis(rows, preset, intervals if interval else None))
     with_some = [row for row in ranked if row["n_systematic"]]
     if not with_some:
         text = f"None of {len(rows)} models has a feature with {_rule(preset)}."
-        return Finding("How many", text, basis(rows, preset))
+        return Finding("How many", text, _basis(rows, preset))
     text = (
         f"{of_all(len(with_some), len(ranked))} {have(len(ranked))} features with {_rule(preset)}: from"
         f" {told(ranked[-1])} to {told(ranked[0])}; the median model has {rows['n_systematic'].median():,g}."
     )
-    return Finding("How many", text, basis(rows, preset, intervals=bool(intervals)))
+    return Finding("How many", text, _basis(rows, preset, intervals))
 
 
-def _how_far(
-    rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, str], tuple[float, float]]
-) -> Finding | None:
+def _how_far(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Finding | None:
     known = rows.filter(pl.col("layer_fraction_mean").is_not_null(), pl.col("position_fraction_mean").is_not_null())
     if known.is_empty():
         return None
@@ -134,26 +156,23 @@ def _how_far(
     for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions")):
         ends = known.sort([figure, "model"]).rows(named=True)
         told = [
-            f"{_with_interval(format(row[figure], '.0%'), intervals.get((row['model'], figure)), '.0%')} in"
-            f" {row['model']}"
+            f"{_with_interval(format(row[figure], '.0%'), intervals.of(row['model'], figure), '.0%')} in {row['model']}"
             for row in (ends[0], ends[-1])
         ]
         parts.append(f"{' to '.join(told)} of the {noun}")
     text = f"On average over a model's systematic features, one affects {', and '.join(parts)}."
-    return Finding("How far they reach", text, basis(known, preset, intervals=bool(intervals)))
+    return Finding("How far they reach", text, _basis(known, preset, intervals))
 
 
-def _how_far_alone(
-    rows: pl.DataFrame, preset: Preset, intervals: Mapping[tuple[str, str], tuple[float, float]]
-) -> Finding:
+def _how_far_alone(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Finding:
     row = rows.row(0, named=True)
     told = [
-        f"{_with_interval(format(row[figure], '.0%'), intervals.get((row['model'], figure)), '.0%')} of the {noun}"
+        f"{_with_interval(format(row[figure], '.0%'), intervals.of(row['model'], figure), '.0%')} of the {noun}"
         for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions"))
     ]
     subject = "This feature" if row["n_systematic"] == 1 else "On average such a feature"
     text = f"{subject} affects {' and '.join(told)} of {row['model']}."
-    return Finding("How far they reach", text, basis(rows, preset, intervals=bool(intervals)))
+    return Finding("How far they reach", text, _basis(rows, preset, intervals))
 
 
 def _dense_and_moe(rows: pl.DataFrame, preset: Preset) -> list[Finding]:
@@ -244,19 +263,34 @@ def _not_finite(rows: pl.DataFrame) -> list[Finding]:
     return [Finding("Not finite", text, f"n = {counted(len(rows), 'model')}", True)]
 
 
-def _few_sequences(rows: pl.DataFrame, inputs: ReportInputs) -> list[Finding]:
+def how_much_text(rows: pl.DataFrame, intervals: pl.DataFrame | None) -> Finding:
+    """How far intervals over so few sequences can be trusted, and what no interval speaks of.
+
+    Args:
+        rows: The models' rows of the comparison by one preset.
+        intervals: `FigureInterval`, if there is one.
+    """
     least, most = int(rows["n_sequences"].min() or 0), int(rows["n_sequences"].max() or 0)  # type: ignore[arg-type]
     n = f"{least}" if least == most else f"{least} to {most}"
     text = (
         f"Each model read {n} sequence{'' if n == '1' else 's'}: intervals and tests speak of other sequences of the"
         " same kind of text, and of nothing beyond it."
     )
-    if "intervals" not in inputs.statistics:
+    level = confidence_level(intervals)
+    if level is None:
         text += " No intervals were computed for this report."
-    elif most < 30:
-        text += (
-            f" From so few, an interval is too narrow: in simulated texts, intervals of 95 % from {SIMULATED} sequences"
-            f" held the true value in {COVERAGE} of the cases, least for counts. What is pooled by union (features,"
-            " layers) can only grow with more text."
-        )
-    return [Finding("How much text", text, f"n = {counted(len(rows), 'model')}", True)]
+    elif most < FEW:
+        text += f" From so few, an interval is too narrow: {_coverage(n, level)}"
+        text += " The layers that a feature affects, and largest values, can only grow with more text."
+    return Finding("How much text", text, f"n = {counted(len(rows), 'model')}", True)
+
+
+def _coverage(n: str, level: float) -> str:
+    """What simulations found, of such intervals alone."""
+    if (n, level) != (str(SIMULATED.n_sequences), SIMULATED.confidence_level):
+        return f"by how much was not simulated for {n} at {percent(level)}."
+    held = f"{SIMULATED.least:.0%} to {SIMULATED.most:.0%}".replace("%", " %")
+    return (
+        f"in simulated texts of {n} sequences, intervals of {percent(level)} held what such texts give on average in"
+        f" {held} of the cases, least often for counts where each feature varies by itself."
+    )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import polars as pl
+
+from outlier_moe.filtering import Preset
+
 
 class Finding(NamedTuple):
     """One statement."""
@@ -40,6 +44,23 @@ def listed(words: list[str]) -> str:
 def between(low: float | None, high: float | None, form: str) -> str:
     """An interval in brackets, or nothing."""
     return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
+
+
+def percent(share: float) -> str:
+    """A level as it is spoken of."""
+    return f"{100 * share:g} %"
+
+
+def up_to(values: list[float]) -> str:
+    """The largest of some small values, so that a statement of all of them holds; itself if it is alone."""
+    return f"{'=' if len(values) == 1 else 'up to'} {max(values):.2g}"
+
+
+def of_preset(table: pl.DataFrame, preset: Preset) -> pl.DataFrame:
+    """The rows of a preset with each sequence's first token, enums as strings."""
+    chosen = table.filter(preset=preset.name, first_token="included")
+    enums = [name for name, dtype in chosen.schema.items() if isinstance(dtype, pl.Enum)]
+    return chosen.with_columns(pl.col(enums).cast(pl.String))
 
 
 def signed(value: float, digits: int) -> str:

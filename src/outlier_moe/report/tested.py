@@ -1,4 +1,4 @@
-"""What the tests of `schemas.comparison` say, in sentences: verdict, effect, p, and what could have been seen."""
+"""What the other tests of `schemas.comparison` say, in sentences: effect, p, and what so few cannot tell."""
 
 from __future__ import annotations
 
@@ -8,102 +8,9 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.filtering import Preset
-from outlier_moe.report.sentences import Finding, between, counted, have, listed, of_all
+from outlier_moe.report.sentences import Finding, between, counted, have, listed, of_all, of_preset, up_to
 
 LEVEL = 0.05
-
-AXES = {"total_params_b": "total parameters", "active_params_b": "active parameters", "perplexity": "perplexity"}
-MEASURES = {
-    "layer_fraction_mean": "the share of layers",
-    "position_fraction_mean": "the share of positions",
-    "n_systematic": "the number of systematic features",
-}
-
-
-def _of_preset(table: pl.DataFrame, preset: Preset) -> pl.DataFrame:
-    chosen = table.filter(preset=preset.name, first_token="included")
-    enums = [name for name, dtype in chosen.schema.items() if isinstance(dtype, pl.Enum)]
-    return chosen.with_columns(pl.col(enums).cast(pl.String))
-
-
-def transition_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
-    """Whether figures jump along an axis, over all models.
-
-    Args:
-        table: `PhaseTransition`, if there is one.
-        preset: The preset to speak of.
-    """
-    if table is None or table.is_empty():
-        return []
-    chosen = _of_preset(table, preset).filter(
-        pl.col("x").is_in(list(AXES)), pl.col("y").is_in(list(MEASURES)), group="all"
-    )
-    rows = chosen.rows(named=True)
-    if not rows:
-        return []
-    tested = [row for row in rows if row["p_value"] is not None]
-    details = [_transition(row) for row in tested]
-    for (axis, reason), silent in _by_reason(rows).items():
-        details.append(f"{listed(silent)} along {axis}: nothing can be said, {reason}")
-    basis = f"n = {counted(max(row['n_models'] for row in rows), 'model')}; permutation tests for a change point"
-    basis += f", q over all {len(table):,} of the table" if tested else ""
-    return [Finding("Is there a jump?", _verdict(tested), basis, details=tuple(details))]
-
-
-def _by_reason(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row["p_value"] is None:
-            reasons.setdefault((AXES[row["x"]], row["reason"]), []).append(MEASURES[row["y"]])
-    return reasons
-
-
-def _verdict(tested: list[dict[str, Any]]) -> str:
-    if not tested:
-        return "These models are too few to say whether anything jumps."
-    told = {
-        verdict: [f"{MEASURES[row['y']]} along {AXES[row['x']]}" for row in tested if row["verdict"] == verdict]
-        for verdict in ("jump", "trend", "undecided")
-    }
-    parts = [
-        f"a jump in {listed(told['jump'])}" if told["jump"] else "",
-        f"a gradual trend in {listed(told['trend'])}" if told["trend"] else "",
-        f"a dependence too few models can describe in {listed(told['undecided'])}" if told["undecided"] else "",
-    ]
-    seen = listed([part for part in parts if part])
-    n_none = len(tested) - sum(map(len, told.values()))
-    rest = (
-        f"none in {'all' if n_none == len(tested) else 'the other'} {counted(n_none, 'figure')} tried" if n_none else ""
-    )
-    if not seen:
-        return "No jump and no trend is seen along total parameters, active parameters or perplexity." if rest else ""
-    return f"There is {seen}{f'; {rest}' if rest else ''}."
-
-
-def _transition(row: Mapping[str, Any]) -> str:
-    what = f"{MEASURES[row['y']]} along {AXES[row['x']]}"
-    tests = f"p = {row['p_value']:.2g}, q = {row['q_value']:.2g}"
-    if row["kendall_tau"] is not None:
-        tests += f", Kendall's τ = {row['kendall_tau']:.2f}"
-    if row["verdict"] == "jump":
-        where = f"{row['location']:.3g}" + between(row["location_low"], row["location_high"], ".3g")
-        return f"{what}: at {where} from {_level(row, 'before')} to {_level(row, 'after')} ({tests})"
-    seen = row["detectable_jump"]
-    size = f"{100 * seen:.0f} points" if seen and "fraction" in row["y"] else f"{seen:,.3g}" if seen else ""
-    power = f"; a jump of {size} would be seen {row['power']:.0%} of the time" if seen else ""
-    return f"{what}: {_VERDICTS[row['verdict']]} ({tests}{power})"
-
-
-_VERDICTS = {"none": "nothing seen", "trend": "gradual", "undecided": "undecided"}
-
-
-def _level(row: Mapping[str, Any], name: str) -> str:
-    return _amount(row["y"], row[name])
-
-
-def _amount(figure: str, value: float) -> str:
-    return f"{value:.0%}" if "fraction" in figure else f"{value:,.3g}"
-
 
 _QUESTIONS = {
     "dense_against_moe": "all models",
@@ -122,7 +29,7 @@ def dense_moe_findings(table: pl.DataFrame | None, preset: Preset) -> list[Findi
     """
     if table is None or table.is_empty():
         return []
-    chosen = _of_preset(table, preset).filter(y="n_systematic")
+    chosen = of_preset(table, preset).filter(y="n_systematic")
     rows = [row for question in _QUESTIONS for row in chosen.filter(question=question).iter_rows(named=True)]
     if not rows:
         return []
@@ -133,30 +40,47 @@ def dense_moe_findings(table: pl.DataFrame | None, preset: Preset) -> list[Findi
         else f"{_QUESTIONS[row['question']]}: not tested, {row['reason']}"
         for row in rows
     ]
-    basis = f"rank tests of the number of systematic features, two-sided; q over all {len(table):,} tests of the table"
+    n_tests = table["q_value"].count()
+    basis = f"rank tests of the systematic features, two-sided; q over the {counted(n_tests, 'test')} of the table"
     finding = Finding("Dense against MoE, tested", _difference(tested), basis, details=tuple(details))
-    return [finding, *_sparsity(chosen, len(table))]
+    return [finding, *_sparsity(chosen, n_tests)]
 
 
 def _difference(tested: list[dict[str, Any]]) -> str:
     if not tested:
         return "These models allow no test of dense against MoE."
     apart = [row for row in tested if row["q_value"] <= LEVEL]
-    if not apart:
-        return "Dense and MoE models are not told apart by how many systematic features they have."
-    told = listed(
-        [
-            f"{word} systematic features over {listed([_QUESTIONS[row['question']] for row in rows])}"
-            for word, rows in (
-                ("fewer", [row for row in apart if row["effect"] <= 0]),
-                ("more", [row for row in apart if row["effect"] > 0]),
-            )
-            if rows
-        ]
-    )
-    rest = len(tested) - len(apart)
-    more = f"; {counted(rest, 'other comparison')} {'does' if rest == 1 else 'do'} not tell them apart" if rest else ""
-    return f"MoE models have {told}{more}."
+    few = [row for row in tested if _is_hopeless(row)]
+    if len(few) == len(tested):
+        least = min(row["smallest_p_value"] for row in few)
+        what = "Whether dense and MoE models differ in how many systematic features they have cannot be told"
+        return f"{what}: so few cannot give less than p = {least:.2g}."
+    told = [
+        f"{word} systematic features over {listed([_QUESTIONS[row['question']] for row in rows])}"
+        f" (q {up_to([row['q_value'] for row in rows])})"
+        for word, rows in (
+            ("fewer", [row for row in apart if row["effect"] <= 0]),
+            ("more", [row for row in apart if row["effect"] > 0]),
+        )
+        if rows
+    ]
+    rest = [row for row in tested if row not in apart and row not in few]
+    parts = [f"MoE models have {listed(told)}"] if told else []
+    if rest:
+        over = listed([_QUESTIONS[row["question"]] for row in rest])
+        parts.append(
+            f"over {over} they are not told apart"
+            if told
+            else f"Dense and MoE models are not told apart by how many systematic features they have over {over}"
+        )
+    if few:
+        parts.append(f"over {listed([_QUESTIONS[row['question']] for row in few])} there are too few to tell")
+    return f"{'; '.join(parts)}."
+
+
+def _is_hopeless(row: Mapping[str, Any]) -> bool:
+    """Whether no figures of so many models could be told apart."""
+    return row["smallest_p_value"] is not None and row["smallest_p_value"] > LEVEL
 
 
 def _sizes(row: Mapping[str, Any]) -> str:
@@ -178,18 +102,29 @@ def _sparsity(chosen: pl.DataFrame, n_tests: int) -> list[Finding]:
     for question, name in names.items():
         rows = chosen.filter(pl.col("p_value").is_not_null(), question=question, test="kendall")
         for row in rows.iter_rows(named=True):
-            # The share of active parameters falls as sparsity grows.
-            direction = "fewer" if row["effect"] > 0 else "more"
-            noun = "" if parts else " systematic features"
-            parts.append(f"{direction if row['q_value'] <= LEVEL else 'neither more nor fewer'}{noun} {name}")
-            tau = f"Kendall's τ with the active share {row['effect']:+z.2f}{between(row['low'], row['high'], '+z.2f')}"
-            n = counted(row["n_dense"] + row["n_moe"], "model")
-            details.append(f"{name} ({n}): {tau}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}")
+            parts.append(_sparser(row, name))
+            details.append(f"{name} ({counted(row['n_dense'] + row['n_moe'], 'model')}): {_tau(row)}")
     if not parts:
         return []
-    text = f"As far as can be seen, sparser models have {listed(parts)}."
-    basis = f"rank correlation, two-sided; q over all {n_tests:,} tests of the table"
+    text = f"Sparser models have {'; '.join(parts)}."
+    basis = f"rank correlation with the count, two-sided; q over the {counted(n_tests, 'test')} of the table"
     return [Finding("Does sparsity matter?", text, basis, details=tuple(details))]
+
+
+def _sparser(row: Mapping[str, Any], among: str) -> str:
+    if _is_hopeless(row):
+        least = f"so few cannot give less than p = {row['smallest_p_value']:.2g}"
+        return f"fewer or more systematic features {among}, which cannot be told: {least}"
+    q = f"(q = {row['q_value']:.2g})"
+    if row["q_value"] > LEVEL:
+        return f"neither fewer nor more systematic features, as far as is seen, {among} {q}"
+    # The share of active parameters falls as sparsity grows.
+    return f"{'fewer' if row['effect'] > 0 else 'more'} systematic features {among} {q}"
+
+
+def _tau(row: Mapping[str, Any]) -> str:
+    tau = f"Kendall's τ with the active share {row['effect']:+z.2f}{between(row['low'], row['high'], '+z.2f')}"
+    return f"{tau}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}"
 
 
 def pair_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
@@ -201,7 +136,7 @@ def pair_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
     """
     if table is None or table.is_empty():
         return []
-    rows = _of_preset(table, preset).filter(pl.col("is_matched"), matched_by="active_params_b", y="n_systematic")
+    rows = of_preset(table, preset).filter(pl.col("is_matched"), matched_by="active_params_b", y="n_systematic")
     known = rows.drop_nulls(["moe_y", "dense_y"]).sort("factor", "moe").rows(named=True)
     if not known:
         return []
@@ -242,21 +177,39 @@ def routing_findings(table: pl.DataFrame | None) -> list[Finding]:
     """
     if table is None or table.is_empty():
         return []
-    tested = table.filter(pl.col("q_value").is_not_null())
+    # All signs flipped alike give the same length: two of 2^n choices, at least, reach the one observed.
+    smallest = 2.0 ** (1 - pl.col("n_sequences").cast(pl.Int64))
+    tested = table.filter(pl.col("q_value").is_not_null()).with_columns(smallest_p_value=smallest)
     if tested.is_empty():
         return []
-    told, n_apart = [], 0
-    for (model,), rows in tested.group_by("model", maintain_order=True):
-        apart = rows.filter(pl.col("q_value") <= LEVEL)
-        n_apart += len(apart)
-        effect = rows["cramers_v"].median()
-        told.append(f"{model}: {len(apart)} of {counted(len(rows), 'layer')}, median Cramér's V {effect:.2f}")
-    text = (
-        f"Tokens that carry outliers go to other experts than the rest in {n_apart} of {counted(len(tested), 'layer')}."
-    )
-    n = int(tested["n_sequences"].max() or 0)  # type: ignore[arg-type]
-    basis = f"n = {counted(n, 'sequence')} a layer; sign flips of sequences, false discovery rate {LEVEL:.0%}"
-    return [Finding("Where outlier tokens are routed", text, basis, details=tuple(told))]
+    details = [_routed(str(model), rows) for (model,), rows in tested.group_by("model", maintain_order=True)]
+    sizes = [int(n) for n in tested["n_sequences"].unique().sort()]
+    n = f"{sizes[0]} to {sizes[-1]} sequences" if len(sizes) > 1 else counted(sizes[0], "sequence")
+    basis = f"n = {n} a layer; sign flips of sequences, false discovery rate {LEVEL:.0%} over a model's layers"
+    return [Finding("Where outlier tokens are routed", _routing(tested), basis, details=tuple(details))]
+
+
+def _routing(tested: pl.DataFrame) -> str:
+    possible = tested.filter(pl.col("smallest_p_value") <= LEVEL)
+    few = len(tested) - len(possible)
+    if possible.is_empty():
+        least = tested["smallest_p_value"].min()
+        what = "Whether tokens that carry outliers go to other experts than the rest cannot be told"
+        return f"{what}: sign flips of so few sequences cannot give less than p = {least:.2g}."
+    apart = len(possible.filter(pl.col("q_value") <= LEVEL))
+    text = "Tokens that carry outliers are seen to go to other experts than the rest in"
+    more = f"; in {few} more, too few sequences have both to tell" if few else ""
+    return f"{text} {apart} of {counted(len(possible), 'layer')}{more}."
+
+
+def _routed(model: str, rows: pl.DataFrame) -> str:
+    possible = rows.filter(pl.col("smallest_p_value") <= LEVEL)
+    apart = f"{len(possible.filter(pl.col('q_value') <= LEVEL))} of {counted(len(possible), 'layer')}"
+    told = apart if len(possible) else f"cannot be told in {counted(len(rows), 'layer')}"
+    n = int(rows["n_sequences"].max() or 0)  # type: ignore[arg-type]
+    effect, p_value, q_value = rows["cramers_v"].median(), rows["p_value"].min(), rows["q_value"].min()
+    tests = f"median Cramér's V {effect:.2f}, least p = {p_value:.2g}, q = {q_value:.2g}, n = {counted(n, 'sequence')}"
+    return f"{model}: {told}, {tests}"
 
 
 def verification_findings(table: pl.DataFrame | None) -> list[Finding]:

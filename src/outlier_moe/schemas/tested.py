@@ -26,17 +26,21 @@ class PhaseTransition(_Question):
     """Models of the group that lack x or y."""
     alternative = dy.Enum(["rise", "either"])
     """What the tests look for: a rise with size (with falling perplexity), or a change in either direction."""
-    verdict = dy.Enum(["none", "trend", "jump", "undecided"], nullable=True)
-    """`none`: y does not depend on x as far as `p_value` tells. `trend`: it does, gradually. `jump`: two levels or a
-    narrow logistic step describe it best, or a line does and a step improves on it. `undecided`: it depends on x, and
-    too few models say how."""
+    verdict = dy.Enum(["none", "too_few", "mixed", "fall", "rise", "jump"], nullable=True)
+    """By the q-values. `jump`: y rises with a model's strength at a change point, and more than a line says. `rise`: it
+    rises, and no jump stands out. `fall`: it falls. `mixed`: it does both. `none`: neither is seen, and a jump could
+    have been. `too_few`: nothing is seen, and so few models could not show a jump of any size."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
     """Permutation test of the best change point; the search over all of them is paid for."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """The same with all tests of this table accounted for (Benjamini-Hochberg)."""
+    """The same with all tests of this table accounted for (Benjamini-Hochberg): those of a change point upwards and in
+    either direction, and Kendall's, of every row."""
     p_value_either = dy.Float64(nullable=True, min=0, max=1)
+    q_value_either = dy.Float64(nullable=True, min=0, max=1)
     p_value_beyond_line = dy.Float64(nullable=True, min=0, max=1)
     """Of a line against a line with a step (permuted residuals, approximate)."""
+    q_value_beyond_line = dy.Float64(nullable=True, min=0, max=1)
+    """The same with those of all rows that rise accounted for; null for the others."""
     n_permutations = dy.UInt32()
     is_exact = dy.Bool()
     """Whether these are all orders of the models."""
@@ -58,15 +62,16 @@ class PhaseTransition(_Question):
     kendall_tau = dy.Float64(nullable=True)
     """With a model's strength: positive if y grows with parameters, or as the perplexity falls."""
     kendall_p_value = dy.Float64(nullable=True, min=0, max=1)
+    kendall_q_value = dy.Float64(nullable=True, min=0, max=1)
     level = dy.Float64()
     power = dy.Float64()
     detectable_jump_sd = dy.Float64(nullable=True)
-    """The smallest jump there, in residual standard deviations, that this test finds so often at this level; null if
-    so few models cannot show any."""
+    """The smallest jump there, in residual standard deviations, whose `p_value` is at most the level so often; null if
+    so few models cannot show any. Before the correction for many tests."""
     detectable_jump = dy.Float64(nullable=True)
     """The same in units of y."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
-    """The smallest p-value that so many models can give."""
+    """The smallest p-value that so many models can give, for a jump there."""
     reason = dy.String(nullable=True)
     """Why there is no test."""
 

@@ -98,36 +98,47 @@ def beyond_line_p_value(
 ) -> float | None:
     """The p-value of "a line describes it" against a line with a step anywhere.
 
-    The residuals of the line are permuted (Freedman and Lane 1983), which is approximate. None if a line and a step
-    leave nothing to permute.
+    The residuals of the line are permuted (Freedman and Lane 1983), which is approximate. 1 if the line leaves nothing
+    to explain; None if so few values, or so few different x, cannot tell a step from a line.
     """
-    line = np.stack([np.ones(len(x)), x], axis=1)
-    onto_line, _ = np.linalg.qr(line)
-
-    def residuals(values: Float64[np.ndarray, "value ..."]) -> Float64[np.ndarray, "value ..."]:
-        return np.asarray(values - onto_line @ (onto_line.T @ values))
-
-    steps = residuals((np.arange(len(x))[:, None] >= splits).astype(np.float64))
+    onto_line, _ = np.linalg.qr(np.stack([np.ones(len(x)), x], axis=1))
+    steps = _off(onto_line, (np.arange(len(x))[:, None] >= splits).astype(np.float64))
     lengths = np.sqrt((steps**2).sum(axis=0))
     steps = steps[:, lengths > TOLERANCE] / lengths[lengths > TOLERANCE]
-    rest = residuals(y)
-    if len(x) < 5 or not steps.shape[1] or np.sqrt((rest**2).sum()) <= TOLERANCE * np.abs(y).max():
+    rest = _off(onto_line, y)
+    if len(x) < 5 or not steps.shape[1]:
         return None
+    if np.sqrt((rest**2).sum()) <= TOLERANCE * np.abs(y).max():
+        return 1.0
+    # Residuals in another order are partly explained by the line again.
+    observed, permuted = (
+        _largest(steps.T @ left, alternative) / np.sqrt((left**2).sum(axis=0))
+        for left in (rest, _off(onto_line, rest[tried.order.T]))
+    )
+    return p_value(float(observed), permuted, is_exact=tried.is_exact)
 
-    def statistic(values: Float64[np.ndarray, "value ..."]) -> np.ndarray:
-        left = residuals(values)
-        return np.asarray(_largest(steps.T @ left, alternative) / np.sqrt((left**2).sum(axis=0)))
 
-    return p_value(float(statistic(rest)), statistic(rest[tried.order.T]), is_exact=tried.is_exact)
+def _off(
+    onto_line: Float64[np.ndarray, "value 2"], values: Float64[np.ndarray, "value ..."]
+) -> Float64[np.ndarray, "value ..."]:
+    """What a line leaves of values."""
+    return np.asarray(values - onto_line @ (onto_line.T @ values))
 
 
-class Power(NamedTuple):
-    """How small a jump can be found."""
+def smallest_p_value(splits: Int64[np.ndarray, " split"], at: int, tried: Orders, alternative: Alternative) -> float:
+    """The p-value of a jump without any noise: the smallest that a jump at that split can have.
 
-    jump_sd: float | None
-    """The smallest jump, in residual standard deviations, that is found as often as asked; None if none is."""
-    smallest_p: float
-    """The smallest p-value that so many values can give."""
+    Args:
+        splits: The splits that are searched.
+        at: The split that the jump is at.
+        tried: The orders of the test.
+        alternative: The test's alternative.
+    """
+    return change_point_p_values(_step(tried, at), splits, tried, (alternative,))[alternative]
+
+
+def _step(tried: Orders, at: int) -> Float64[np.ndarray, " value"]:
+    return (np.arange(tried.order.shape[1]) >= at).astype(np.float64)
 
 
 def detectable_jump(
@@ -140,8 +151,10 @@ def detectable_jump(
     power: float = 0.8,
     n_simulations: int = 400,
     seed: int = 0,
-) -> Power:
+) -> float | None:
     """The smallest jump between normal values that the permutation test finds, by simulation.
+
+    In standard deviations of the values about the two levels; None if no jump is found as often as asked.
 
     Args:
         splits: The splits that are searched.
@@ -153,9 +166,8 @@ def detectable_jump(
         n_simulations: Data sets simulated; the same noise for every size of jump.
         seed: Decides the noise.
     """
-    n = tried.order.shape[1]
-    step = (np.arange(n) >= at).astype(np.float64)
-    noise = np.random.default_rng(seed).standard_normal((n, n_simulations))
+    step = _step(tried, at)
+    noise = np.random.default_rng(seed).standard_normal((len(step), n_simulations))
     # A statistic is linear in the values before the largest is taken: noise and jump are put through it once.
     of_step = [split_statistics(values[..., None], splits) for values in (step, step[tried.order.T])]
     of_noise = [split_statistics(values, splits) for values in (noise, noise[tried.order.T])]
@@ -169,14 +181,13 @@ def detectable_jump(
         p = reached / n_orders if tried.is_exact else (1 + reached) / (1 + n_orders)
         return float((p <= level).mean())
 
-    pure = change_point_p_values(step, splits, tried, (alternative,))[alternative]
     if found(_LARGEST_JUMP_SD) < power:
-        return Power(None, pure)
+        return None
     low, high = 0.0, _LARGEST_JUMP_SD
     for _ in range(12):
         middle = (low + high) / 2
         low, high = (low, middle) if found(middle) >= power else (middle, high)
-    return Power(high, pure)
+    return high
 
 
 class Locations(NamedTuple):

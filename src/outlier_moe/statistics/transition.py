@@ -12,21 +12,22 @@ from jaxtyping import Float64, Int64
 from outlier_moe.statistics.change_points import (
     LEAST_SEGMENT,
     Alternative,
-    Power,
     allowed_splits,
     best_split,
     beyond_line_p_value,
     change_point_p_values,
     detectable_jump,
     resampled_locations,
+    smallest_p_value,
 )
 from outlier_moe.statistics.permutations import Orders, kendall, orders
 from outlier_moe.statistics.trend_models import TrendFit, fit_trends
 
-Verdict = Literal["none", "trend", "jump", "undecided"]
-"""`none`: y does not depend on x, as far as can be seen. `trend`: it does, gradually. `jump`: two levels, or a logistic
-step narrower than half the range, describe it best; or a line does, and a step improves on it. `undecided`: it depends
-on x, and too few models say how."""
+Verdict = Literal["none", "too_few", "mixed", "fall", "rise", "jump"]
+"""`jump`: y rises along x at a change point, and more than any line says; two levels, a line with a step, or a logistic
+step narrower than half the range describe it. `rise`: it rises, and no jump stands out. `fall`: it falls. `mixed`: it
+does both. `none`: neither is seen, and a jump could have been. `too_few`: nothing is seen, and so few models could not
+show a jump of any size."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TransitionOptions:
     alternative: Alternative = "rise"
     """`rise`: outliers spread as models get larger or their perplexity falls, which is the claim of Dettmers et al."""
     level: float = 0.05
-    """The level of the tests."""
+    """The level of the tests, and of the false discovery rate of many of them."""
     power: float = 0.8
     """How often the detectable jump is to be found."""
     n_permutations: int = 9999
@@ -47,6 +48,19 @@ class TransitionOptions:
     """Data sets simulated for the power."""
     seed: int = 0
     """Decides all random draws."""
+
+
+class Evidence(NamedTuple):
+    """What speaks against y's not depending on x: p-values of one figure, or q-values of one among many."""
+
+    change: float | None
+    """Against a change point in the direction asked for."""
+    change_either: float | None
+    """Against one in either direction."""
+    order: float | None
+    """Kendall's tau."""
+    beyond_line: float | None
+    """Against a line, for a line with a step."""
 
 
 class Transition(NamedTuple):
@@ -80,7 +94,10 @@ class Transition(NamedTuple):
     """The smallest jump at the change point, in residual standard deviations, that the test would find."""
     smallest_p_value: float | None = None
     """The smallest that so many models can give, for a jump at the change point."""
+    is_abrupt: bool = False
+    """Whether the best description allows of a jump: it is no constant, and no logistic over half the range of x."""
     verdict: Verdict | None = None
+    """By these p-values, as if no other figure had been tried."""
     fits: tuple[TrendFit, ...] = ()
 
     @property
@@ -88,6 +105,11 @@ class Transition(NamedTuple):
         """The description with the lowest AICc."""
         scored = [fit for fit in self.fits if fit.aicc is not None]
         return min(scored, key=lambda fit: fit.aicc or 0.0, default=None)
+
+    @property
+    def evidence(self) -> Evidence:
+        """Its own p-values."""
+        return Evidence(self.p_value, self.p_value_either, self.kendall_p_value, self.p_value_beyond_line)
 
 
 def transition(
@@ -117,7 +139,6 @@ def transition(
     change = best_split(y, splits, options.alternative)
     middle = float(x[change.split - 1] + x[change.split]) / 2
     rank = kendall(x, y, most=options.n_permutations, seed=options.seed)
-    power = _power(len(x), tuple(splits.tolist()), change.split, options)
     low, high, n_resamples = _location_interval(x, y, draws, options)
     p_values = change_point_p_values(y, splits, tried)
     beyond_line = beyond_line_p_value(x, y, splits, tried, options.alternative)
@@ -137,24 +158,48 @@ def transition(
         kendall_tau=rank and rank.coefficient,
         kendall_p_value=rank and rank.p_value,
         residual_sd=change.residual_sd,
-        detectable_jump_sd=power.jump_sd,
-        smallest_p_value=power.smallest_p,
+        detectable_jump_sd=_detectable(len(x), tuple(splits.tolist()), change.split, options),
+        smallest_p_value=smallest_p_value(splits, change.split, tried, options.alternative),
         fits=fits,
     )
-    return found._replace(verdict=_verdict(found, float(np.ptp(x)), options.level))
+    found = found._replace(is_abrupt=_is_abrupt(found.best, float(np.ptp(x))))
+    return found._replace(verdict=judged(found, found.evidence, level=options.level))
 
 
-def _verdict(found: Transition, x_range: float, level: float) -> Verdict:
-    best = found.best
-    if found.p_value is None or found.p_value > level:
-        return "none"
+def _is_abrupt(best: TrendFit | None, x_range: float) -> bool:
     if best is None or best.model == "constant":
-        return "undecided"
-    if best.model == "line":
-        beyond = found.p_value_beyond_line
-        return "jump" if beyond is not None and beyond <= level else "trend"
-    is_gradual = best.width is not None and best.width > x_range / 2
-    return "trend" if is_gradual else "jump"
+        return False
+    return best.width is None or best.width <= x_range / 2
+
+
+def judged(found: Transition, evidence: Evidence, *, level: float) -> Verdict | None:
+    """What a figure does along an axis, as far as evidence at that level says; None without a test.
+
+    Args:
+        found: The figure along the axis.
+        evidence: Its own p-values, or the q-values that they have among those of other figures.
+        level: The most that they may be.
+    """
+    if found.p_value is None or found.before is None or found.after is None or found.p_value_either is None:
+        return None
+
+    # A change in either direction that is surer than one upwards is one downwards.
+    is_down = found.after < found.before or found.p_value_either < found.p_value
+    steps_up = _is_seen(evidence.change, level) and found.after > found.before
+    is_ordered, tau = _is_seen(evidence.order, level), found.kendall_tau or 0.0
+    rises = steps_up or (is_ordered and tau > 0)
+    falls = (_is_seen(evidence.change_either, level) and is_down) or (is_ordered and tau < 0)
+    if rises and falls:
+        return "mixed"
+    if falls:
+        return "fall"
+    if rises:
+        return "jump" if steps_up and found.is_abrupt and _is_seen(evidence.beyond_line, level) else "rise"
+    return "none" if _is_seen(found.smallest_p_value, level) else "too_few"
+
+
+def _is_seen(value: float | None, level: float) -> bool:
+    return value is not None and value <= level
 
 
 # Many figures have as many models.
@@ -175,10 +220,12 @@ def _why_not(y: Float64[np.ndarray, " model"], splits: Int64[np.ndarray, " split
 
 
 @cache
-def _power(n: int, splits: tuple[int, ...], at: int, options: TransitionOptions) -> Power:
+def _detectable(n: int, splits: tuple[int, ...], at: int, options: TransitionOptions) -> float | None:
     """The power depends on n and the places of the splits alone, which many figures share."""
-    # Fewer orders than the test itself tries: the size of a jump is wanted to a few per cent.
-    tried = _orders(n, min(options.n_permutations, 199), options.seed)
+    # Fewer orders than the test itself tries: the size of a jump is wanted to a few per cent. Of so few models even a
+    # jump without noise has a p-value near the level, which takes more of them to tell.
+    most = 999 if n <= 8 else 199
+    tried = _orders(n, min(options.n_permutations, most), options.seed)
     return detectable_jump(
         np.array(splits),
         at,

@@ -16,6 +16,7 @@ from outlier_moe.statistics.change_points import (
     change_point_p_values,
     detectable_jump,
     resampled_locations,
+    smallest_p_value,
 )
 from outlier_moe.statistics.permutations import Orders, orders
 
@@ -117,7 +118,13 @@ def test_a_step_on_a_line_is_seen() -> None:
     tried = orders(20, most=999, seed=0)
     p = beyond_line_p_value(x, y, allowed_splits(x), tried, "rise")
     assert p is not None and p < 0.01
-    assert beyond_line_p_value(x, 2 * x, allowed_splits(x), tried, "rise") is None
+    assert beyond_line_p_value(x, 2 * x, allowed_splits(x), tried, "rise") == 1
+
+
+def test_of_two_sizes_a_step_and_a_line_are_one() -> None:
+    x = np.array([1.0, 1, 1, 2, 2, 2])
+    y = np.array([0.1, 0.2, 0.1, 0.9, 0.8, 1.0])
+    assert beyond_line_p_value(x, y, allowed_splits(x), orders(6, most=999, seed=0), "rise") is None
 
 
 def simulated_power(jump: float, at: int, n: int, tried: Orders, seed: int) -> float:
@@ -132,25 +139,25 @@ def simulated_power(jump: float, at: int, n: int, tried: Orders, seed: int) -> f
 
 def test_the_detectable_jump_is_found_as_often_as_claimed() -> None:
     tried = orders(14, most=299, seed=0)
-    power = detectable_jump(allowed_splits(np.arange(14.0)), 9, tried, "rise", seed=3)
-    assert power.jump_sd is not None
+    jump = detectable_jump(allowed_splits(np.arange(14.0)), 9, tried, "rise", seed=3)
+    assert jump is not None
     # Three standard errors of 0.8 over 400, twice: in the claim and here.
-    assert simulated_power(power.jump_sd, 9, 14, tried, seed=4) == pytest.approx(0.8, abs=0.085)
-    assert simulated_power(power.jump_sd / 2, 9, 14, tried, seed=4) < 0.5
+    assert simulated_power(jump, 9, 14, tried, seed=4) == pytest.approx(0.8, abs=0.085)
+    assert simulated_power(jump / 2, 9, 14, tried, seed=4) < 0.5
 
 
 def test_more_models_see_smaller_jumps() -> None:
     jumps = []
     for n in (8, 14, 22):
         tried = orders(n, most=299, seed=0)
-        jumps.append(detectable_jump(allowed_splits(np.arange(float(n))), n // 2, tried, "rise").jump_sd)
+        jumps.append(detectable_jump(allowed_splits(np.arange(float(n))), n // 2, tried, "rise"))
     assert jumps == sorted(jumps, reverse=True)
 
 
 def test_too_few_models_see_no_jump_at_all() -> None:
-    power = detectable_jump(allowed_splits(np.arange(4.0)), 2, orders(4, most=999, seed=0), "rise")
-    assert power.jump_sd is None
-    assert power.smallest_p == pytest.approx(1 / 6)
+    few = allowed_splits(np.arange(4.0)), 2, orders(4, most=999, seed=0)
+    assert detectable_jump(*few, "rise") is None
+    assert smallest_p_value(*few, "rise") == pytest.approx(1 / 6)
 
 
 def test_locations_of_resamples_equal_one_by_one() -> None:
