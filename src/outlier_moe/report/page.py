@@ -17,8 +17,9 @@ from outlier_moe import __version__
 from outlier_moe.plots.theme import CATEGORY, INK, Theme, theme_config
 from outlier_moe.report.charts import Picture, comparison_pictures, model_pictures
 from outlier_moe.report.explorer import COLUMNS, HORIZONTAL, LABEL_RULES, VERTICAL, explorer_study
-from outlier_moe.report.findings import findings
+from outlier_moe.report.findings import confidence_level, findings
 from outlier_moe.report.inputs import ReportContents, ReportInputs, read_contents
+from outlier_moe.report.sentences import percent
 from outlier_moe.report.statistics_tables import routing_table, statistics_tables
 from outlier_moe.report.sweeps import sweep_pictures, sweep_tables
 from outlier_moe.report.tables import (
@@ -70,6 +71,7 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
         models=contents.models,
         findings=findings(inputs, contents),
         left_out=contents.left_out,
+        level=percent(level) if (level := confidence_level(inputs.statistics.get("intervals"))) else None,
         groups=groups,
         model_pictures=of_models,
         peaks={model.name: peaks_table(model) for model in contents.models},

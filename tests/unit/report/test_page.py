@@ -15,6 +15,8 @@ from outlier_moe.report.findings import findings
 from outlier_moe.report.inputs import ReportInputs, read_contents
 from outlier_moe.report.page import write_report
 from outlier_moe.report.statistics_tables import statistics_tables
+from outlier_moe.schemas.comparison import ModelResample
+from outlier_moe.statistics import study_tests
 from tests.reported_study import HOSTILE, MODELS, files_of, made_up_study
 
 DENSE = [name for name, (kind, *_) in MODELS.items() if kind == "dense"]
@@ -80,6 +82,25 @@ def test_one_kind_alone(
     page = page_of(of_kind, tmp_path)
     assert f"no {absent} model is among the 2" in page
     assert "The median model has" not in page, "nothing stands against it"
+    assert "Bars are" not in page, "there are no intervals"
+
+
+def test_four_models_are_too_few_for_the_tests_and_the_page_says_so(study: ReportInputs, tmp_path: Path) -> None:
+    tested = study_tests.tests_of_study(study.models, ModelResample.create_empty(), presets=["dettmers2022"], seed=0)
+    row = study.models.filter(preset="dettmers2022", first_token="included").row(0, named=True)
+    interval = {"preset": "dettmers2022", "first_token": "included", "figure": "n_systematic", "model": row["model"]}
+    ends = {"low": row["n_systematic"] - 1.0, "high": row["n_systematic"] + 1.0, "confidence_level": 0.9}
+    tables = {**tested._asdict(), "intervals": pl.DataFrame([{**interval, **ends}])}
+    # Neither experiment adds to what is looked at, and both take time.
+    known = replace(study, statistics=tables, upcycling={}, sweeps={})
+    found = {finding.topic: finding for finding in findings(known, read_contents(known))}
+    assert "4 models cannot give less than p = 0.17 there" in found["Is there a jump?"].sentence
+    assert "cannot be told: so few cannot give less than p = 0.33" in found["Dense against MoE, tested"].sentence
+    assert "intervals: 90 %, over resampled sequences" in found["How many"].basis
+    page = page_of(known, tmp_path)
+    for topic in ("Is there a jump?", "Dense against MoE, tested", "How much text"):
+        assert found[topic].sentence in page
+    assert "Bars are 90 % intervals over resampled sequences" in page
 
 
 def test_a_missing_perplexity(study: ReportInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
