@@ -13,7 +13,7 @@ import polars as pl
 
 from outlier_moe import __version__
 from outlier_moe.commands import compare, cost, count_params, nodes, plan, sweep, upcycling, verify
-from outlier_moe.commands.tables import read_table
+from outlier_moe.commands.tables import read_table, tell_nonfinite
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
     CheckpointSource,
@@ -76,6 +76,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.format == "table":
         table = _for_people(table)
     show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path), section="preset")
+    if arguments.format == "table":
+        tell_nonfinite(table)
 
 
 def _for_people(table: pl.DataFrame) -> pl.DataFrame:
@@ -96,6 +98,9 @@ def _top(arguments: argparse.Namespace) -> None:
         _top_experts(arguments)
         return
     path = arguments.results / arguments.model / "systematic.parquet"
+    if not path.parent.is_dir() and arguments.registry.is_file():
+        # A name that is no model's is told as such: Snakemake could not make its table.
+        load_registry(arguments.registry, arguments.registry_schema).model(arguments.model)
     table = read_table(path, remedy=f"Run: snakemake {path}")
     known = table["preset"].unique().to_list()
     if arguments.preset not in known:
@@ -122,9 +127,7 @@ def _top_experts(arguments: argparse.Namespace) -> None:
         expected = f"a model whose experts were recorded: {', '.join(known) or 'there is none'}"
         raise StudyError("The table has no such model.", file=path, expected=expected, got=arguments.model)
     top = most_striking(of_model).head(arguments.n).with_columns(pl.col("kind").cast(pl.String))
-    title = (
-        f"{arguments.model}, the share of a layer's outlier tokens (|x| >= {of_model['magnitude'][0]:g}) on an expert"
-    )
+    title = f"{arguments.model}, outlier tokens from |x| >= {of_model['magnitude'][0]:g} on"
     show_frame(top, _EXPERTS, output_format=arguments.format, title=title)
 
 
@@ -170,12 +173,17 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
     )
+    registered = argparse.ArgumentParser(add_help=False)
+    registered.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
+    registered.add_argument(
+        "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", parents=[shared], help="all models side by side, by every preset")
     show.set_defaults(run=_show)
 
-    top = commands.add_parser("top", parents=[shared], help="a model's largest features, or its experts")
+    top = commands.add_parser("top", parents=[shared, registered], help="a model's largest features, or its experts")
     top.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
     top.add_argument("--preset", default="dettmers2022", help="which definition (default: %(default)s)")
     top.add_argument("-n", type=int, default=20, help="how many (default: %(default)s)")
@@ -185,11 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
     top.set_defaults(run=_top)
 
-    models = commands.add_parser("models", parents=[shared], help="the registry, and which models are done")
-    models.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
-    models.add_argument(
-        "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
-    )
+    models = commands.add_parser("models", parents=[shared, registered], help="the registry, and which models are done")
     models.set_defaults(run=_models)
     compare.add_parser(commands)
     verify.add_parser(commands, shared)

@@ -102,6 +102,8 @@ def expert_peak_chart(experts: pl.DataFrame, *, width: int = 460, height: int = 
     peaks = np.array([row["y"] for row in rows], np.float64)
     down = PixelScale("log", domain_of(peaks, "log", room=0.06), (float(height), 0.0))
     x = position(alt.X, "x", LAYER, "linear", across.domain)
+    # Of few layers Vega would label the room between them too.
+    x = x.axis(tickMinStep=1, format="d", labelOverlap="greedy")
     y = position(alt.Y, "y", "largest |x| of its output", "log", down.domain)
     kinds = ["other expert", "super expert"]
     tooltip = [

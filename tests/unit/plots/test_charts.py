@@ -167,6 +167,12 @@ def test_super_experts_are_named() -> None:
     assert [name for name, _ in names_of(drawn(expert_peak_chart(held)))] == ["L1 E5"]
 
 
+def test_layers_are_whole_numbers() -> None:
+    svg = drawn(expert_peak_chart(experts(n_layers=3)[1]))
+    labels = svg.split("role-axis-label", 1)[1].split("role-axis-title")[0]
+    assert re.findall(r"<text[^>]*>([^<]*)<", labels) == ["0", "1", "2"]
+
+
 def test_charts_of_nothing_are_drawn(recording: Recording) -> None:
     nothing = models(0)
     sites, peaks = recording.sites().head(0), recording.peaks().head(0)
