@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -191,6 +192,15 @@ def test_another_number_of_sequences_tokenises_and_records_again(study: StudyFol
     jobs = study.planned("--config", "tokenize_corpus={n_sequences: 2}")
     assert jobs["tokenize_corpus"] == jobs["record_outliers"] == len(MODELS)
     assert "fetch_model" not in jobs
+
+
+def test_edited_files_of_this_machine_are_fetched_again(study: StudyFolder, tmp_path: Path) -> None:
+    edited = study.copied(tmp_path / "edited")
+    (edited.path / "text.txt").write_text((edited.path / "text.txt").read_text().upper())
+    os.utime(edited.path / "checkpoints/tiny-gpt2/model.safetensors")
+    jobs = edited.planned()
+    assert jobs["fetch_corpus"] == jobs["fetch_model"] == 1
+    assert jobs["record_outliers"] == len(MODELS)
 
 
 def test_where_and_how_a_model_runs_reruns_nothing(study: StudyFolder) -> None:

@@ -19,6 +19,7 @@ from outlier_moe.presets import (
 from outlier_moe.registry import load_registry
 from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep
 from outlier_moe.sharding import shards_to_record
+from outlier_moe.sources.local_files import local_state
 from outlier_moe.study import validated_study
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -213,13 +214,16 @@ def corpus_file(wildcards):
 
 
 def model_source(wildcards):
-    """Where a model comes from; a change of it fetches the model again."""
-    return repr(REGISTRY.model(wildcards.model).source)
+    """Where a model comes from; a change of it, of its files here or of its leave fetches the model again."""
+    entry = REGISTRY.model(wildcards.model)
+    leave = " with its code" if entry.trust_remote_code else ""
+    return f"{entry.source!r}{leave} {local_state(entry.source)}".strip()
 
 
 def corpus_source(wildcards):
-    """Where a text comes from and how much of it; a change of either fetches it again."""
-    return repr(REGISTRY.corpus(wildcards.corpus))
+    """Where a text comes from and how much of it; a change of either, or of its files here, fetches it again."""
+    entry = REGISTRY.corpus(wildcards.corpus)
+    return f"{entry!r} {local_state(entry.source)}".strip()
 
 
 def model_facts(entry):

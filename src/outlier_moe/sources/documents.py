@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
 import platform
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import BiblepySource, CorpusSource, FilesSource, HubDatasetSource, PydocTopicsSource
+from outlier_moe.sources.local_files import matching_files
 from outlier_moe.sources.package_index import downloaded_package, unpack
 
 
@@ -82,9 +82,8 @@ def chapters(path: Path) -> Iterator[str]:
 def _matching(patterns: tuple[str, ...], *, key: str) -> list[Path]:
     paths: list[Path] = []
     for pattern in patterns:
-        found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
-        files = [path for path in found if path.is_file() and path not in paths]
-        if not any(path.is_file() for path in found):
+        found = matching_files(pattern)
+        if not found:
             raise StudyError(
                 "A corpus names a file that does not exist.",
                 file=pattern,
@@ -92,7 +91,7 @@ def _matching(patterns: tuple[str, ...], *, key: str) -> list[Path]:
                 expected="a file, or a pattern that some file fits",
                 got=f"nothing there, seen from {Path.cwd()}",
             )
-        paths += files
+        paths += [path for path in found if path not in paths]
     return paths
 
 
