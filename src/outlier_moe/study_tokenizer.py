@@ -54,6 +54,10 @@ class StudyTokenizer:
         )
         return encoded["input_ids"]
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text of some tokens."""
+        return str(self.tokenizer.decode(tokens))
+
 
 def load_tokenizer(model_directory: Path) -> StudyTokenizer:
     """The tokenizer of a fetched model.

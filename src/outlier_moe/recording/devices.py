@@ -10,6 +10,9 @@ import torch
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.options import Device
 
+# What torch says where it has no exception of its own for it: of the CPU, of mps, of CUDA's own libraries.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+
 
 def choose_device(wanted: Device) -> torch.device:
     """The device asked for; for `auto` cuda, else mps, else cpu.
@@ -40,7 +43,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device or the process ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a device's memory for the next tensors."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
 
 
 def peak_memory_bytes(device: torch.device) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from outlier_moe import __version__
 from outlier_moe.architectures.model_class import read_config
@@ -35,6 +35,7 @@ from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.streaming.disk_space import disk_full_is_told
 from outlier_moe.streaming.hub_shards import fetched_shards
+from outlier_moe.study_tokenizer import load_tokenizer
 from outlier_moe.tokenization import TokenTable, read_tokens
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,13 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
     origin = read_origin(model_directory)
     # What a streamed run has finished, for the run after it if it is interrupted, and files that it will delete.
     resume, weights = (output.with_name(f".{output.name}.{kept}") for kept in ("resume", "weights"))
+    # Before the model, which takes longer to load.
+    decode = load_tokenizer(model_directory).decode
     loaded = _load(model_directory, tokens, options, origin, device=device, resume=resume, weights=weights)
     experts = pin_experts(loaded.structure)
     ready = time.monotonic()
     n_layers = len(loaded.structure.layers)
     log.info("%s: %d layers on %s, %s, %s", origin.model, n_layers, device, loaded.model.dtype, loaded.mode)
-    decode = AutoTokenizer.from_pretrained(model_directory, local_files_only=True).decode
     writer = RecordingWriter(output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers)
     with disk_full_is_told(writer.partial), writer, token_progress(origin.model, tokens.tokens.size) as advance:
         driven = loaded.run(writer, advance)
@@ -84,6 +86,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
             **_provenance(loaded.model, n_layers, options, tokens),
             **_part(tokens, options.shard),
             **driven,
+            "d_model": writer.d_model,
             "model": origin.model,
             "source": asdict(origin),
             "mode": loaded.mode,
@@ -157,7 +160,6 @@ def _provenance(model: PreTrainedModel, n_layers: int, options: RecordOptions, t
     return {
         "format": FORMAT,
         "n_layers": n_layers,
-        "d_model": embedding.shape[1],
         "n_parameters": model.num_parameters(),
         "n_embedding_parameters": embedding.numel(),
         "dtype": str(model.dtype).removeprefix("torch."),

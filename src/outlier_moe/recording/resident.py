@@ -16,7 +16,7 @@ from outlier_moe.architectures.model_class import model_class_for, read_config
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import free_by_card, is_out_of_memory
+from outlier_moe.recording.devices import free_by_card, free_cached_memory, is_out_of_memory
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver
@@ -56,6 +56,8 @@ def load_resident(
         local_files_only=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        # They are told below, with all else that does not fit.
+        ignore_mismatched_sizes=True,
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
@@ -132,6 +134,7 @@ def record_resident(
         while first < n_sequences:
             rows = torch.from_numpy(tokens[first : first + chunk].astype(np.int64)).to(model.device)
             observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
+            losses = None
             try:
                 losses = _run_chunk(model, structure, rows)
             except Exception as error:
@@ -139,10 +142,11 @@ def record_resident(
                     raise
                 if chunk == 1:
                     raise _one_sequence_too_large(sequence_length) from error
+            if losses is None:
+                # Outside of the handler, which holds on to what the chunk had computed.
                 chunk //= 2
                 log.warning("memory ran out: going on with %d sequences at a time", chunk)
-                if model.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                free_cached_memory(model.device)
                 continue
             writer.add_layers(observer)
             writer.add_maxima(observer)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import is_out_of_memory
+from outlier_moe.recording.devices import free_cached_memory, is_out_of_memory
 from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.resident import initial_chunk
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
@@ -119,8 +119,7 @@ def record_streamed(
             chunk = _halved(chunk, tokens.shape[1], error, has_written=chunks.has_written)
         else:
             return StreamedRun(chunk, store.bytes_read, chunks.n_resumed)
-        if store.skeleton.placement.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached_memory(store.skeleton.placement.device)
 
 
 def _first_chunk(

@@ -116,6 +116,11 @@ class RecordingWriter:
             for view, maxima in rows:
                 self._any_layer.write_batch(any_layer_batch(view, maxima, sequence, first_sequence=first))
 
+    @property
+    def d_model(self) -> int:
+        """Features of the widest site so far: some models embed tokens in fewer than they compute with."""
+        return max(int(figures.sites["d_model"].max()) for figures in self._figures)
+
     def add_losses(self, first_sequence: int, losses: list[float]) -> None:
         """Note the mean next-token loss, in nats, of each sequence of a chunk."""
         self._losses.update(enumerate(losses, start=first_sequence))
@@ -127,7 +132,10 @@ class RecordingWriter:
         sequences = pl.DataFrame(
             {"sequence": list(self._losses), "loss_nats": list(self._losses.values())},
             schema_overrides={"loss_nats": pl.Float64},
-        ).with_columns(pl.col("loss_nats").fill_nan(None), n_tokens=pl.lit(self.tokens.shape[1]))
+        ).with_columns(n_tokens=pl.lit(self.tokens.shape[1]))
+        if n_infinite := sequences["loss_nats"].is_infinite().sum():
+            log.warning("the loss of %d sequences is infinite: sequences.parquet has none for them", n_infinite)
+        sequences = sequences.with_columns(pl.when(pl.col("loss_nats").is_finite()).then("loss_nats"))
         schemas.Sequence.validate(sequences.sort("sequence"), cast=True).write_parquet(
             self.partial / "sequences.parquet"
         )

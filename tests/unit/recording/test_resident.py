@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.structure import find_structure
 from outlier_moe.errors import StudyError
@@ -31,6 +32,14 @@ PROJECTIONS = {
     "mixtral": ("self_attn.k_proj", "mlp"),
 }
 """Which modules read at attn_in and mlp_in."""
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("made up"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
 
 
 @pytest.fixture
@@ -204,8 +213,9 @@ def test_tables_do_not_depend_on_the_chunk_where_the_model_does_not(tmp_path: Pa
         assert one[name].select(keys).equals(three[name].select(keys)), name
 
 
+@pytest.mark.parametrize("problem", OUT_OF_MEMORY, ids=["cuda", "cpu", "mps", "cublas"])
 def test_running_out_of_memory_halves_the_chunk(
-    tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
     model = tiny_model("llama")
     whole = recorded(model, tokens, tmp_path / "whole", chunk=1)
@@ -213,7 +223,7 @@ def test_running_out_of_memory_halves_the_chunk(
 
     def starved(model: PreTrainedModel, structure: Any, rows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(rows) > 1:
-            raise torch.OutOfMemoryError("made up")
+            raise problem
         return forward(model, structure, rows, *args, **kwargs)
 
     monkeypatch.setattr(resident, "_run_chunk", starved)
@@ -258,6 +268,43 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="layers.1.mlp.up_proj.weight") as error:
         load_resident(tmp_path, dtype="float32", device=torch.device("cpu"))
     assert error.value.got == "missing keys"
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(StudyError, match="layers.0.mlp") as error:
+        load_resident(tmp_path, dtype="float32", device=torch.device("cpu"))
+    assert error.value.got == "mismatched keys"
+
+
+def test_a_loss_that_is_no_number_loses_nothing_else(
+    tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model("llama")
+    expected = recorded(model, tokens, tmp_path / "finite", chunk=1).sequences()["loss_nats"].to_list()
+    losses = resident.sequence_losses
+    monkeypatch.setattr(
+        resident, "sequence_losses", lambda *a, **k: torch.where(seen.pop(0), torch.inf, losses(*a, **k))
+    )
+    seen = [torch.tensor(odd) for odd in (False, True, False)]
+    recording = recorded(model, tokens, tmp_path / "infinite", chunk=1)
+    assert recording.sequences()["loss_nats"].to_list() == [expected[0], None, expected[2]]
+    assert "the loss of 1 sequences is infinite" in caplog.text
+
+
+def test_d_model_is_what_a_model_computes_with(tokens: np.ndarray, tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=96, hidden_size=32, word_embed_proj_dim=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = OPTForCausalLM(config).eval()
+    with RecordingWriter(tmp_path / "outliers", tokens=tokens, n_peaks=3, n_layers=2) as writer:
+        options = RecordOptions(floor=FLOOR, chunk=3)
+        record_resident(model, find_structure(model), tokens, options, writer, advance=lambda n: None)
+        assert writer.d_model == 32
+        writer.finish({"format": FORMAT, "floor": FLOOR, "n_layers": 2}, lambda ids: f"<{ids[0]}>")
 
 
 def test_a_loaded_checkpoint_equals_the_model_that_was_saved(tmp_path: Path) -> None:
