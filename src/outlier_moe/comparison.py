@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +107,17 @@ def compare_models(
     return Comparison(kept, joined, left_out)
 
 
+LARGEST_LOSS = math.log(sys.float_info.max)
+"""Nats beyond which a perplexity is larger than any float64."""
+
+
 def perplexity(recording: Recording) -> float | None:
-    """The exponential of the mean next-token loss over all sequences; None if a loss is missing."""
+    """The exponential of the mean next-token loss over all sequences; None if a loss is missing or it is no number."""
     losses = recording.sequences()["loss_nats"]
     if losses.is_empty() or losses.has_nulls():
         return None
-    return math.exp(float(losses.mean()))  # type: ignore[arg-type]
+    mean = float(losses.mean())  # type: ignore[arg-type]
+    return math.exp(mean) if mean < LARGEST_LOSS else None
 
 
 _KURTOSIS = ("kurtosis_of_feature_rms", "excess_kurtosis")

@@ -10,7 +10,7 @@ import polars as pl
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
 from outlier_moe.presets import FIRST_TOKENS, FirstToken, Preset
-from outlier_moe.recording_files import Recording
+from outlier_moe.recording_files import Recording, damage_told
 from outlier_moe.taps import TAPS, VIEWS, View
 
 
@@ -41,8 +41,13 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
         The table `schemas.Systematic`.
 
     Raises:
-        StudyError: If a threshold is not on the recording's ladder, or a view was not recorded.
+        StudyError: If a threshold is not on the recording's ladder, a view was not recorded, or a table is damaged.
     """
+    with damage_told(recording):
+        return _systematic_features(recording, presets)
+
+
+def _systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataFrame:
     shapes = {preset.name: _shape(recording, preset) for preset in presets}
     # Presets share what is read: the counts of all views at one magnitude.
     known = {

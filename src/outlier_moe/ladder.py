@@ -23,6 +23,8 @@ FLOAT32_SHIFT = 23 - MANTISSA_BITS
 N_EDGES = 255
 SMALLEST_EDGE = 2.0**-126
 LARGEST_EDGE = 1.875 * 2.0**127
+# All edges above it are numbers of float32.
+HIGHEST_FLOOR = 2.0**96
 
 
 def _bits(magnitude: float) -> int:
@@ -66,6 +68,13 @@ class Ladder:
     def __post_init__(self) -> None:
         if not is_edge(self.floor):
             raise off_ladder(self.floor, key="floor")
+        if self.floor > HIGHEST_FLOOR:
+            raise StudyError(
+                "A floor is so high that the ladder above it would end beyond what float32 can say.",
+                key="floor",
+                expected=f"at most {HIGHEST_FLOOR:g}",
+                got=self.floor,
+            )
 
     @cached_property
     def edges(self) -> Float32[np.ndarray, " edge"]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from outlier_moe.edge_counts import CountShape, write_edge_counts
 from outlier_moe.filtering import Preset
-from outlier_moe.recording_files import read_recording
+from outlier_moe.recording_files import damage_told, read_recording
 from outlier_moe.statistics.sequence_counts import write_sequence_counts
 
 
@@ -44,9 +44,11 @@ def count_recording(
         least_positions: The least position fraction.
     """
     recording = read_recording(outliers)
-    write_edge_counts(recording, shapes, files.edge_counts, least_layers=least_layers, least_positions=least_positions)
-    write_sequence_counts(recording, massive, files.sequence_counts)
-    peaks_by_layer(recording.layer_outliers()).write_parquet(files.layer_peaks)
+    least = {"least_layers": least_layers, "least_positions": least_positions}
+    with damage_told(recording):
+        write_edge_counts(recording, shapes, files.edge_counts, **least)
+        write_sequence_counts(recording, massive, files.sequence_counts)
+        peaks_by_layer(recording.layer_outliers()).write_parquet(files.layer_peaks)
 
 
 def peaks_by_layer(rows: pl.LazyFrame) -> pl.DataFrame:

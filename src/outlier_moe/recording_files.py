@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +107,7 @@ def read_recording(directory: Path) -> Recording:
             file=path,
             remedy="Run snakemake for this model; `outlier-moe models` lists what is done.",
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise StudyError("A recording's provenance is not JSON.", file=path, got=str(error), remedy=_AGAIN) from error
     if run.get("format") != FORMAT:
         raise StudyError(
@@ -117,6 +119,20 @@ def read_recording(directory: Path) -> Recording:
             remedy=_AGAIN,
         )
     return Recording(directory, run)
+
+
+@contextmanager
+def damage_told(recording: Recording) -> Iterator[None]:
+    """Tells of a table that turns out to be damaged while it is read: opening one looks at its end alone.
+
+    Raises:
+        StudyError: If one is.
+    """
+    try:
+        yield
+    # The second is what Polars' own code, which is no Python, ends with where bytes make no sense.
+    except (pl.exceptions.ComputeError, pl.exceptions.PanicException) as error:
+        raise _broken(recording.directory, f"{type(error).__name__}: {error}") from error
 
 
 def _scan(path: Path, schema: type[dy.Schema]) -> pl.LazyFrame:

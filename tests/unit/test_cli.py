@@ -122,6 +122,23 @@ def test_without_results_it_says_what_to_run(
     assert says in captured.err
 
 
+def test_an_unknown_model_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "smolm2", "--results", str(tmp_path)]) == 1
+    assert "Did you mean 'smollm2'?" in capsys.readouterr().err
+
+
+def test_activations_that_were_no_numbers_are_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = results / "comparison" / "models.parquet"
+    odd = pl.when(pl.col("model") == "one").then(pl.lit(1234, pl.UInt64)).otherwise("n_nonfinite")
+    pl.read_parquet(path).with_columns(odd.alias("n_nonfinite")).write_parquet(path)
+    for command in (["show"], ["compare", "--include-dense"]):
+        assert main([*command, "--results", str(results)]) == 0
+        said = capsys.readouterr().out
+        assert said.count("1,234 activations were NaN or infinite") == 1 and "one: 1,234" in said
+        assert main([*command, "--results", str(results), "--format", "csv"]) == 0
+        assert "activations" not in capsys.readouterr().out
+
+
 def test_an_unknown_preset_names_the_nearest(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "one", "--results", str(results), "--preset", "dettmers"]) == 1
     assert "did you mean 'dettmers2022'?" in capsys.readouterr().err

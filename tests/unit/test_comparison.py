@@ -146,6 +146,13 @@ def test_every_row_has_the_facts_of_its_model(tmp_path: Path) -> None:
     assert row["excess_kurtosis_median"] == pytest.approx(np.median(by_site))
 
 
+def test_a_perplexity_beyond_all_numbers_is_none(tmp_path: Path) -> None:
+    model = compared(tmp_path, "one", seed=0)
+    path = model.recording.directory / "sequences.parquet"
+    pl.read_parquet(path).with_columns(pl.lit(800.0).alias("loss_nats")).write_parquet(path)
+    assert compare_models([model], PRESETS).models["perplexity"].is_null().all()
+
+
 def test_activations_that_are_not_finite_are_reported(tmp_path: Path) -> None:
     activations = made_up_activations(n_layers=2, shape=(1, 10, 8), seed=0)
     activations["residual", 1][0, 3, 2] = np.nan

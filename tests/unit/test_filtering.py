@@ -193,6 +193,18 @@ def test_a_truncated_table_is_named(tmp_path: Path) -> None:
         systematic_features(recording, [DETTMERS])
 
 
+@pytest.mark.parametrize("name", ["layer_01.arrow", "any_layer.arrow"])
+def test_damage_inside_a_table_is_told(tmp_path: Path, name: str) -> None:
+    recording = write_recording(tmp_path / "outliers", made_up_activations(n_layers=2, shape=(2, 64, 64), seed=0))
+    table = recording.directory / name
+    whole = table.read_bytes()
+    # Its beginning and its end are what opening it looks at.
+    middle = len(whole) // 2
+    table.write_bytes(whole[: middle - 400] + bytes(800) + whole[middle + 400 :])
+    with pytest.raises(StudyError, match=r"cannot be read(?s:.)*outliers"):
+        systematic_features(recording, [DETTMERS])
+
+
 def test_all_zero_states_give_an_empty_table(tmp_path: Path) -> None:
     noise = made_up_activations(n_layers=1, shape=(2, 8, 8), seed=0)
     activations = {site: np.zeros_like(x) for site, x in noise.items()}

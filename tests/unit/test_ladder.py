@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import N_EDGES, Ladder, is_edge, nearest_edges
+from outlier_moe.ladder import HIGHEST_FLOOR, N_EDGES, Ladder, is_edge, nearest_edges
 
 FORMULA = [(1 + m / 8) * 2.0**e for e in range(-126, 128) for m in range(8)]
 
@@ -38,6 +38,13 @@ def test_the_nearest_edges_stand_on_both_sides(magnitude: float) -> None:
 def test_a_floor_off_the_ladder_is_refused(floor: float) -> None:
     with pytest.raises(StudyError, match="not on the ladder"):
         Ladder(floor=floor)
+
+
+def test_all_edges_are_numbers() -> None:
+    edges = Ladder(floor=HIGHEST_FLOOR).edges
+    assert np.isfinite(edges).all() and (np.diff(edges) > 0).all()
+    with pytest.raises(StudyError, match="beyond what float32 can say"):
+        Ladder(floor=1.125 * HIGHEST_FLOOR)
 
 
 @pytest.mark.parametrize(

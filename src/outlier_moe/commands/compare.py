@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import polars as pl
 
-from outlier_moe.commands.tables import read_table
+from outlier_moe.commands.tables import read_table, tell_nonfinite
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.terminal.presentation import Column, show_frame
 from outlier_moe.terminal.table_formats import latex_table, markdown_table
@@ -157,6 +157,7 @@ def _print(models: pl.DataFrame, arguments: argparse.Namespace) -> None:
         sys.stdout.write(latex_table(shown, columns, caption=title))
     else:
         _show(models, columns, title, is_marked=arguments.terminal)
+        tell_nonfinite(models)
 
 
 def _show(models: pl.DataFrame, columns: dict[str, Column], title: str, *, is_marked: bool) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import polars as pl
 
 from outlier_moe.errors import StudyError
+
+
+def tell_nonfinite(table: pl.DataFrame) -> None:
+    """Say, beside a table for people, which models had activations that were no numbers: their figures lack those."""
+    some = table.filter(pl.col("n_nonfinite") > 0).unique("model", maintain_order=True)
+    for model, n in some.select(pl.col("model").str.strip_chars(), "n_nonfinite").iter_rows():
+        sys.stdout.write(f"{model}: {n:,} activations were NaN or infinite and are in no figure.\n")
 
 
 def read_table(path: Path, *, remedy: str) -> pl.DataFrame:

@@ -175,7 +175,9 @@ class ModelComparison(dy.Schema):
     n_values = dy.UInt64(nullable=True)
     """Outlier values of the systematic features, over all positions and sites."""
     kurtosis_of_feature_rms_mean = dy.Float64(nullable=True)
-    """Of the preset's view: the mean over its sites of each site's mean over the sequences."""
+    """Of the preset's view: the mean over its sites of each site's mean over the sequences.
+
+    The kurtosis figures are of all positions, the first tokens too, also where features are judged without them."""
     kurtosis_of_feature_rms_median = dy.Float64(nullable=True)
     excess_kurtosis_mean = dy.Float64(nullable=True)
     excess_kurtosis_median = dy.Float64(nullable=True)
@@ -192,6 +194,7 @@ class ModelComparison(dy.Schema):
     routing = dy.String(nullable=True)
     release_date = dy.Date(nullable=True)
     d_model = dy.UInt32()
+    """Features of the widest site."""
     n_layers = dy.UInt32()
     n_sequences = dy.UInt32()
     n_tokens = dy.UInt64()

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64, Shaped
 
+from outlier_moe.comparison import LARGEST_LOSS
 from outlier_moe.statistics.resample_kernels import GROUP, POOLED, pooled_figures
 from outlier_moe.statistics.sequence_tables import SequenceTables, layers_affected
 
@@ -193,7 +194,7 @@ def sequence_figures(sites: pl.DataFrame, sequences: pl.DataFrame, weights: Weig
     """
     # Losses that are missing leave the perplexity out, as the comparison does.
     losses = sequences.sort("sequence")["loss_nats"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    complete = len(losses) == weights.shape[1] and bool(np.isfinite(losses).all())
+    complete = len(losses) == weights.shape[1] and bool((losses < LARGEST_LOSS).all())
     figures = {"perplexity": np.exp(weights @ losses / weights.sum(axis=1))} if complete else {}
     site = sites.select(pl.struct("tap", "layer").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
     sequence = sites.select(pl.col("sequence").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
