@@ -120,7 +120,7 @@ def _chosen(models: pl.DataFrame, arguments: argparse.Namespace) -> pl.DataFrame
 
 
 def _with_intervals(models: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """The comparison with the 95 % interval of each figure that has one, as `FIGURE_low` and `FIGURE_high`."""
+    """The comparison with the interval of each figure that has one, as `FIGURE_low` and `FIGURE_high`."""
     if not path.exists():
         return models
     key = ["model", "preset", "first_token"]

@@ -259,7 +259,7 @@ def _not_finite(rows: pl.DataFrame) -> list[Finding]:
     if some.is_empty():
         return []
     told = ", ".join(f"{n:,} in {model}" for model, n in some.select("model", "n_nonfinite").iter_rows())
-    text = f"Some activations are NaN or infinite and in no figure: {told}."
+    text = f"Some activations are NaN or infinite, and in no figure: {told}. Their models are in no test."
     return [Finding("Not finite", text, f"n = {counted(len(rows), 'model')}", True)]
 
 

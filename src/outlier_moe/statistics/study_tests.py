@@ -32,13 +32,17 @@ class StudyTests(NamedTuple):
 def tests_of_study(models: pl.DataFrame, resamples: pl.DataFrame, *, presets: list[str], seed: int) -> StudyTests:
     """Dense against MoE, and whether anything jumps.
 
+    A model with activations that are NaN or infinite is in no test: all that comes after one of those counts as zero.
+
     Args:
         models: The table `ModelComparison`.
         resamples: The table `ModelResample` of these presets.
         presets: Names of the presets whose figures are tested. Each more of them makes all q-values larger.
         seed: Decides all random draws.
     """
-    chosen = models.filter(pl.col("preset").is_in(presets))
+    for model in models.filter(pl.col("n_nonfinite") > 0)["model"].unique(maintain_order=True):
+        log.warning("%s is in no test: some of its activations are NaN or infinite", model)
+    chosen = models.filter(pl.col("preset").is_in(presets), pl.col("n_nonfinite") == 0)
     compared = compare_dense_moe(chosen, options=DenseMoeOptions(seed=seed))
     found = phase_transitions(chosen, resamples=resamples, options=TransitionOptions(seed=seed))
     for table in (compared.tests, found.transitions):

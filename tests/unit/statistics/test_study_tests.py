@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
+import pytest
 
 from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics import study_tests
@@ -14,6 +15,17 @@ NO_RESAMPLES = ModelResample.create_empty()
 
 def tables_of(models: pl.DataFrame, presets: tuple[str, ...]) -> study_tests.StudyTests:
     return study_tests.tests_of_study(models, NO_RESAMPLES, presets=list(presets), seed=0)
+
+
+def test_models_with_activations_that_are_no_numbers_are_in_no_test(caplog: pytest.LogCaptureFixture) -> None:
+    models = made_up_comparison(7, presets=PRESETS[:1])
+    odd = models["model"][0]
+    broken = models.with_columns(n_nonfinite=pl.when(pl.col("model") == odd).then(9).otherwise(0).cast(pl.UInt64))
+    found = tables_of(broken, PRESETS[:1])
+    without = tables_of(models.filter(pl.col("model") != odd), PRESETS[:1])
+    for name in found._fields:
+        assert getattr(found, name).equals(getattr(without, name)), name
+    assert f"{odd} is in no test" in caplog.text
 
 
 def test_all_presets_are_tested_and_paid_for() -> None:
