@@ -23,6 +23,18 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_whole(directory: Path) -> None:
+    """Remove a folder, if there is one, in one move: a kill leaves all of it there, or none.
+
+    What a kill leaves of it beside its place goes with the next removal.
+    """
+    gone = directory.with_name(f".{directory.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if directory.exists():
+        directory.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to; its file takes the place of `path` when the block ends; an error removes it instead."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from torch import nn
 
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.devices import choose_device
@@ -43,3 +44,18 @@ def _takes_bfloat16(precision: Precision, device: torch.device) -> bool:
         # A CPU has it as well, but most are slower with it.
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
+
+
+@contextmanager
+def in_full_precision(model: nn.Module) -> Iterator[None]:
+    """Have a model compute in the precision of its weights while the block runs, whatever Accelerate made of it."""
+    # Accelerate puts its autocast around the model's forward; that of what is inside is the last to be entered.
+    inside = [module for module in model.children() if "forward" not in vars(module)]
+    without = torch.autocast(next(model.parameters()).device.type, enabled=False)
+    try:
+        for module in inside:
+            module.forward = without(module.forward)
+        yield
+    finally:
+        for module in inside:
+            vars(module).pop("forward", None)

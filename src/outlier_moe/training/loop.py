@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.optim import Optimizer
 
-from outlier_moe.recording.devices import is_out_of_memory
+from outlier_moe.recording.devices import free_cached_memory, is_out_of_memory
 from outlier_moe.training.checkpoints import FOLDER, Resumed, load_checkpoint, save_checkpoint
 from outlier_moe.training.devices import accelerator_for
 from outlier_moe.training.history import TrainingHistory
@@ -30,11 +29,12 @@ from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.progress import training_progress
 from outlier_moe.training.schedule import lr_fraction, note_peaks, set_learning_rates
 from outlier_moe.training.steps import Batch, BatchSource, LossFunction
+from outlier_moe.whole_outputs import remove_whole
 
 log = logging.getLogger(__name__)
 
 Visit = Callable[[int, nn.Module], None]
-"""Called with the number of steps done and the model, in evaluation mode, before the first step and at checkpoints."""
+"""Called with the number of steps done and the model, in evaluation mode, before the first step and at each visit."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Trained(NamedTuple):
     n_steps: int
     """Steps that were done."""
     diverged_at: int | None
-    """The zero-based step whose loss was not finite and which ended the run, if one was."""
+    """The zero-based step that ended the run, if one did: its loss or gradient was not finite, or its optimiser's
+    linear algebra failed."""
     n_accumulate: int
     """Parts that a batch was cut into at the end."""
 
@@ -107,23 +108,24 @@ def train(task: TrainingTask, options: TrainingOptions, folder: Path) -> Trained
 
 def forget_state(folder: Path) -> None:
     """Remove what a run's folder keeps to go on from: when the run is done and its model kept elsewhere."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    remove_whole(folder / FOLDER)
 
 
 def _all_steps(run: _Run, history: TrainingHistory, save: Callable[[Resumed], None]) -> int | None:
-    """Take the steps that are left; returns the one whose loss was not finite, if there was one."""
+    """Take the steps that are left; returns the one at which the run diverged, if it did."""
     options, label = run.options, run.task.label
     with training_progress(label, n_steps=options.n_steps, n_done=run.n_done, unit=options.unit) as advance:
         while run.n_done < options.n_steps:
             row = run.step()
             history.add(row)
             advance(row)
-            if not math.isfinite(row["loss"]):
-                log.warning("%s: diverged: the loss of step %d is not finite", label, run.n_done + 1)
+            if run.diverged is not None:
+                log.warning("%s: diverged in step %d: %s", label, run.n_done + 1, run.diverged)
                 return run.n_done
             run.n_done += 1
-            if options.is_checkpoint(run.n_done):
+            if options.is_visit(run.n_done):
                 run.visit()
+            if options.is_checkpoint(run.n_done):
                 save(Resumed(run.n_done, run.n_accumulate))
     return None
 
@@ -167,6 +169,7 @@ class _Run:
         self.model = model.train()
         self.optimizers = optimizers
         self.n_done, self.n_accumulate = at
+        self.diverged: str | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def visit(self) -> None:
@@ -187,11 +190,9 @@ class _Run:
         # Infinity leaves gradients as they are and tells their norm.
         limit = self.options.max_gradient_norm
         norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
         n_units = means.pop("n_units")
         row = {name: float(value) for name, value in means.items()}
+        self._update(row["loss"], norm)
         time_s = time.monotonic() - started
         return {
             "step": self.n_done,
@@ -204,6 +205,20 @@ class _Run:
             "n_accumulate": self.n_accumulate,
         }
 
+    def _update(self, loss: float, norm: Any) -> None:
+        """Have the optimisers take the step, unless it would make weights of what is no number."""
+        if not (math.isfinite(loss) and (norm is None or math.isfinite(norm))):
+            # Shampoo and SOAP fail on such gradients, and others would leave no finite weight.
+            self.diverged = "the loss is not finite" if not math.isfinite(loss) else "the gradient is not finite"
+            return
+        try:
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            # Gradients that are finite, and whose squares are not.
+            self.diverged = str(error)
+
     def _gradients(self, batch: Batch) -> dict[str, Any]:
         while True:
             try:
@@ -215,8 +230,7 @@ class _Run:
                 log.warning("memory ran out: going on with batches in %d parts", self.n_accumulate)
             # Outside of the handler, which holds on to what the failed part had computed.
             self.model.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_cached_memory(self.accelerator.device)
 
     def _accumulated(self, batch: Batch) -> dict[str, Any]:
         """The gradients of a batch, part by part; returns the means of loss and figures."""

@@ -46,13 +46,23 @@ class MuonOfParts(Muon):
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; what is done to a part is done to the parameter that it belongs to."""
+        self._find_parts()
         for matrix, parts in self.fused:
             gradient = matrix.whole.grad
-            # Anew each time: a model that has moved to a device since has other memory.
-            for index, (part, piece) in enumerate(zip(parts, _cut(matrix), strict=True)):
-                part.data = piece
+            for index, part in enumerate(parts):
                 part.grad = None if gradient is None else gradient.chunk(matrix.n_parts)[index]
         return super().step(closure)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take over a state, each momentum to the device and the type of the parameter that it belongs to."""
+        self._find_parts()
+        super().load_state_dict(state_dict)
+
+    def _find_parts(self) -> None:
+        # Anew each time: a model that has moved to a device since has other memory.
+        for matrix, parts in self.fused:
+            for part, piece in zip(parts, _cut(matrix), strict=True):
+                part.data = piece
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, those of the fused parameters too."""

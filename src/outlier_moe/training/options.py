@@ -26,6 +26,8 @@ class TrainingOptions:
     """Parts that a batch is cut into, one after the other through the model. Out of memory doubles it."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step has one as well."""
+    visit_at: tuple[int, ...] | None = None
+    """Numbers of steps done at which the model is visited, beside the start; None for the checkpoints."""
     seed: int = 0
     """Of torch's random numbers while training (dropout); batches have a seed of their own."""
     precision: Precision = "auto"
@@ -36,5 +38,9 @@ class TrainingOptions:
     """What `StepLoss.n_units` counts."""
 
     def is_checkpoint(self, n_done: int) -> bool:
-        """Whether there is a checkpoint after so many steps; the state before the first is visited as one too."""
+        """Whether there is a checkpoint after so many steps."""
         return n_done % self.checkpoint_every == 0 or n_done == self.n_steps
+
+    def is_visit(self, n_done: int) -> bool:
+        """Whether the model is visited after so many steps; before the first it always is."""
+        return self.is_checkpoint(n_done) if self.visit_at is None else n_done in self.visit_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,49 @@ def test_a_diverged_run_ends_and_says_where(tmp_path: Path, caplog: pytest.LogCa
     assert (trained.diverged_at, trained.n_steps) == (4, 4)
     assert trained.history["loss"].is_null().to_list() == [False] * 4 + [True]
     assert "diverged" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_moves_no_weight(tmp_path: Path) -> None:
+    def diverging(model: nn.Module, batch: Batch) -> StepLoss:
+        found = squared(model, batch)
+        # The root's slope at 0 is infinite, times 0 no number; the loss itself does not change.
+        return found._replace(
+            loss=found.loss + (0 * found.loss).sqrt() if batch["x"].equal(batches(4)["x"]) else found.loss
+        )
+
+    of, short = task(), task()
+    trained = train(TrainingTask(of.model, of.optimizers, batches, diverging), OPTIONS, tmp_path / "run")
+    assert (trained.diverged_at, trained.n_steps) == (4, 4)
+    assert trained.history["loss"].is_not_null().all()
+    assert trained.history["gradient_norm"].is_null().to_list() == [False] * 4 + [True]
+    with pytest.raises(Killed):
+        train(TrainingTask(short.model, short.optimizers, dying_at(4), squared), OPTIONS, tmp_path / "short")
+    assert all(torch.equal(value, weights(short)[name]) for name, value in weights(of).items())
+
+
+def test_an_optimiser_whose_linear_algebra_fails_is_a_run_that_diverged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return torch.linalg.eigh(torch.full((3, 3), torch.nan))
+
+    of = task()
+    trained = train(TrainingTask(of.model, [Failing(of.model.parameters())], batches, squared), OPTIONS, tmp_path)
+    assert (trained.diverged_at, trained.n_steps, len(trained.history)) == (0, 0, 1)
+    assert "diverged in step 1: linalg.eigh" in caplog.text
+
+
+def test_visits_have_steps_of_their_own_if_they_are_told(tmp_path: Path) -> None:
+    seen: list[int] = []
+    options = replace(OPTIONS, visit_at=(1, 2, 7, 9))
+    with pytest.raises(Killed):
+        train(task(dying_at(8), visit=lambda n_done, model: seen.append(n_done)), options, tmp_path)
+    assert seen == [0, 1, 2, 7]
+    seen.clear()
+    train(task(visit=lambda n_done, model: seen.append(n_done)), options, tmp_path)
+    # The last state was that of step 6.
+    assert seen == [7, 9]
 
 
 def test_the_model_is_visited_at_the_start_at_checkpoints_and_at_the_end(tmp_path: Path) -> None:

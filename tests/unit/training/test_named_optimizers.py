@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,47 @@ def test_every_optimiser_trains_and_goes_on_after_a_kill(name: OptimizerName, tm
     again, same = run(tmp_path / "killed")
     assert again == losses
     assert all(torch.equal(value, same[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap"])
+@pytest.mark.parametrize("kind", ["loss", "gradient", "squares"])
+def test_preconditioners_do_not_fail_where_a_run_diverges(name: OptimizerName, kind: str, tmp_path: Path) -> None:
+    model = new_vit(Scale(8, 1, 1), VIT[1])
+    optimizers = named_optimizers(model, find_structure(model).layers, name, lr=0.01, adamw_lr=0.01, weight_decay=0.1)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> StepLoss:
+        plain = model(pixel_values=batch["x"]).logits.square().mean()
+        wrong = {"loss": plain * torch.nan, "gradient": plain + (0 * plain).sqrt(), "squares": plain * 1e30}
+        return StepLoss(wrong[kind], 1, {})
+
+    options = TrainingOptions(n_steps=2, max_gradient_norm=None, checkpoint_every=2, device="cpu")
+    data = {"x": torch.ones(2, 1, 8, 8)}
+    trained = train(TrainingTask(model, optimizers, lambda step: data, loss), options, tmp_path)
+    assert trained.diverged_at is not None
+
+
+def test_the_state_of_fused_parts_goes_where_the_model_went() -> None:
+    def moved() -> tuple[nn.Module, MuonOfParts]:
+        model = new_model(model_config("simple", TEXT))
+        muon, _ = named_optimizers(model, find_structure(model).layers, "muon", lr=0.1, adamw_lr=0.01, weight_decay=0.0)
+        assert isinstance(muon, MuonOfParts)
+        # As to another device: what the optimiser was made of is left behind.
+        return model.double(), muon
+
+    def step(model: nn.Module, muon: MuonOfParts) -> None:
+        tokens = torch.arange(16).reshape(2, 8)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        muon.step()
+        muon.zero_grad()
+
+    model, muon = moved()
+    step(model, muon)
+    again, resumed = moved()
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(deepcopy(muon.state_dict()))
+    step(model, muon)
+    step(again, resumed)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
