@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # Ignored by git, as all results are; kept after the tests for whoever wants to look.
 ARTEFACTS = Path(__file__).parents[2] / "results" / "test-artefacts" / "browser"
-PICTURE_TRIES = 5
 
 
 @pytest.fixture(scope="session")
@@ -34,26 +34,18 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keep_picture(browser: Chrome, name: str, *, of: str | None = None) -> None:
     """Keep a picture of the window, or of what a selector names, for whoever wants to look.
 
-    The driver waits ten seconds for a picture, and on a busy machine drawing a window as tall as the page takes longer:
-    a part is taken from a window of the usual height, and a picture that came too late is asked for again.
+    Chromium is asked for a part itself: its driver first moves the window there, which hangs where that is as tall as
+    the page.
     """
-    from selenium.common.exceptions import TimeoutException
-    from selenium.webdriver.common.by import By
-
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    if of is not None:
-        width = browser.execute_script("return window.innerWidth")
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    part = None if of is None else browser.find_element(By.CSS_SELECTOR, of)
-    for n_left in reversed(range(PICTURE_TRIES)):
-        try:
-            picture = browser.get_screenshot_as_png() if part is None else part.screenshot_as_png
-            (ARTEFACTS / name).write_bytes(picture)
-            return
-        except TimeoutException:
-            if not n_left:
-                raise
+    if of is None:
+        browser.save_screenshot(str(ARTEFACTS / name))
+        return
+    box = "const box = document.querySelector(arguments[0]).getBoundingClientRect();"
+    sides = "return {x: box.left + scrollX, y: box.top + scrollY, width: box.width, height: box.height, scale: 1}"
+    wanted = {"clip": browser.execute_script(box + sides, of), "captureBeyondViewport": True}
+    answer = browser.execute_cdp_cmd("Page.captureScreenshot", wanted)
+    (ARTEFACTS / name).write_bytes(base64.b64decode(answer["data"]))
 
 
 def recording_of(folder: Path, model: str) -> Recording:
