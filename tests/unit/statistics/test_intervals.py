@@ -120,7 +120,7 @@ def test_an_interval_without_a_width_is_none(n_other: int, low: float | None) ->
 
 
 FIGURES = ("n_values", "position_fraction_mean", "n_systematic")
-N_STUDIES = 400
+N_STUDIES = 200
 
 
 def coverage(*, by_feature: bool, shape: float) -> list[float]:
@@ -161,7 +161,7 @@ def test_coverage_on_simulated_sequences_is_what_the_report_says() -> None:
         coverage(by_feature=True, shape=1),
     ]
     assert (SIMULATED.n_sequences, SIMULATED.confidence_level) == (16, 0.95)
-    # Two standard errors of a share of 0.75 over 400 studies are 0.043.
-    assert min(map(min, kinds)) == pytest.approx(SIMULATED.least, abs=0.043), kinds
-    assert max(map(max, kinds)) == pytest.approx(SIMULATED.most, abs=0.043), kinds
+    # Two standard errors of a share of 0.75 over 200 studies are 0.061.
+    assert min(map(min, kinds)) == pytest.approx(SIMULATED.least, abs=0.061), kinds
+    assert max(map(max, kinds)) == pytest.approx(SIMULATED.most, abs=0.061), kinds
     assert all(shares[2] == min(shares) < min(kinds[0]) for shares in kinds[1:]), kinds
