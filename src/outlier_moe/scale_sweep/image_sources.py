@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,16 @@ def read_idx(folder: Path) -> tuple[LabelledImages, LabelledImages]:
                 "Images and labels differ in number.", file=folder / labels, expected=len(pixels), got=len(classes)
             )
         found.append(LabelledImages(pixels[:, None], classes.astype(np.int64)))
-    return found[0], found[1]
+    train, test = found
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise StudyError(
+            "Test images have another size than those to train on.",
+            file=folder / IDX_FILES["test"][0],
+            key="scale_sweep.images.path",
+            expected=list(train.images.shape[2:]),
+            got=list(test.images.shape[2:]),
+        )
+    return train, test
 
 
 def _read_idx_file(folder: Path, name: str, *, n_dimensions: int) -> np.ndarray:
@@ -99,7 +109,7 @@ def _read_idx_file(folder: Path, name: str, *, n_dimensions: int) -> np.ndarray:
     path = plain if plain.exists() else packed
     try:
         content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise StudyError(
             "An IDX file cannot be read.",
             file=path,

@@ -55,10 +55,11 @@ def prepare_images(output: Path, options: ImageOptions) -> None:
         options: Which images.
 
     Raises:
-        StudyError: If they cannot be had.
+        StudyError: If they cannot be had, or are too few for all parts.
     """
     train, test = _read(options)
     kinds = _divided(train, test, options)
+    _refuse_empty(kinds.parts, options)
     facts = {
         "source": options.source,
         "n_classes": int(max(train.labels.max(), 0 if test is None else test.labels.max())) + 1,
@@ -76,6 +77,18 @@ def prepare_images(output: Path, options: ImageOptions) -> None:
         kinds.split.write_parquet(partial / SPLIT)
         (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     log.info("%s: %s", options.source, ", ".join(f"{facts[f'n_{part}']} {part}" for part in PARTS))
+
+
+def _refuse_empty(parts: Mapping[Part, LabelledImages], options: ImageOptions) -> None:
+    sizes = {part: len(of.labels) for part, of in parts.items()}
+    if min(sizes.values()) == 0:
+        raise StudyError(
+            "There are too few images to divide.",
+            file=options.path,
+            key="scale_sweep.images",
+            expected="at least one to train on, one to choose learning rates by and one to test on",
+            got=", ".join(f"{n} for {part}" for part, n in sizes.items()),
+        )
 
 
 def _read(options: ImageOptions) -> tuple[LabelledImages, LabelledImages | None]:

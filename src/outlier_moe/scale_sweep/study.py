@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from outlier_moe.errors import StudyError, nearest
@@ -106,6 +107,23 @@ def check_sweeps(study: Mapping[str, Any], *, file: str) -> None:
     sweep = chosen_sweep(study)
     for key, expected, got, remedy in [*_mistakes(sweep), *_lm_mistakes(study["lm_scale_sweep"])]:
         raise StudyError("A sweep contradicts itself.", file=file, key=key, expected=expected, got=got, remedy=remedy)
+
+
+def refuse_missing_images(sweep: Mapping[str, Any]) -> None:
+    """Refuse a folder of images that is not there, on the machine that they are read on.
+
+    Raises:
+        StudyError: If it is not.
+    """
+    images = sweep["images"]
+    if images["source"] == "idx" and not Path(images["path"]).is_dir():
+        raise StudyError(
+            "The images of the scale sweep are not there.",
+            key="scale_sweep.images.path",
+            expected="a folder with the four files of MNIST and its kin",
+            got=images["path"],
+            remedy="Point it to one, or take the source digits, which comes with scikit-learn.",
+        )
 
 
 _Mistake = tuple[str, str, object, str | None]

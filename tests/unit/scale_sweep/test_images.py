@@ -86,7 +86,13 @@ def test_idx_files_are_read_packed_or_plain_and_get_a_border(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "cannot be read"), (b"not gzip", "cannot be read"), (gzip.compress(b"short", mtime=0), "no IDX")],
+    [
+        (None, "cannot be read"),
+        (b"not gzip", "cannot be read"),
+        # Its header is gzip's, what is packed is damaged.
+        (gzip.compress(b"short" * 99, mtime=0)[:10] + b"\xff" * 40, "cannot be read"),
+        (gzip.compress(b"short", mtime=0), "no IDX"),
+    ],
 )
 def test_a_bad_idx_file_is_named(content: bytes | None, says: str, tmp_path: Path) -> None:
     write_idx(tmp_path / "idx")
@@ -97,6 +103,30 @@ def test_a_bad_idx_file_is_named(content: bytes | None, says: str, tmp_path: Pat
     with pytest.raises(StudyError, match=says) as caught:
         prepare_images(tmp_path / "out", ImageOptions(source="idx", path=str(tmp_path / "idx")))
     assert caught.value.file == path
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        ({"train": (0, 8, 8)}, "too few images"),
+        ({"train": (1, 8, 8)}, "too few images"),
+        ({"t10k": (0, 28, 28)}, "too few images"),
+        ({"t10k": (4, 14, 14)}, "another size"),
+    ],
+)
+def test_images_that_no_sweep_could_use_are_refused(
+    shapes: dict[str, tuple[int, int, int]], says: str, tmp_path: Path
+) -> None:
+    write_idx(tmp_path / "idx")
+    for part, shape in shapes.items():
+        for side in ("train", "t10k") if part == "train" else (part,):
+            of_side = shape if side == part else (5, *shape[1:])
+            (tmp_path / f"idx/{side}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(of_side))))
+            (tmp_path / f"idx/{side}-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(of_side[0])))
+    with pytest.raises(StudyError, match=says) as caught:
+        prepare_images(tmp_path / "out", ImageOptions(source="idx", path=str(tmp_path / "idx")))
+    assert "scale_sweep.images" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
