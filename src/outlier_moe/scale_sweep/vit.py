@@ -58,8 +58,9 @@ def n_vit_parameters(scale: Scale, geometry: Geometry, *, n_classes: int = N_CLA
     return 12 * layers * d**2 + 13 * layers * d + outside
 
 
-STATES: Mapping[OptimizerName, float] = {"sgd": 1, "adamw": 2, "muon": 1, "soap": 2, "shampoo": 0, "ademamix": 3}
-"""Numbers that an optimiser keeps for each weight of a hidden matrix, its square preconditioners aside."""
+STATES: Mapping[OptimizerName, float] = {"sgd": 1, "adamw": 2, "muon": 1, "soap": 2, "shampoo": 1, "ademamix": 3}
+"""Numbers that an optimiser keeps for each weight that it takes, its square preconditioners aside. Shampoo keeps a
+momentum also where it uses none."""
 
 
 def step_memory(
@@ -81,11 +82,16 @@ def step_memory(
     """
     n_parameters = n_vit_parameters(scale, geometry)
     hidden = 12 * scale.n_layers * scale.d_model**2
-    states = STATES[optimizer] * hidden + STATES["sgd" if optimizer == "sgd" else "adamw"] * (n_parameters - hidden)
+    states = STATES[optimizer] * hidden + STATES["adamw" if optimizer == "muon" else optimizer] * (
+        n_parameters - hidden
+    )
     if optimizer in ("soap", "shampoo"):
-        # Two square matrices, and two of what is made of them, for each side of each matrix: four sides of d_model for
-        # query to output, one of d_model and one of four times it for each of the other two.
-        states += 2 * scale.n_layers * scale.d_model**2 * (4 * 2 + 2 * (1 + 16))
+        # A square matrix, and what is made of it, for each side of each matrix: four times two of d_model for query to
+        # output, one of d_model and one of four times it for each of the other two.
+        sides = 4 * 2 + 2 * (1 + 16)
+        # Shampoo has them of vectors too: five biases and four parts of norms, and the bias of four times the width.
+        sides += 9 + 16 if optimizer == "shampoo" else 0
+        states += 2 * scale.n_layers * scale.d_model**2 * sides
     tokens = batch_size * (geometry.patches_per_side**2 + 1)
     kept = 16 * scale.n_layers + 2 * 4
     return StepMemory(

@@ -9,13 +9,16 @@ import psutil
 import pytest
 import torch
 
+from outlier_moe.architectures.structure import find_structure
 from outlier_moe.cli import main
 from outlier_moe.scale_sweep.classifiers import classification_loss
-from outlier_moe.scale_sweep.study import Geometry, Scale
+from outlier_moe.scale_sweep.study import OPTIMIZERS, Geometry, OptimizerName, Scale
 from outlier_moe.scale_sweep.vit import PUBLISHED, SIZES, counted_models, n_vit_parameters, new_vit, step_memory
 from outlier_moe.streaming.memory import release_freed_memory
+from outlier_moe.training.named_optimizers import named_optimizers
 from outlier_moe.training.optimizers import adamw
 from outlier_moe.training.parameter_counts import count_parameters
+from outlier_moe.training.stored_state import save_state
 
 COUNTS = {
     "vit-tiny": 2_693_578,
@@ -42,6 +45,20 @@ def test_the_command_lists_them_with_the_memory_of_a_step(capsys: pytest.Capture
     assert {name: row["n_parameters"] for name, row in rows.items()} == COUNTS
     assert [row["batch_size"] for row in rows.values()] == [4096, 2048, 2048, 1024, 1024]
     assert all(row["step_memory_gib"] > 16 * row["n_parameters"] / 2**30 for row in rows.values())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_estimated_state_is_what_an_optimiser_keeps(optimizer: OptimizerName, tmp_path: Path) -> None:
+    scale, geometry = Scale(48, 2, 3), Geometry(8, 1, 2)
+    model = new_vit(scale, geometry)
+    kept = named_optimizers(model, find_structure(model).layers, optimizer, lr=0.001, adamw_lr=0.001, weight_decay=0.0)
+    model(pixel_values=torch.randn(2, 1, 8, 8)).logits.square().mean().backward()
+    for of in kept:
+        of.step()
+        save_state(of.state_dict(), tmp_path / str(len(list(tmp_path.iterdir()))))
+    n_bytes = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    estimate = step_memory(scale, geometry, batch_size=1, optimizer=optimizer).optimizer_state
+    assert n_bytes == pytest.approx(estimate, rel=0.1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a process forget its peak")
