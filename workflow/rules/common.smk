@@ -51,11 +51,11 @@ REVISIONS = {
     "summarise_upcycling": 1,
     "plot_upcycling": 1,
     "prepare_images": 1,
-    "try_learning_rates": 1,
-    "train_classifier": 2,
-    "train_language_model": 1,
-    "summarise_sweep": 2,
-    "plot_sweep": 1,
+    "try_learning_rates": 2,
+    "train_classifier": 3,
+    "train_language_model": 2,
+    "summarise_sweep": 3,
+    "plot_sweep": 2,
 }
 
 

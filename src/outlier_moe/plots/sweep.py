@@ -24,6 +24,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "weight_participation_ratio": "participation ratio of weights",
         "feature_effective_rank": "effective rank of the residual stream / min(m, n)",
         "feature_stable_rank": "stable rank of the residual stream",
+        "feature_participation_ratio": "participation ratio of the residual stream",
         "head_effective_rank": "effective rank of what the head reads / min(m, n)",
     },
     "sparsity": {
@@ -152,13 +153,19 @@ def dynamics_chart(dynamics: pl.DataFrame, *, width: int = 220, height: int = 15
         alt.Chart()
         .mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=20))
         .encode(
-            x=alt.X("step:Q", title="step"),
+            # Checkpoints are the denser the earlier, step 0 among them.
+            x=alt.X("step:Q", title="step", scale=alt.Scale(type="symlog"), axis=_step_axis(rows)),
             y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
             color=_colour(rows),
             tooltip=["optimizer:N", "scale:N", "step:Q", alt.Tooltip("y:Q", format=",.4~r", title="mean")],
         )
     )
     return _faceted(alt.layer(line, data=named(rows, "dynamics")), [_TITLES[name] for name in shown], width, height)
+
+
+def _step_axis(rows: Sequence[Mapping[str, object]]) -> alt.Axis:
+    steps = sorted({step for row in rows if isinstance(step := row["step"], int)})
+    return alt.Axis(values=steps, format="~s", labelOverlap=True)
 
 
 def _faceted(layers: Layered, panels: Sequence[str], width: int, height: int) -> alt.FacetChart:

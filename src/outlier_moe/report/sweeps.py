@@ -32,8 +32,8 @@ _ANSWERS = ("weight_effective_rank", "hoyer", "generalisation_gap_nats", "kurtos
 """The figures whose trends and differences the text says."""
 _TABLES = {
     "summary": "means of the seeds at the end, and at matched training loss",
-    "trends": "slopes per doubling of the parameters; Kendall's tau with two-sided p-values by permutation",
-    "comparisons": "differences of optimisers, paired by seed; signed-rank tests, two-sided",
+    "trends": "slopes per doubling of the parameters; Kendall's tau with two-sided p-values by permutation of runs",
+    "comparisons": "differences of optimisers, paired by seed; signed-rank tests of the pairs, two-sided",
     "runs": "every run",
 }
 
@@ -71,8 +71,10 @@ def _text(tables: Sweep) -> str:
     ended = "none diverged" if not n_diverged else f"{n_diverged} diverged and are in no comparison"
     parts = [f"{len(runs)} runs ({seeds}), {ended}."]
     parts += _edges(tables["summary"])
+    parts += _matched(tables["summary"])
     if n_seeds > 1:
         parts.append("Intervals of 95 % are over resampled seeds, and so few seeds make them rough.")
+        parts += _unit(tables)
     for figure in _ANSWERS:
         said = [*_trends(tables["trends"], figure), *_differences(tables["comparisons"], figure)]
         if said:
@@ -90,6 +92,33 @@ def _edges(summary: pl.DataFrame) -> list[str]:
     if not said:
         return []
     return [f"At the edge of the grid of learning rates, so that a better one may lie beyond: {', '.join(said)}."]
+
+
+def _matched(summary: pl.DataFrame) -> list[str]:
+    """Where figures at matched loss are read, and from how far apart."""
+    known = summary.drop_nulls("step_matched")
+    if known.is_empty():
+        return []
+    steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
+    said = f"The matched loss of a scale is reached after {min(steps):.3g} to {max(steps):.3g} steps (means of seeds)"
+    if any(gaps):
+        said += f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart"
+    missing = sum(summary.select(pl.col("n_seeds") - pl.col("n_diverged") - pl.col("n_matched")).to_series().to_list())
+    return [f"{said}; {missing} runs start at or below it and have none." if missing else f"{said}."]
+
+
+def _unit(tables: Sweep) -> list[str]:
+    """What the tests of all scales together count as one observation."""
+    comparisons, n_scales = tables["comparisons"], tables["runs"]["scale"].n_unique()
+    pooled = comparisons.filter(scale=ALL_SCALES) if len(comparisons) else comparisons
+    if pooled.is_empty():
+        return []
+    n_pairs, n_seeds = max(pooled["n_pairs"].to_list()), max(pooled["n_seeds"].to_list())
+    return [
+        f"Differences over all scales are tested by {n_pairs} pairs ({n_seeds} seeds at {n_scales} scales) and trends "
+        "by single runs, all taken as independent; by whole seeds alone no p-value below "
+        f"{min(1.0, 2 / 2**n_seeds):.2g} could be had."
+    ]
 
 
 _TITLE_OF = {figure: title for panels in PANELS.values() for figure, title in panels.items()}

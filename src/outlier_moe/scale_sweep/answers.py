@@ -2,6 +2,10 @@
 
 Intervals are BCa intervals over resampled seeds; of three seeds there are ten different resamples, so that they are
 rough. Tests take no side, and the q-values of a table account for all of its tests.
+
+The unit of a test is the run (trends) or the pair of runs (differences), also where scales are taken together: runs of
+one seed at several scales, which share the order of the data and no weights, count as independent. Were the seed the
+unit, no p-value below 2 / 2**n_seeds could be had.
 """
 
 from __future__ import annotations
@@ -98,11 +102,16 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
 def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict[str, Any]:
     by_seed = pairs.pivot("scale", index="seed", values="difference").sort("seed").drop_nulls()
     values = by_seed.drop("seed").to_numpy().astype(np.float64)
-    differences = pairs["difference"].to_numpy().astype(np.float64)
-    interval = _over_seeds(lambda chosen: float(chosen.mean()), values, seed, confidence_level) if len(values) else None
+    if len(values):
+        # One set for the mean, its interval and the test: a seed that diverged at one scale would tilt the mean alone.
+        differences = values.ravel()
+        interval = _over_seeds(lambda chosen: float(chosen.mean()), values, seed, confidence_level)
+        why = interval.reason
+    else:
+        differences = pairs["difference"].to_numpy().astype(np.float64)
+        interval, why = None, "no seed has a pair at every scale"
     test = paired(differences, seed=seed)
-    reason = test.reason or (interval.reason if interval else None)
-    row = _row(float(differences.mean()), interval, test.effect, test.p_value, reason)
+    row = _row(float(differences.mean()), interval, test.effect, test.p_value, test.reason or why)
     row["difference"] = row.pop("slope")
     return {"n_seeds": len(values), "n_pairs": len(differences)} | row
 
@@ -115,7 +124,9 @@ def _over_seeds(figure: Callable[[Values], float], values: Values, seed: int, co
     kinds, which = np.unique(np.sort(draws, axis=1), axis=0, return_inverse=True)
     resamples = np.array([figure(values[kind]) for kind in kinds])[which.ravel()]
     left_out = np.array([figure(np.delete(values, index, axis=0)) for index in range(n)]) if n > 1 else values[:, 0]
-    return bca_interval(figure(values), resamples, [left_out], confidence_level=confidence_level)
+    found = bca_interval(figure(values), resamples, [left_out], confidence_level=confidence_level)
+    # What is resampled are seeds here.
+    return found._replace(reason=None if found.reason is None else found.reason.replace("sequence", "seed"))
 
 
 def _row(

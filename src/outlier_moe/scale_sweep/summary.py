@@ -33,22 +33,14 @@ class SweepTables(NamedTuple):
 
 def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     """Put the runs of a sweep together."""
-    facts = pl.DataFrame([_facts(run) for run in runs], infer_schema_length=None, schema_overrides=_OVERRIDES)
+    facts = pl.DataFrame([_facts(run) for run in runs], infer_schema_length=None, schema_overrides=_OF_RUN)
     over_steps = [figures_over_steps(pl.read_parquet(run.metrics)) for run in runs]
     targets = _targets(runs, over_steps, facts)
     rows, dynamics = [], []
     for run, steps in zip(runs, over_steps, strict=True):
-        key = run.key
-        dynamics.append(steps.select(*(pl.lit(value).alias(name) for name, value in key.items()), pl.all()))
-        moments = at_moments(steps, targets[run.scale])
-        for moment in MOMENTS:
-            shown = {"step": moments[moment]["step"], "is_diverged": run.facts()["diverged_at"] is not None}
-            values = {name: value for name, value in moments[moment].items() if name != "step"}
-            if moment == "end":
-                values[COST] = run.facts()["step_time_s"]
-                values["learning_rate"] = run.facts()["optimizer_lr"]
-            rows += [{**key, "moment": moment, **shown, "figure": name, "value": v} for name, v in values.items()]
-    figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"value": pl.Float64, "step": pl.Float64})
+        dynamics.append(steps.select(*(pl.lit(value).alias(name) for name, value in run.key.items()), pl.all()))
+        rows += _figures(run, steps, targets[run.scale])
+    figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=_OF_FIGURE)
     # A diverged run's last figures are those of a checkpoint before it did.
     compared = figures.filter(~pl.col("is_diverged"))
     # Nothing is asked of what is chosen or the same by definition.
@@ -64,7 +56,27 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     )
 
 
-_OVERRIDES = {"diverged_at": pl.Int64, "grid_edge": pl.String}
+_OF_RUN = {"diverged_at": pl.Int64, "grid_edge": pl.String}
+_OF_FIGURE = {
+    "value": pl.Float64,
+    "step": pl.Float64,
+    "gap_steps": pl.Float64,
+    "reason": pl.String,
+}
+
+
+def _figures(run: SweptRun, steps: pl.DataFrame, target: float | None) -> list[dict[str, Any]]:
+    """The figures of a run at each moment, a row each."""
+    facts, key, rows = run.facts(), run.key, []
+    moments = at_moments(steps, target)
+    for moment in MOMENTS:
+        values, *where = moments[moment]
+        if moment == "end":
+            values = {**values, COST: facts["step_time_s"], "learning_rate": facts["optimizer_lr"]}
+        shown = dict(zip(("step", "gap_steps", "reason"), where, strict=True))
+        shown |= {"moment": moment, "is_diverged": facts["diverged_at"] is not None}
+        rows += [{**key, **shown, "figure": name, "value": value} for name, value in values.items()]
+    return rows
 
 
 def _facts(run: SweptRun) -> dict[str, Any]:
@@ -119,4 +131,11 @@ def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, floa
         means = chosen.pivot("figure", index=key, values="value", aggregate_function="mean")
         means = means.rename({name: f"{name}{suffix}" for name in means.columns if name not in key})
         table = table.join(means, on=key, how="left", maintain_order="left")
-    return table
+    # Where the matched figures are read, of the seeds that have them.
+    matched = figures.filter(moment="matched", figure=TARGET).group_by(key)
+    where = matched.agg(
+        n_matched=pl.col("step").count(),
+        step_matched=pl.col("step").mean(),
+        gap_steps_matched=pl.col("gap_steps").mean(),
+    )
+    return table.join(where, on=key, how="left", maintain_order="left").with_columns(pl.col("n_matched").fill_null(0))

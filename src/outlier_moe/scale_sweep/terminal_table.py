@@ -51,11 +51,25 @@ def edge_note(summary: pl.DataFrame) -> str | None:
     )
 
 
+def matched_note(summary: pl.DataFrame) -> str | None:
+    """Where the columns at matched loss are read, if any of them lies between two checkpoints."""
+    known = summary.drop_nulls("step_matched")
+    steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
+    if not any(gaps):
+        return None
+    return (
+        "m. loss: where the training loss first is what all runs of the scale reached: after "
+        f"{min(steps):.3g} to {max(steps):.3g} steps,\n"
+        f"by a line between two checkpoints, which are up to {max(gaps):.3g} steps apart."
+    )
+
+
 def show_summary(summary: pl.DataFrame, *, output_format: OutputFormat, title: str) -> None:
     """Print the summary: for a person with what its marks mean."""
     if output_format != "table":
         show_frame(summary, TABLE, output_format=output_format, title=title)
         return
     show_frame(for_terminal(summary), TABLE, output_format=output_format, title=title)
-    if (note := edge_note(summary)) is not None:
-        print(note)
+    for note in (matched_note(summary), edge_note(summary)):
+        if note is not None:
+            print(note)

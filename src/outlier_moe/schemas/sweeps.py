@@ -31,7 +31,8 @@ class SweptRunFacts(dy.Schema):
     n_steps = dy.Int64(min=0)
     """Steps that were done."""
     diverged_at = dy.Int64(nullable=True, min=0)
-    """The zero-based step whose loss was not finite; null if there is none."""
+    """The zero-based step whose loss or gradient was not finite, or behind which a loss on some part of the data is
+    not; null if there is none."""
     batch_size = dy.Int64(min=1)
     n_accumulate = dy.Int64(min=1)
     """Parts that a batch was cut into at the end: more than 1 where memory ran out."""
@@ -40,7 +41,7 @@ class SweptRunFacts(dy.Schema):
     """The end of the grid of learning rates that the best lay at; null inside of it, or where none was tried."""
     weight_decay = dy.Float64(min=0)
     step_time_s = dy.Float64(min=0)
-    """The median."""
+    """The mean, without the first two."""
     time_training_s = dy.Float64(min=0)
     time_evaluation_s = dy.Float64(min=0)
     """Of losses and accuracies, at all checkpoints."""
@@ -85,6 +86,12 @@ class _OfScale(dy.Schema):
     """Of the seeds: those are in no mean."""
     target_loss_nats = dy.Float64(nullable=True, min=0)
     """The matched training loss; null if every run of the scale diverged."""
+    n_matched = dy.Int64(min=0)
+    """Seeds that have figures there: not those that start at or below it."""
+    step_matched = dy.Float64(nullable=True, min=0)
+    """The mean of the steps done there."""
+    gap_steps_matched = dy.Float64(nullable=True, min=0)
+    """The mean of the steps between the two checkpoints that figures there are read from."""
 
 
 class _OfCheckpoint(dy.Schema):
@@ -115,8 +122,12 @@ class SweptFigure(dy.Schema):
     is_diverged = dy.Bool()
     """Whether the run diverged: its end is the last checkpoint before, and it is in no mean, trend or comparison."""
     step = dy.Float64(nullable=True, min=0)
-    """Between two checkpoints where the loss is matched there; null where it is never reached."""
+    """Between two checkpoints where the loss is matched there; null where it is never reached, or from the start."""
+    gap_steps = dy.Float64(nullable=True, min=0)
+    """The steps between those two, from which the value is interpolated; 0 for one of a checkpoint."""
     value = dy.Float64(nullable=True)
+    reason = dy.String(nullable=True)
+    """Why the run has no such moment."""
 
     @dy.rule()
     def known_moment(cls) -> pl.Expr:
@@ -140,7 +151,7 @@ class SweepTrend(dy.Schema):
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """Kendall's tau of all runs."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
-    """Two-sided, by permutation."""
+    """Two-sided, by permutation of runs: it takes those of one seed at several scales as independent."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
     """With all tests of the table accounted for (Benjamini-Hochberg)."""
     reason = dy.String(nullable=True)
@@ -148,7 +159,11 @@ class SweepTrend(dy.Schema):
 
 
 class SweepComparison(dy.Schema):
-    """`comparisons.parquet`: how two optimisers differ; the scale `all` pools the pairs of all scales."""
+    """`comparisons.parquet`: how two optimisers differ.
+
+    The scale `all` pools the pairs of the seeds that have one at every scale; of all seeds, without an interval, if
+    none has.
+    """
 
     figure = dy.String(primary_key=True)
     moment = dy.String(primary_key=True)
@@ -156,6 +171,7 @@ class SweepComparison(dy.Schema):
     optimizer = dy.String(primary_key=True)
     other = dy.String(primary_key=True)
     n_seeds = dy.Int64(min=0)
+    """Those that are resampled; 0 if none has a pair at every scale."""
     n_pairs = dy.Int64(min=1)
     """Pairs of runs of one scale and seed, which share weights and data."""
     difference = dy.Float64()
@@ -166,7 +182,8 @@ class SweepComparison(dy.Schema):
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """The share of the pairs above 0 less the share below."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
-    """Of the signed-rank test, two-sided."""
+    """Of the signed-rank test, two-sided. Its unit is the pair: at the scale `all` it takes the pairs of one seed at
+    several scales as independent, without which no p-value below 2 / 2**n_seeds could be had."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
     """With all tests of the table accounted for (Benjamini-Hochberg)."""
     reason = dy.String(nullable=True)

@@ -29,21 +29,33 @@ def test_matched_figures_lie_between_two_checkpoints() -> None:
     target = target_loss([quick, slow])
     assert target == 1.25
     found = at_moments(quick, target)
-    assert found["matched"] == pytest.approx({"step": 7.5, "train_loss_nats": 1.25, "hoyer": 0.25})
-    assert (found["start"]["step"], found["end"]["hoyer"]) == (0, 0.4)
-    assert at_moments(slow, target)["matched"] == found["end"] | {"step": 20, "train_loss_nats": 1.25, "hoyer": 0.3}
+    assert found["matched"].values == pytest.approx({"train_loss_nats": 1.25, "hoyer": 0.25})
+    # They say from how far apart they are guessed.
+    assert found["matched"][1:] == (7.5, 10, None)
+    assert (found["start"].step, found["start"].gap_steps, found["end"].values["hoyer"]) == (0, 0, 0.4)
+    assert at_moments(slow, target)["matched"] == ({"train_loss_nats": 1.25, "hoyer": 0.3}, 20, 0, None)
 
 
 def test_a_loss_that_rises_again_is_matched_where_it_was_first() -> None:
     rising = steps([2.0, 1.0, 1.6], hoyer=[0.0, 1.0, 2.0])
-    assert at_moments(rising, 1.5)["matched"]["hoyer"] == pytest.approx(0.5)
+    assert at_moments(rising, 1.5)["matched"].values["hoyer"] == pytest.approx(0.5)
     assert target_loss([rising, steps([2.0, 1.2, 0.9])]) == 1.0
 
 
-@pytest.mark.parametrize("losses", [[2.0, None, None], [2.0, 1.9, 1.8]])
-def test_what_never_gets_there_has_no_figures_there(losses: list[float | None]) -> None:
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([2.0, None, None], "never reached"),
+        ([2.0, 1.9, 1.8], "never reached"),
+        # Its figures at the start would be those of another loss.
+        ([1.4, 1.3, 1.2], "from the start"),
+        ([1.5, 1.6, 1.7], "from the start"),
+    ],
+)
+def test_what_is_not_there_has_no_figures_there_and_says_why(losses: list[float | None], reason: str) -> None:
     found = at_moments(steps(losses, hoyer=[1.0, 2.0, 3.0]), 1.5)["matched"]
-    assert found == {"step": None, "train_loss_nats": None, "hoyer": None}
+    assert found[:3] == ({"train_loss_nats": None, "hoyer": None}, None, None)
+    assert found.reason is not None and reason in found.reason
     assert target_loss([]) is None
 
 
@@ -98,10 +110,29 @@ def test_differences_are_paired_by_seed_and_take_no_side() -> None:
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
 
 
+def test_a_difference_lies_in_its_interval_where_a_seed_diverged_at_one_scale() -> None:
+    whole = made_up(lambda size, optimizer: 0.1 * size if optimizer == "muon" else 0.0)
+    is_missing = (pl.col("seed") == 1) & (pl.col("scale") == "small")
+    table = comparisons(whole.filter(~is_missing))
+    [pooled] = table.filter(scale="all").to_dicts()
+    assert pooled["low"] <= pooled["difference"] <= pooled["high"]
+    assert (pooled["n_seeds"], pooled["n_pairs"]) == (3, 9)
+    [there] = comparisons(whole.filter(pl.col("seed") != 1)).filter(scale="all").to_dicts()
+    assert pooled | {"q_value": None} == there | {"q_value": None}
+
+
+def test_pairs_of_no_seed_at_every_scale_have_a_difference_and_no_interval() -> None:
+    table = made_up(lambda size, optimizer: size, seeds=2)
+    apart = table.filter((pl.col("scale") == "small") == (pl.col("seed") == 0))
+    [pooled] = comparisons(apart).filter(scale="all").to_dicts()
+    assert (pooled["n_seeds"], pooled["n_pairs"], pooled["low"]) == (0, 3, None)
+    assert pooled["reason"] == "no seed has a pair at every scale"
+
+
 def test_one_seed_or_one_scale_has_no_interval_and_says_why() -> None:
     single = made_up(lambda size, optimizer: size, seeds=1)
     assert trends(single)["low"].null_count() == 2
-    assert trends(single)["reason"].is_not_null().all()
+    assert trends(single)["reason"].unique().to_list() == ["fewer than two seeds: there is nothing to resample"]
     assert trends(single.filter(scale="small"))["reason"].unique().to_list() == ["one scale only"]
     assert comparisons(single.filter(optimizer="muon")).is_empty()
 
@@ -143,6 +174,8 @@ def test_a_diverged_run_is_shown_and_compares_with_nothing(tmp_path: Path) -> No
     assert (summary["sgd"]["n_seeds"], summary["sgd"]["n_diverged"], summary["adamw"]["n_diverged"]) == (2, 1, 0)
     assert summary["sgd"]["train_loss_nats"] == pytest.approx(1.2)
     assert summary["adamw"]["target_loss_nats"] == pytest.approx(1.2)
+    assert [summary[name][of] for name in ("adamw", "sgd") for of in ("n_matched", "step_matched")] == [2, 8, 1, 20]
+    assert [summary[name]["gap_steps_matched"] for name in ("adamw", "sgd")] == [10, 0]
     assert tables.runs["diverged_at"].to_list() == [None, None, 15, None]
     assert tables.runs["time_measures_s"].to_list() == [0.75] * 4
     shown = tables.figures.filter(optimizer="sgd", seed=0, moment="start", figure="weight_effective_rank")
@@ -173,13 +206,14 @@ def test_a_sweep_that_diverged_as_a_whole_still_has_its_tables(tmp_path: Path) -
 def test_a_rate_at_the_edge_of_its_grid_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [
         write_run(tmp_path, "adamw", 0, [2.0, 1.0, 0.5], edge="highest"),
-        write_run(tmp_path, "muon", 0, [2.0, 1.0]),
+        write_run(tmp_path, "muon", 0, [2.0, 1.2]),
     ]
     tables = summarise_sweep(runs)
     assert tables.runs["grid_edge"].to_list() == tables.summary["grid_edge"].to_list() == ["highest", None]
     show_summary(tables.summary, output_format="table", title="sweep")
     printed = capsys.readouterr().out
     assert "…" not in printed, "whole in 120 columns"
+    assert "up to 10 steps apart" in printed
     [adamw, muon] = [line for line in printed.splitlines() if "tiny" in line]
     assert "0.1 >" in adamw and ">" not in muon
     assert "a better one may lie beyond" in printed
