@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
 
+from outlier_moe.presets import presets
+from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording_files import read_recording
+from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier, try_learning_rates
+from outlier_moe.scale_sweep.figures import metrics_of_run
+from outlier_moe.scale_sweep.study import chosen_sweep
 from tests.workflow.study_folder import ROOT, StudyFolder, make_study
 
 # Each job costs some seconds of starting a process: as few as show that every rule works.
@@ -22,7 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     shipped = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     sweep = shipped["scale_sweep"] | {"scales": ["w8"], "optimizers": ["muon"], "seeds": [0], "n_steps": 4}
     sweep |= {"multiples": [30.0], "n_checkpoints": 2, "n_evaluated": 16, "n_recorded": 2}
-    sweep["sizes"] |= {"w8": {"d_model": 8, "n_layers": 2, "n_heads": 2}}
+    sweep["sizes"] |= {name: {"d_model": d, "n_layers": 2, "n_heads": 2} for name, d in (("w8", 8), ("w12", 12))}
     lm = shipped["lm_scale_sweep"] | {"d_models": [16], "d_head": 8, "n_layers": 2, "optimizers": ["adamw"]}
     lm |= {"n_steps": 4, "n_checkpoints": 2, "n_evaluated": 2, "n_recorded": 2}
     upcycle = shipped["upcycle"]
@@ -48,7 +54,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 def test_every_run_has_its_metrics_and_every_scale_its_line(study: StudyFolder) -> None:
     metrics = pl.read_parquet(study.path / "results/scale_sweep/w8/muon/seed0/metrics.parquet")
-    assert metrics["step"].unique().sort().to_list() == [0, 2, 4]
+    assert metrics["step"].unique().sort().to_list() == [0, 1, 4]
     found = set(metrics["metric"])
     assert {"weight_effective_rank_share", "loss_nats", "accuracy", "n_systematic", "max_median_ratio", "peak"} <= found
     summary = pl.read_parquet(study.path / SUMMARY)
@@ -56,6 +62,51 @@ def test_every_run_has_its_metrics_and_every_scale_its_line(study: StudyFolder) 
     assert json.loads((study.path / "results/scale_sweep/summary.json").read_text()) == json.loads(summary.write_json())
     figures = pl.read_parquet(study.path / "results/scale_sweep/figures.parquet")
     assert set(figures["moment"]) == {"start", "matched", "end"}
+
+
+def test_more_scales_optimisers_and_seeds_are_answered(study: StudyFolder, tmp_path: Path) -> None:
+    more = study.copied(tmp_path / "more")
+    results = more.path / "results/scale_sweep"
+    document = yaml.safe_load((more.path / "config/config.yaml").read_text())
+    chosen = chosen_sweep(document)
+    for scale, optimizer, seed in product(("w8", "w12"), ("adamw", "muon"), (0, 1)):
+        run = results / scale / optimizer / f"seed{seed}/run"
+        if not run.exists():
+            # In this process, which has imported torch: jobs of their own would take a minute.
+            of = classifier_of(chosen, results / "images", scale=scale, optimizer=optimizer)
+            rates = results / scale / optimizer / "learning_rates.parquet"
+            if not rates.exists():
+                rates.parent.mkdir(parents=True, exist_ok=True)
+                try_learning_rates(of, rates)
+            train_classifier(of, rates, run, RecordOptions(floor=0.5, device="cpu"), seed=seed)
+            table = metrics_of_run(run, presets(document), default="dettmers2022")
+            table.write_parquet(run.parent / "metrics.parquet")
+    change = "scale_sweep={scales: [w8, w12], optimizers: [adamw, muon], seeds: [0, 1]}"
+    done = more.snakemake(SUMMARY, "--config", change)
+    assert "rule train_classifier" not in done.stdout
+    names = ("summary", "figures", "trends", "comparisons")
+    tables = {name: pl.read_parquet(results / f"{name}.parquet") for name in names}
+    assert tables["summary"].select("scale", "optimizer", "n_seeds").rows() == [
+        (scale, optimizer, 2) for scale, optimizer in product(("w8", "w12"), ("adamw", "muon"))
+    ]
+    assert set(tables["trends"].filter(moment="end", figure="hoyer")["optimizer"]) == {"adamw", "muon"}
+    assert tables["trends"].filter(moment="end")["slope"].is_not_null().all()
+    pooled = tables["comparisons"].filter(scale="all", figure="weight_effective_rank", moment="end")
+    assert pooled.select("n_seeds", "n_pairs").rows() == [(2, 4)]
+    # In so few steps some runs never get below the loss that others start with.
+    matched = tables["figures"].filter(moment="matched", figure="train_loss_nats")
+    assert (matched["value"].is_null() == matched["reason"].is_not_null()).all()
+
+
+def test_whatever_trains_on_a_node_leaves_what_the_next_goes_on_from() -> None:
+    rules = (ROOT / "workflow/rules/scale_sweep.smk").read_text().split("\nrule ")
+    training = [rule for rule in rules if "TRAINING_NODE" in rule]
+    assert [rule.partition(":")[0] for rule in training if "resume=goes_on_from(" in rule] == [
+        "try_learning_rates",
+        "train_classifier",
+        "train_language_model",
+    ]
+    assert len(training) == 3 and "{optimizer}/.learning_rates.work" in training[0]
 
 
 def test_language_models_go_the_same_way(study: StudyFolder) -> None:
@@ -80,8 +131,8 @@ def test_a_threshold_and_another_seed_train_nothing_again(study: StudyFolder) ->
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("scale_sweep={scales: [w9]}", "w8"),
         ("scale_sweep_preset=quik", "quick"),
+        ("scale_sweep={images: {source: idx, path: nowhere/idx}}", "scale_sweep.images.path"),
     ],
 )
 def test_a_mistake_is_named_before_anything_runs(study: StudyFolder, change: str, says: str) -> None:

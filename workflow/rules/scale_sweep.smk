@@ -16,7 +16,14 @@
 #          results/{sweep}/{summary,runs,figures,dynamics,trends,comparisons}.parquet, summary.json
 #          results/{sweep}/plots/
 
+from outlier_moe.scale_sweep.study import refuse_missing_images
+
 SWEEP_PICTURES = ["performance", "ranks", "sparsity", "outliers", "dynamics"]
+
+# As an input, which a change of it would leave unmade where the images of another source are, it would not be missed.
+# Nodes have the divided images alone.
+if not workflow.remote_exec:
+    refuse_missing_images(SCALE_SWEEP)
 
 
 wildcard_constraints:
@@ -75,6 +82,9 @@ rule try_learning_rates:
         scale=one_of(SCALE_SWEEP["sizes"]),
     resources:
         **TRAINING_NODE,
+        resume=goes_on_from(
+            "results/scale_sweep/{scale}/{optimizer}/.learning_rates.work"
+        ),
     params:
         sweep=sweep_choices,
         revision=REVISIONS["try_learning_rates"],

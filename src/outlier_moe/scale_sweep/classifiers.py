@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,18 +18,21 @@ from torch.nn.functional import cross_entropy
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.images import PARTS, ImageParts
 from outlier_moe.scale_sweep.measures import Row
-from outlier_moe.scale_sweep.runs import OptimizerOptions, RunOptions, Subject, last_loss, train_and_measure
+from outlier_moe.scale_sweep.runs import last_loss, train_and_measure
 from outlier_moe.scale_sweep.scaling_rules import (
     batch_size_for,
-    checkpoint_interval,
     learning_rate_for,
+    measured_steps,
     n_steps_for,
+    saving_interval,
     tuning_steps,
 )
 from outlier_moe.scale_sweep.study import Geometry, GridEdge, OptimizerName, Scale, geometry_of, scale_of
+from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject
 from outlier_moe.scale_sweep.vit import n_vit_parameters, new_vit
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.steps import Batch, StepLoss
+from outlier_moe.whole_outputs import remove_whole, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +74,15 @@ def try_learning_rates(of: Classifier, output: Path) -> None:
             `validation_loss_nats`, `diverged_at`, `is_chosen`.
     """
     rows: list[dict[str, Any]] = []
+    # What is done is not done again after a kill.
+    work = output.with_name(f".{output.stem}.work")
     for multiple in sorted(of.sweep["multiples"]):
-        # What is done is not done again after a kill.
-        work = output.with_name(f".{output.stem}.{multiple:g}.work")
         options = run_options(of, RecordOptions(), multiple=multiple, seed=of.sweep["tuning_seed"])
         n_steps = tuning_steps(options.training.n_steps, of.sweep["tuning_share"])
-        training = replace(options.training, n_steps=n_steps, checkpoint_every=n_steps)
+        training = replace(options.training, n_steps=n_steps, checkpoint_every=n_steps, visit_at=())
         options = replace(options, training=replace(training, n_warmup_steps=_warmup(of.sweep, n_steps)))
-        loss, diverged_at = last_loss(
-            _subject(of, options), work, options, label=f"{of.label}, rate {options.optimizer.lr:.3g}"
-        )
+        label = f"{of.label}, rate {options.optimizer.lr:.3g}"
+        loss, diverged_at = last_loss(_subject(of, options), work / f"{multiple:g}", options, label=label)
         log.info("%s: at rate %.4g the validation loss is %.5g", of.label, options.optimizer.lr, loss)
         rows.append(
             {
@@ -93,9 +94,9 @@ def try_learning_rates(of: Classifier, output: Path) -> None:
             }
         )
     table = pl.DataFrame(rows, schema_overrides={"diverged_at": pl.Int64, "validation_loss_nats": pl.Float64})
-    table.with_columns(is_chosen=pl.int_range(pl.len()) == chosen_rate(table)).write_parquet(output)
-    for multiple in of.sweep["multiples"]:
-        shutil.rmtree(output.with_name(f".{output.stem}.{multiple:g}.work"), ignore_errors=True)
+    with whole_file(output) as partial:
+        table.with_columns(is_chosen=pl.int_range(pl.len()) == chosen_rate(table)).write_parquet(partial)
+    remove_whole(work)
 
 
 def chosen_rate(tried: pl.DataFrame) -> int:
@@ -153,7 +154,8 @@ def run_options(of: Classifier, recording: RecordOptions, *, multiple: float | i
             n_steps=n_steps,
             n_warmup_steps=_warmup(sweep, n_steps),
             max_gradient_norm=training["max_gradient_norm"],
-            checkpoint_every=checkpoint_interval(n_steps, sweep["n_checkpoints"]),
+            checkpoint_every=saving_interval(n_steps, sweep["n_checkpoints"]),
+            visit_at=measured_steps(n_steps, sweep["n_checkpoints"]),
             seed=seed,
             precision=training["precision"],
             device=training["device"],
@@ -175,13 +177,13 @@ def _subject(of: Classifier, options: RunOptions) -> Subject:
     images = ImageParts(of.images, of.geometry)
     seed, n_classes = options.training.seed, images.facts["n_classes"]
     model = new_vit(of.scale, of.geometry, seed=seed, n_classes=n_classes)
-    shown = {part: images.first(part, of.sweep["n_evaluated"]) for part in PARTS}
+    shown: dict[str, Batch] = {part: images.first(part, of.sweep["n_evaluated"]) for part in PARTS}
     probe = images.first("validation", of.sweep["n_recorded"])["pixel_values"]
     per_side = of.geometry.patches_per_side
     positions = np.tile(np.arange(per_side**2 + 1, dtype=np.uint32), (len(probe), 1))
 
-    def evaluate(model: nn.Module) -> list[Row]:
-        return [row for part in PARTS for row in evaluated(model, shown[part], part, batch_size=options.batch_size)]
+    def evaluate(model: nn.Module, part: str, chunk: int) -> list[Row]:
+        return evaluated(model, shown[part], part, chunk=chunk)
 
     def place(tokens: list[int]) -> str:
         [number] = tokens
@@ -192,6 +194,8 @@ def _subject(of: Classifier, options: RunOptions) -> Subject:
         batches=images.shuffled(batch_size=options.batch_size, seed=seed),
         loss=classification_loss,
         evaluate=evaluate,
+        n_evaluated={part: len(batch["labels"]) for part, batch in shown.items()},
+        held_out="validation",
         head=model.get_submodule("classifier"),
         probe={"pixel_values": probe},
         positions=positions,
@@ -208,13 +212,13 @@ def classification_loss(model: nn.Module, batch: Batch) -> StepLoss:
     return StepLoss(cross_entropy(logits, batch["labels"]), len(logits), {"accuracy": right})
 
 
-def evaluated(model: nn.Module, batch: Batch, part: str, *, batch_size: int) -> list[Row]:
+def evaluated(model: nn.Module, batch: Batch, part: str, *, chunk: int) -> list[Row]:
     """Mean loss and accuracy on some images."""
     device = next(model.parameters()).device
     loss = right = 0.0
     n_images = len(batch["labels"])
-    for first in range(0, n_images, batch_size):
-        piece = {name: of[first : first + batch_size].to(device) for name, of in batch.items()}
+    for first in range(0, n_images, chunk):
+        piece = {name: of[first : first + chunk].to(device) for name, of in batch.items()}
         with torch.no_grad():
             found = classification_loss(model, piece)
         loss += found.loss.item() * found.n_units

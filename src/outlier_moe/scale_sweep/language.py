@@ -16,9 +16,10 @@ from transformers import AutoTokenizer
 
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.measures import Row
-from outlier_moe.scale_sweep.runs import OptimizerOptions, RunOptions, Subject, train_and_measure
-from outlier_moe.scale_sweep.scaling_rules import checkpoint_interval
+from outlier_moe.scale_sweep.runs import train_and_measure
+from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval
 from outlier_moe.scale_sweep.study import OptimizerName
+from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
 from outlier_moe.upcycling.language_loss import language_loss, next_token_loss
@@ -78,7 +79,8 @@ def run_options(of: LanguageModel, recording: RecordOptions, *, seed: int) -> Ru
             n_steps=n_steps,
             n_warmup_steps=round(training["warmup_fraction"] * n_steps),
             max_gradient_norm=training["max_gradient_norm"],
-            checkpoint_every=checkpoint_interval(n_steps, sweep["n_checkpoints"]),
+            checkpoint_every=saving_interval(n_steps, sweep["n_checkpoints"]),
+            visit_at=measured_steps(n_steps, sweep["n_checkpoints"]),
             seed=seed,
             precision=training["precision"],
             device=training["device"],
@@ -102,14 +104,16 @@ def _subject(of: LanguageModel, options: RunOptions) -> Subject:
     shown = {part: first_windows(stream, of.sweep["n_evaluated"], length) for part, stream in streams.items()}
     probe = first_windows(streams["test"], of.sweep["n_recorded"], length)
 
-    def evaluate(model: nn.Module) -> list[Row]:
-        return [_loss(model, windows, part, batch_size=options.batch_size) for part, windows in shown.items()]
+    def evaluate(model: nn.Module, part: str, chunk: int) -> list[Row]:
+        return [_loss(model, shown[part], part, chunk=chunk)]
 
     return Subject(
         model=model,
         batches=token_windows(streams["train"], batch_size=options.batch_size, sequence_length=length, seed=seed),
         loss=language_loss(),
         evaluate=evaluate,
+        n_evaluated={part: len(windows) for part, windows in shown.items()},
+        held_out="test",
         head=model.get_submodule("lm_head"),
         probe={"input_ids": probe},
         positions=probe.numpy().astype(np.uint32),
@@ -119,10 +123,10 @@ def _subject(of: LanguageModel, options: RunOptions) -> Subject:
     )
 
 
-def _loss(model: nn.Module, windows: Int[Tensor, "window position"], part: str, *, batch_size: int) -> Row:
+def _loss(model: nn.Module, windows: Int[Tensor, "window position"], part: str, *, chunk: int) -> Row:
     device = next(model.parameters()).device
     total = 0.0
-    for tokens in windows.to(device).split(batch_size):
+    for tokens in windows.to(device).split(chunk):
         with torch.no_grad():
             total += next_token_loss(model(input_ids=tokens, use_cache=False).logits, tokens).item() * len(tokens)
     return Row("loss_nats", part, None, total / len(windows))

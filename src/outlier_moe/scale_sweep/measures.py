@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from outlier_moe.architectures.layer_parts import find_parts, matrix_modules
 from outlier_moe.architectures.structure import DecoderStructure
-from outlier_moe.scale_sweep.spectra import SparsityTally, Spectrum, feature_spectrum, spectrum
+from outlier_moe.scale_sweep.spectra import SparsityTally, Spectrum, feature_spectrum, spectra
 
-MOST_FEATURE_ROWS = 4096
-"""Samples of which feature ranks are taken at most; at least as many as features, but for the widest layers' parts."""
+ROWS_PER_FEATURE = 8
+"""Samples of which feature ranks are taken, for each feature of the model. Few samples bound a rank from above; were
+they as many for all, wider models would be bound more. Of samples without any structure the effective rank is 0.98 of
+min(m, n) so, whatever the width."""
 
 
 class Row(NamedTuple):
@@ -33,11 +37,15 @@ class Row(NamedTuple):
 
 def weight_ranks(structure: DecoderStructure) -> list[Row]:
     """The ranks of every matrix of every layer; query, key and value each for itself, also where they are fused."""
-    rows = []
-    for index, layer in enumerate(structure.layers):
-        for name, matrix in _matrices(layer):
-            rows += _spectrum_rows("weight", name, index, spectrum(matrix))
-    return rows
+    places = [
+        (name, index, matrix) for index, layer in enumerate(structure.layers) for name, matrix in _matrices(layer)
+    ]
+    found = spectra([matrix for _, _, matrix in places])
+    return [
+        row
+        for (name, index, _), of_matrix in zip(places, found, strict=True)
+        for row in _spectrum_rows("weight", name, index, of_matrix)
+    ]
 
 
 def _matrices(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -53,18 +61,52 @@ def _spectrum_rows(of: str, place: str, layer: int | None, found: Spectrum | Non
     return [Row(f"{of}_{name}", place, layer, value) for name, value in values.items()]
 
 
-class ActivationMeter:
-    """Takes, from the forwards in its block, each layer's output and what stands behind the nonlinearity.
+class DrawnRows:
+    """Activations at some of the positions that go by, drawn evenly from all inputs: the same at every checkpoint.
+
+    Args:
+        n_inputs: Inputs that will go by.
+        n_most: Positions to take, if there are so many.
+    """
+
+    def __init__(self, n_inputs: int, n_most: int) -> None:
+        self.n_inputs = n_inputs
+        self.n_most = n_most
+        self.n_passed = 0
+        self._drawn: Tensor | None = None
+
+    def take(self, activations: Float[Tensor, "input *position feature"]) -> Float[Tensor, "row feature"]:
+        """Those that were drawn among some inputs' positions."""
+        rows = activations.detach().flatten(0, -2)
+        if self._drawn is None:
+            n_all = self.n_inputs * (len(rows) // len(activations))
+            drawn = np.random.default_rng(0).choice(n_all, min(n_all, self.n_most), replace=False)
+            self._drawn = torch.from_numpy(np.sort(drawn))
+        first = self.n_passed
+        self.n_passed += len(rows)
+        is_here = (self._drawn >= first) & (self._drawn < self.n_passed)
+        return rows[(self._drawn[is_here] - first).to(rows.device)]
+
+
+class FeatureMeter:
+    """Takes, from the forwards in its block, each layer's output, what stands behind its GELU, and what the head reads.
 
     Args:
         structure: The model's parts.
+        head: What reads the last features.
+        n_inputs: Inputs that will go through the model, each once.
+        d_model: Features of the residual stream.
     """
 
-    def __init__(self, structure: DecoderStructure) -> None:
+    def __init__(self, structure: DecoderStructure, head: nn.Module, *, n_inputs: int, d_model: int) -> None:
         self.structure = structure
-        self.features: dict[int, list[Tensor]] = {}
-        self.inner = {index: SparsityTally() for index in range(len(structure.layers))}
-        self.n_rows = dict.fromkeys(self.inner, 0)
+        self.head = head
+        n_layers, n_most = len(structure.layers), ROWS_PER_FEATURE * d_model
+        # Of each layer, and of what the head reads.
+        self.drawn = [DrawnRows(n_inputs, n_most) for _ in range(n_layers + 1)]
+        self.features: list[list[Tensor]] = [[] for _ in self.drawn]
+        self.drawn_inner = [DrawnRows(n_inputs, n_most) for _ in range(n_layers)]
+        self.inner = [SparsityTally() for _ in self.drawn_inner]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -75,61 +117,42 @@ class ActivationMeter:
                 last = matrix_modules(parts[index].feed_forwards[0])[-1]
                 hooks.enter_context(last.register_forward_pre_hook(self._inner_hook(index)))
                 hooks.enter_context(layer.register_forward_hook(self._output_hook(index)))
+            hooks.enter_context(self.head.register_forward_pre_hook(self._head_hook))
             yield
 
     def _inner_hook(self, layer: int):  # noqa: ANN202
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.inner[layer].add(args[0].detach().flatten(0, -2).float())
+            self.inner[layer].add(self.drawn_inner[layer].take(args[0]).float())
 
         return hook
 
     def _output_hook(self, layer: int):  # noqa: ANN202
         def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            room = MOST_FEATURE_ROWS - self.n_rows[layer]
-            if room > 0:
-                rows = hidden.detach().flatten(0, -2)[:room]
-                # A copy on the CPU: the model may go on to change what it gave.
-                self.features.setdefault(layer, []).append(rows.to("cpu", torch.float32, copy=True))
-                self.n_rows[layer] += len(rows)
+            self._keep(layer, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
+    def _head_hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._keep(len(self.inner), args[0])
+
+    def _keep(self, place: int, activations: Tensor) -> None:
+        # A copy on the CPU: the model may go on to change what it gave.
+        self.features[place].append(self.drawn[place].take(activations).to("cpu", torch.float32, copy=True))
+
     def rows(self) -> list[Row]:
-        """Feature ranks and sparsity, layer by layer."""
+        """Feature ranks and sparsity, layer by layer, and the ranks of what the head reads."""
         rows = []
-        for index, pieces in self.features.items():
-            rows += _spectrum_rows("feature", "residual", index, feature_spectrum(torch.cat(pieces)))
+        *of_layers, of_head = map(torch.cat, self.features)
+        for index, features in enumerate(of_layers):
+            rows += _feature_rows("residual", index, features)
             sparsity = self.inner[index].result()
             rows += [Row(f"activation_{name}", "ffn", index, value) for name, value in sparsity._asdict().items()]
-        return rows
+        return rows + _feature_rows("head", None, of_head)
 
 
-class HeadMeter:
-    """Takes what the head reads, from the forwards in its block."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.head = head
-        self.pieces: list[Tensor] = []
-        self.n_rows = 0
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Have forwards report while the block runs."""
-
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            room = MOST_FEATURE_ROWS - self.n_rows
-            if room > 0:
-                rows = args[0].detach().flatten(0, -2)[:room]
-                self.pieces.append(rows.to("cpu", torch.float32, copy=True))
-                self.n_rows += len(rows)
-
-        with self.head.register_forward_pre_hook(hook):
-            yield
-
-    def rows(self) -> list[Row]:
-        """The ranks of the features that the head reads."""
-        return _spectrum_rows("feature", "head", None, feature_spectrum(torch.cat(self.pieces)))
+def _feature_rows(place: str, layer: int | None, features: Float[Tensor, "row feature"]) -> list[Row]:
+    n_rows = Row("feature_n_rows", place, layer, float(len(features)))
+    return [*_spectrum_rows("feature", place, layer, feature_spectrum(features)), n_rows]
 
 
 @contextmanager

@@ -43,6 +43,18 @@ def tuning_steps(n_steps: int, share: float) -> int:
     return max(1, round(share * n_steps))
 
 
-def checkpoint_interval(n_steps: int, n_checkpoints: int) -> int:
-    """Steps between checkpoints."""
+def saving_interval(n_steps: int, n_checkpoints: int) -> int:
+    """Steps between two states that a run which is killed goes on from: as many as there are checkpoints."""
     return max(1, n_steps // n_checkpoints)
+
+
+def measured_steps(n_steps: int, n_checkpoints: int) -> tuple[int, ...]:
+    """The steps done at each checkpoint, at which a run is measured: the denser the earlier, where most changes.
+
+    The k-th of n is after (k / n)**3 of the steps, and at least a step behind the one before. In a geometric row, the
+    other way to be dense at the start, the last two would lie half a run apart.
+    """
+    found: list[int] = []
+    for k in range(1, n_checkpoints + 1):
+        found.append(max(round(n_steps * (k / n_checkpoints) ** 3), found[-1] + 1 if found else 1))
+    return tuple(step for step in found if step <= n_steps)

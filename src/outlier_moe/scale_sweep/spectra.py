@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,29 +29,41 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(matrix: Float[Tensor, "row column"]) -> Spectrum | None:
-    """The ranks of a matrix; None if it is zero or has a value that is not finite.
+    """The ranks of a matrix; None if it is zero or has a value that is not finite."""
+    return spectra([matrix])[0]
+
+
+def spectra(matrices: Sequence[Float[Tensor, "_row _column"]]) -> list[Spectrum | None]:
+    """The ranks of each of some matrices, those of one shape together; None as for `spectrum`.
 
     Singular values are those of float64: in float32 the small ones, which the entropy counts, are rounding.
     """
-    wide = matrix.detach().to("cpu", torch.float64)
-    if not bool(wide.isfinite().all()) or not bool(wide.any()):
-        return None
-    return spectrum_of(torch.linalg.svdvals(wide), n_most=min(wide.shape))
+    found: list[Spectrum | None] = [None] * len(matrices)
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault(matrix.shape, []).append(index)
+    for shape, members in by_shape.items():
+        wide = torch.stack([matrices[index].detach() for index in members]).to("cpu", torch.float64)
+        # The largest of numbers that one of is nan is nan.
+        largest = wide.abs().amax(dim=(1, 2))
+        has_rank = largest.isfinite() & (largest > 0)
+        sigma = torch.linalg.svdvals(wide[has_rank])
+        ranked = [index for index, there in zip(members, has_rank.tolist(), strict=True) if there]
+        for index, of_matrix in zip(ranked, _ranks(sigma, n_most=min(shape)), strict=True):
+            found[index] = of_matrix
+    return found
 
 
-def spectrum_of(sigma: Float64[Tensor, " value"], *, n_most: int) -> Spectrum:
-    """The ranks that belong to some singular values, not all zero.
-
-    Args:
-        sigma: The singular values.
-        n_most: The rank that the matrix can have at most: min(m, n).
-    """
-    share = sigma / sigma.sum()
+def _ranks(sigma: Float64[Tensor, "matrix value"], *, n_most: int) -> list[Spectrum]:
+    """The ranks that belong to some singular values, not all zero, of matrices of a rank of `n_most` at most."""
+    share = sigma / sigma.sum(dim=1, keepdim=True)
     # 0 log 0 is 0.
-    rank = math.exp(-torch.special.xlogy(share, share).sum().item())
+    rank = (-torch.special.xlogy(share, share).sum(dim=1)).exp()
     # The ratios do not change, and no square leaves the range of a float.
-    power = (sigma / sigma.max()) ** 2
-    return Spectrum(rank, rank / n_most, power.sum().item(), (power.sum() ** 2 / (power**2).sum()).item())
+    power = (sigma / sigma.amax(dim=1, keepdim=True)) ** 2
+    participation = power.sum(dim=1) ** 2 / (power**2).sum(dim=1)
+    columns = (rank, rank / n_most, power.sum(dim=1), participation)
+    return [Spectrum(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def feature_spectrum(features: Float[Tensor, "sample feature"]) -> Spectrum | None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
+from polars.testing import assert_frame_equal
+from torch import nn
+from transformers import PreTrainedModel
 
+from outlier_moe.architectures.structure import find_structure
 from outlier_moe.presets import Preset
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording_files import read_recording
+from outlier_moe.scale_sweep import classifiers
 from outlier_moe.scale_sweep.classifiers import (
     Classifier,
     chosen_rate,
@@ -20,10 +28,20 @@ from outlier_moe.scale_sweep.classifiers import (
     train_classifier,
     try_learning_rates,
 )
+from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.training import loop
+from outlier_moe.training.steps import Batch
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
 
 RECORDING = RecordOptions(floor=0.5, device="cpu")
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+def _die(*args: Any, **options: Any) -> Any:
+    raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +88,28 @@ def test_a_rate_at_the_edge_of_its_grid_is_known(chosen: list[bool], edge: str |
     assert grid_edge(pl.DataFrame({"is_chosen": chosen})) == edge
 
 
+def test_a_killed_grid_goes_on_in_the_one_folder_that_is_brought_back(
+    classifier: Classifier, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, taken = loop._Run.step, []
+
+    def noting(of: Any) -> dict[str, Any]:
+        taken.append(of.n_done)
+        # Each of the two rates is tried for two steps.
+        return _die() if len(taken) == 3 else plain(of)
+
+    monkeypatch.setattr(loop._Run, "step", noting)
+    with pytest.raises(Killed):
+        try_learning_rates(classifier, tmp_path / "rates.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == [".rates.work"]
+    try_learning_rates(classifier, tmp_path / "rates.parquet")
+    assert taken == [0, 1, 0, 0, 1] and [path.name for path in tmp_path.iterdir()] == ["rates.parquet"]
+    assert_frame_equal(pl.read_parquet(tmp_path / "rates.parquet"), pl.read_parquet(run / "rates.parquet"))
+
+
 def test_everything_is_measured_at_every_checkpoint(run: Path) -> None:
     measures = pl.read_parquet(run / "run/measures.parquet")
-    assert measures["step"].unique().sort().to_list() == [0, 3, 6]
+    assert measures["step"].unique().sort().to_list() == [0, 1, 6]
     per_step = measures.group_by("step").agg(pl.len())["len"].unique()
     assert len(per_step) == 1
     found = set(measures.select("metric", "place").unique().rows())
@@ -107,16 +144,13 @@ def test_checkpoints_are_recorded_with_the_tables_of_any_model(run: Path) -> Non
     }
     presets = [Preset("own", "systematic", "residual", 0.5)]
     outliers = filter_checkpoints(run / "run/recordings", presets)
-    assert outliers.filter(preset="own", first_token="included")["step"].to_list() == [0, 3, 6]
+    assert outliers.filter(preset="own", first_token="included")["step"].to_list() == [0, 1, 6]
     assert outliers.filter(tap="residual")["kurtosis_of_feature_rms"].is_between(1, 16).all()
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     classifier: Classifier, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     plain = loop._Run.step
 
     def dying(of: Any) -> dict[str, Any]:
@@ -135,6 +169,140 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     times = pl.col("metric") != "time_s"
     again, before = (pl.read_parquet(of / "run/measures.parquet").filter(times) for of in (tmp_path, run))
     assert again.equals(before)
+
+
+@pytest.fixture(scope="module")
+def trained_only(classifier: Classifier, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed while its model was written, all of its steps done."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", _die)
+        with pytest.raises(Killed):
+            train_classifier(classifier, run / "rates.parquet", folder / "run", RECORDING, seed=0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "outlier_moe.scale_sweep.runs.pl.concat",
+        "outlier_moe.scale_sweep.runs.shutil.copytree",
+        "outlier_moe.scale_sweep.runs.shutil.copy2",
+        "transformers.PreTrainedModel.save_pretrained",
+        "outlier_moe.scale_sweep.runs.remove_whole",
+        "outlier_moe.whole_outputs.Path.rename",
+    ],
+)
+def test_a_kill_behind_the_last_step_costs_no_step(
+    place: str, classifier: Classifier, run: Path, trained_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained_only, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(loop._Run, "step", _die)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, _die)
+        with pytest.raises(Killed):
+            train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    # As Snakemake does with what a killed job has made.
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    again, before = (pl.read_parquet(of / "run/measures.parquet") for of in (tmp_path, run))
+    assert again.drop("value").equals(before.drop("value"))
+    assert files_of(tmp_path / "run") == files_of(run / "run")
+
+
+def files_of(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+def test_a_kill_while_a_runs_folder_is_removed_starts_it_anew(
+    classifier: Classifier, run: Path, trained_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained_only, tmp_path, dirs_exist_ok=True)
+    plain = shutil.rmtree
+
+    def half(path: Path, **options: Any) -> None:
+        if Path(path).name.endswith(".gone") and Path(path).exists():
+            plain(path / "visits")
+            raise Killed
+        plain(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(Killed):
+        train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "run")
+    train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert pl.read_parquet(tmp_path / "run/measures.parquet")["step"].unique().to_list() == [0, 1, 6]
+
+
+def test_memory_that_runs_out_beside_training_changes_no_measure(
+    classifier: Classifier, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def tight(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > 2 and not torch.is_grad_enabled():
+            limits.append(len(args[0]))
+            raise torch.OutOfMemoryError("no more")
+
+    plain = find_structure
+
+    def watched(model: PreTrainedModel) -> Any:
+        structure = plain(model)
+        # Behind the second layer, where the meters have seen some of it.
+        structure.layers[1].register_forward_pre_hook(tight)
+        return structure
+
+    monkeypatch.setattr("outlier_moe.scale_sweep.runs.find_structure", watched)
+    train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    assert limits == [20, 20, 16, 8, 4], "halved from the 64 of a batch, and never again"
+    again, before = (
+        pl.read_parquet(of / "run/measures.parquet").filter(pl.col("metric") != "time_s") for of in (tmp_path, run)
+    )
+    assert_frame_equal(again, before, rel_tol=1e-4, abs_tol=1e-6)
+
+
+def test_features_are_those_of_held_out_images_whatever_is_recorded(
+    sweep: dict[str, Any], images: Path, tmp_path: Path
+) -> None:
+    rates = tmp_path / "rates.parquet"
+    found = []
+    for n_recorded in (1, 3):
+        chosen = sweep | {"n_recorded": n_recorded, "multiples": [1.0], "n_steps": 1, "n_checkpoints": 1}
+        of = classifier_of(chosen, images, scale="w16", optimizer="sgd")
+        try_learning_rates(of, rates)
+        train_classifier(of, rates, tmp_path / str(n_recorded), RECORDING, seed=0)
+        table = pl.read_parquet(tmp_path / str(n_recorded) / "measures.parquet")
+        found.append(table.filter(pl.col("metric").str.contains("feature_|activation_")))
+    assert_frame_equal(*found)
+    rows = found[0].filter(metric="feature_n_rows", step=0)
+    # Eight for each of the 16 features, of the 17 positions of 20 images; the head reads one position of each.
+    assert rows.select("place", "value").rows() == [("residual", 128.0), ("residual", 128.0), ("head", 20.0)]
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_loss_that_is_no_number_on_any_part_is_a_run_that_diverged(
+    part: str, sweep: dict[str, Any], images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = classifiers.evaluated
+
+    def infinite(model: nn.Module, batch: Batch, of: str, *, chunk: int) -> list[Row]:
+        rows = plain(model, batch, of, chunk=chunk)
+        return [row._replace(value=math.inf) if (of, row.metric) == (part, "loss_nats") else row for row in rows]
+
+    monkeypatch.setattr(classifiers, "evaluated", infinite)
+    short = sweep | {"n_steps": 1, "n_checkpoints": 1}
+    of = classifier_of(short, images, scale="w16", optimizer="muon")
+    train_classifier(of, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    assert json.loads((tmp_path / "run/run.json").read_text())["diverged_at"] == 1
+
+
+def test_the_time_of_a_step_counts_the_long_ones(run: Path) -> None:
+    history = pl.read_parquet(run / "run/training_history.parquet")
+    facts = json.loads((run / "run/run.json").read_text())
+    assert facts["step_time_s"] == pytest.approx(sum(history["time_s"][2:]) / 4)
 
 
 def test_a_diverged_run_is_a_result(sweep: dict[str, Any], images: Path, run: Path, tmp_path: Path) -> None:

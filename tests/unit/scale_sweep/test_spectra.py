@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from outlier_moe.scale_sweep.spectra import NEAR_ZERO, SparsityTally, feature_spectrum, hoyer, spectrum
+from outlier_moe.scale_sweep.spectra import NEAR_ZERO, SparsityTally, feature_spectrum, hoyer, spectra, spectrum
 
 
 def test_every_rank_of_an_identity_is_its_size() -> None:
@@ -35,6 +35,21 @@ def test_a_known_spectrum_gives_the_definitions_values() -> None:
     assert found.effective_rank_share == pytest.approx(math.exp(entropy) / 6, rel=1e-6)
     assert found.stable_rank == pytest.approx(22 / 16)
     assert found.participation_ratio == pytest.approx(22**2 / sum(s**2 for s in squares))
+
+
+def test_matrices_together_have_the_ranks_that_each_has_alone() -> None:
+    torch.manual_seed(0)
+    matrices = [
+        torch.randn(4, 6),
+        torch.zeros(4, 6),
+        torch.randn(3, 3),
+        torch.randn(4, 6),
+        torch.full((3, 3), math.inf),
+    ]
+    found = spectra(matrices)
+    assert found == [spectrum(matrix) for matrix in matrices]
+    assert [of is None for of in found] == [False, True, False, False, True]
+    assert spectra([]) == []
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -9,7 +9,7 @@ import pytest
 from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep import study as sweeps
-from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, n_steps_for
+from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, measured_steps, n_steps_for
 from outlier_moe.scale_sweep.study import chosen_sweep
 from outlier_moe.study import validated_study
 from tests.unit.scale_sweep.conftest import ROOT, SCHEMA, study
@@ -92,6 +92,16 @@ def test_a_missing_package_is_told_before_any_work(monkeypatch: pytest.MonkeyPat
 )
 def test_batches_by_size(n_parameters: int, n_train: int, wanted: int | str, expected: int) -> None:
     assert batch_size_for(n_parameters, n_train=n_train, wanted=wanted) == expected
+
+
+def test_checkpoints_are_the_denser_the_earlier_and_end_with_the_run() -> None:
+    assert measured_steps(100, 8) == (1, 2, 5, 12, 24, 42, 67, 100)
+    assert measured_steps(150, 7) == (1, 3, 12, 28, 55, 94, 150)
+    assert measured_steps(3, 8) == (1, 2, 3)
+    assert measured_steps(1, 1) == (1,)
+    for n_steps in range(1, 40):
+        steps = measured_steps(n_steps, 15)
+        assert steps[-1] == n_steps and len(set(steps)) == len(steps) == min(n_steps, 15)
 
 
 def test_rates_are_linear_in_the_batch_and_steps_cover_the_epochs() -> None:
