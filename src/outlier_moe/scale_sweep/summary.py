@@ -136,6 +136,6 @@ def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, floa
     where = matched.agg(
         n_matched=pl.col("step").count(),
         step_matched=pl.col("step").mean(),
-        gap_steps_matched=pl.col("gap_steps").mean(),
+        gap_steps_matched=pl.col("gap_steps").max(),
     )
     return table.join(where, on=key, how="left", maintain_order="left").with_columns(pl.col("n_matched").fill_null(0))

@@ -91,7 +91,7 @@ class _OfScale(dy.Schema):
     step_matched = dy.Float64(nullable=True, min=0)
     """The mean of the steps done there."""
     gap_steps_matched = dy.Float64(nullable=True, min=0)
-    """The mean of the steps between the two checkpoints that figures there are read from."""
+    """The steps between the two checkpoints that figures there are read from, of the seed where they are most."""
 
 
 class _OfCheckpoint(dy.Schema):

@@ -175,13 +175,18 @@ def test_a_diverged_run_is_shown_and_compares_with_nothing(tmp_path: Path) -> No
     assert summary["sgd"]["train_loss_nats"] == pytest.approx(1.2)
     assert summary["adamw"]["target_loss_nats"] == pytest.approx(1.2)
     assert [summary[name][of] for name in ("adamw", "sgd") for of in ("n_matched", "step_matched")] == [2, 8, 1, 20]
-    assert [summary[name]["gap_steps_matched"] for name in ("adamw", "sgd")] == [10, 0]
     assert tables.runs["diverged_at"].to_list() == [None, None, 15, None]
     assert tables.runs["time_measures_s"].to_list() == [0.75] * 4
     shown = tables.figures.filter(optimizer="sgd", seed=0, moment="start", figure="weight_effective_rank")
     assert shown["value"].to_list() == pytest.approx([0.6])
     assert set(TABLE) <= set(for_terminal(tables.summary).columns)
     assert tables.comparisons.filter(figure="train_loss_nats", moment="end")["n_pairs"].to_list() == [1]
+
+
+def test_of_the_gaps_at_matched_loss_the_widest_is_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "muon", 0, [2.0, 1.3, 0.4]), write_run(tmp_path, "muon", 1, [2.0, 1.2, 0.4])]
+    runs.append(write_run(tmp_path, "sgd", 0, [2.0, 1.5, 1.2]))
+    assert summarise_sweep(runs).summary["gap_steps_matched"].to_list() == [10, 0]
 
 
 def test_the_command_shows_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
