@@ -42,8 +42,13 @@ def run_of(name: str, project: str) -> str | None:
 
 
 def job_name(rule: str, wildcards: dict[str, str]) -> str:
-    """The name of a job in SkyPilot's queue: rule and wildcards."""
-    return re.sub(r"[^\w.-]+", "-", ".".join([rule, *wildcards.values()]))[:100]
+    """The name of a job in SkyPilot's queue: rule and wildcards, as far as SkyPilot allows their letters.
+
+    It wants ASCII letters and digits at both ends, and of other signs two in a row at most.
+    """
+    plain = re.sub(r"[^\w.-]+", "-", ".".join([rule, *wildcards.values()]), flags=re.ASCII)
+    short = re.sub(r"([._-])[._-]{2,}", r"\1", plain).lstrip("._-")[:100]
+    return short.rstrip("._-") or "job"
 
 
 def log_path(state: Path, rule: str, job: str, unique: str) -> Path:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snakemake_executor_plugin_skypilot.names import job_name, new_run, node_name, project_name, run_of
 from snakemake_executor_plugin_skypilot.runs import RunLock, is_alive, orphans
@@ -35,6 +38,34 @@ def test_job_name() -> None:
     """Rule and wildcards, readable and of one word."""
     assert job_name("record", {"model": "org/some model", "part": "3"}) == "record.org-some-model.3"
     assert job_name("record", {}) == "record"
+
+
+@pytest.mark.parametrize(
+    ("rule", "wildcard", "expected"),
+    [
+        ("_private", "A+", "private.A"),
+        ("work", "x_", "work.x"),
+        ("work", "a__b", "work.a__b"),
+        ("work", "a___b", "work.a_b"),
+        ("work", "", "work"),
+        ("work", "-1", "work.-1"),
+        ("work", "--1", "work.1"),
+        ("prüfe", "é", "pr-fe"),
+        ("é", "", "job"),
+        ("x" * 98, "_y", "x" * 98),
+    ],
+)
+def test_odd_job_names(rule: str, wildcard: str, expected: str) -> None:
+    """They are made such as SkyPilot allows."""
+    assert job_name(rule, {"x": wildcard}) == expected
+
+
+@given(st.text(max_size=120), st.lists(st.text("aé_-.+ ", max_size=60), max_size=3))
+def test_skypilot_takes_every_job_name(sky: Any, rule: str, wildcards: list[str]) -> None:
+    """By its own rule for names."""
+    sky.Task(
+        name=job_name(rule, {str(place): each for place, each in enumerate(wildcards)}), run="true"
+    ).validate_name()
 
 
 def test_lock_ends_with_its_process(tmp_path: Path) -> None:
