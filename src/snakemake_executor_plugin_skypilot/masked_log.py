@@ -1,4 +1,4 @@
-"""A log that shows no secret and no colours."""
+"""Texts that show no secret and no colours: a node's log, and what is said of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ from snakemake_executor_plugin_skypilot.errors import CONTROL
 
 # A secret of fewer letters would blacken half of a log.
 SHORTEST_SECRET = 4
+
+
+class Secrets:
+    """Values that nobody may read in a text.
+
+    Args:
+        values: They, whole. Of one with several lines, a key say, each line is one: a log is written line by line.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        lines = {line.strip() for value in values for line in value.splitlines()}
+        self._hidden = sorted((line for line in lines if len(line) >= SHORTEST_SECRET), key=len, reverse=True)
+
+    def masked(self, text: str) -> str:
+        """A text without colours and the values of secrets."""
+        text = CONTROL.sub("", text)
+        for hidden in self._hidden:
+            text = text.replace(hidden, "***")
+        return text
 
 
 class MaskedLog(io.TextIOBase):
@@ -26,7 +45,7 @@ class MaskedLog(io.TextIOBase):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.name = str(path)
         self._file = path.open("a", encoding="utf-8", errors="replace")
-        self._secrets = sorted((s for s in secrets if len(s) >= SHORTEST_SECRET), key=len, reverse=True)
+        self._secrets = Secrets(secrets)
         self._last: deque[str] = deque(maxlen=n_last)
         self._unfinished = ""
 
@@ -44,10 +63,7 @@ class MaskedLog(io.TextIOBase):
 
     def masked(self, text: str) -> str:
         """A text without colours and the values of secrets."""
-        text = CONTROL.sub("", text)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        return self._secrets.masked(text)
 
     def _add(self, line: str) -> None:
         line = self.masked(line)

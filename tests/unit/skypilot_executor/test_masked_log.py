@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
+from snakemake_executor_plugin_skypilot.masked_log import MaskedLog, Secrets
 
 
 def _logged(path: Path, *pieces: str, secrets: tuple[str, ...] = ("s3cret-token",)) -> str:
@@ -53,3 +53,11 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """A second try adds to the first one's log, and a line without end is written when it is closed."""
     _logged(tmp_path / "deep/log", "first\n")
     assert _logged(tmp_path / "deep/log", "second") == "first\nsecond\n"
+
+
+def test_secret_of_several_lines(tmp_path: Path) -> None:
+    """Each of its lines is one, wherever it stands; what is shorter than a secret is not."""
+    key = "-----BEGIN KEY-----\r\n  abcdef\n}\n-----END KEY-----\n"
+    said = _logged(tmp_path / "log", f"key: {key}", "then abcdef}\n", secrets=(key, "abc\n"))
+    assert said == "key: ***\n  ***\n}\n***\nthen ***}\n"
+    assert Secrets([key, "", "\n"]).masked("line 1\nabcdef") == "line 1\n***"
