@@ -11,6 +11,10 @@ from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
 
 EXAMPLE = "Write it as accelerators='A100-80GB:1,H100-SXM:1': alternatives by comma, each NAME or NAME:COUNT."
 TRUE, FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+# What Snakemake writes for a resource that depends on files that are not there yet.
+TBD = "<TBD>"
+# The resources that say what node a job wants.
+SAID = ("accelerators", "disk_gb", "spot", "idle_minutes", "max_price_per_hour")
 
 
 class Accelerators(NamedTuple):
@@ -49,6 +53,22 @@ class WantedNode(NamedTuple):
     def __str__(self) -> str:
         cards = " or ".join(map(str, self.accelerators)) or f"{self.cpus} CPUs"
         return f"{cards}, {self.disk_gb} GB{', spot' if self.spot else ''}"
+
+
+def undecided(resources: Mapping[str, Any]) -> list[str]:
+    """Those of a job's resources for its node that depend on files that are not there yet."""
+    return [name for name in SAID if resources.get(name) == TBD]
+
+
+def refuse_undecided(resources: Mapping[str, Any], *, job: str) -> None:
+    """Refuse a job whose node cannot be told even now that it is to run.
+
+    Raises:
+        RentalError: If a resource depends on a file that is not there.
+    """
+    for name in undecided(resources):
+        remedy = "Let it depend on no file that another job of its group makes."
+        raise told("A resource depends on a file that is not there.", key=f"resources.{name} of {job}", remedy=remedy)
 
 
 def wanted_node(resources: Mapping[str, Any], threads: int, settings: ExecutorSettings, *, job: str) -> WantedNode:

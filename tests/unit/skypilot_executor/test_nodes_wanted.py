@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from snakemake.common.tbdstring import TBDString
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode, parse_accelerators, wanted_node
+from snakemake_executor_plugin_skypilot.nodes_wanted import (
+    Accelerators,
+    WantedNode,
+    parse_accelerators,
+    refuse_undecided,
+    undecided,
+    wanted_node,
+)
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
 
 
@@ -70,3 +78,12 @@ def test_wrong_resources(resources: dict[str, object]) -> None:
     """The message names the resource and the job."""
     with pytest.raises(WorkflowError, match=f"resources.{next(iter(resources))} of evaluate"):
         wanted_node(resources, 1, ExecutorSettings(), job="evaluate")
+
+
+def test_resources_that_depend_on_files_to_come() -> None:
+    """Those that say what a node is are named; accelerators in particular are not taken for none."""
+    resources = {"disk_gb": TBDString(), "accelerators": TBDString(), "spot": True, "tmpdir": TBDString()}
+    assert undecided(resources) == ["accelerators", "disk_gb"]
+    with pytest.raises(WorkflowError, match=r"(?s)not there.*resources\.accelerators of evaluate"):
+        refuse_undecided(resources, job="evaluate")
+    refuse_undecided({"disk_gb": 3}, job="evaluate")
