@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,8 @@ def put_in_place(arrived: Path, paths: Iterable[str], root: Path) -> None:
 def _replace(source: Path, place: Path) -> None:
     if source.is_dir() or place.is_dir():
         remove(place)
+    # A protected folder cannot be moved.
+    modes = _allow_writing(source)
     try:
         source.replace(place)
     except OSError as error:
@@ -97,11 +100,44 @@ def _replace(source: Path, place: Path) -> None:
         remove(beside)
         shutil.move(source, beside)
         beside.replace(place)
+    # What lies deeper first: the folder above it may then be closed.
+    for path in reversed(modes):
+        (place / path).chmod(modes[path])
+
+
+def _allow_writing(folder: Path) -> dict[Path, int]:
+    """Allow the owner all in a folder and those in it; of those where that was not so, what was, the upper first."""
+    modes: dict[Path, int] = {}
+    below = [folder] if folder.is_dir() and not folder.is_symlink() else []
+    while below:
+        path = below.pop()
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            path.chmod(mode | stat.S_IRWXU)
+            modes[path.relative_to(folder)] = mode
+        with os.scandir(path) as entries:
+            below += [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return modes
+
+
+def forget(resume: Iterable[str], root: Path, *, kept: Iterable[str]) -> None:
+    """Remove what a job would have gone on from, once it has succeeded: another run of it begins anew.
+
+    Args:
+        resume: Its paths.
+        root: The workflow's folder, which they lie in.
+        kept: The job's results; what is one of them, holds one or lies in one stays.
+    """
+    results = [Path(path) for path in kept]
+    for path in map(Path, resume):
+        if not any(path.is_relative_to(result) or result.is_relative_to(path) for result in results):
+            remove(root / path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder or a link; nothing if there is none."""
+    """Remove a file, a folder or a link, protected or not; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
+        _allow_writing(path)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

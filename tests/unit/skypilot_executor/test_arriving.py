@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_skypilot.arriving import Address, copy_from, put_in_place
+from snakemake_executor_plugin_skypilot.arriving import Address, copy_from, forget, put_in_place
 
 pytestmark = pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 
@@ -77,3 +80,56 @@ def test_a_folder_and_what_lies_in_it(tmp_path: Path) -> None:
     put_in_place(arrived, ["a/b/c", "a", "d", "e"], root)
     assert (root / "a/b/c").read_text() == "a/b/c"
     assert (root / "d").read_text() == "d" and (root / "e/f").read_text() == "e/f"
+
+
+# As Snakemake leaves a protected folder: neither it nor what is in it may be changed.
+PROTECTED = """
+import errno, os, sys
+from pathlib import Path
+from snakemake_executor_plugin_skypilot.arriving import put_in_place, remove
+if os.getuid() == 0:
+    os.setuid(65534)  # What root may do says nothing.
+home = Path(sys.argv[1])
+deep = home / "arrived/out/deep"
+deep.mkdir(parents=True)
+(deep / "x").write_text("1")
+for path in (deep / "x", deep, deep.parent):
+    path.chmod(0o555)
+if sys.argv[2] == "other disk":
+    replace = Path.replace
+    def refused(path, target):
+        if path.parent.name == "arrived":
+            raise OSError(errno.EXDEV, "another disk")
+        return replace(path, target)
+    Path.replace = refused
+put_in_place(home / "arrived", ["out"], home / "here")
+out = home / "here/out"
+assert (out / "deep/x").read_text() == "1"
+assert [oct(path.stat().st_mode & 0o777) for path in (out, out / "deep", out / "deep/x")] == ["0o555"] * 3
+remove(out)
+assert not out.exists()
+"""
+
+
+@pytest.mark.parametrize("disk", ["this disk", "other disk"])
+def test_protected_folder(tmp_path: Path, disk: str) -> None:
+    """It comes to its place, protected as it was, for a user who is not root."""
+    home = Path(tempfile.mkdtemp(dir="/tmp"))
+    home.chmod(0o777)
+    try:
+        done = subprocess.run([sys.executable, "-c", PROTECTED, home, disk], capture_output=True, text=True)
+    finally:
+        shutil.rmtree(home)
+    assert done.returncode == 0, done.stderr
+
+
+def test_forgotten_once_it_succeeded(tmp_path: Path) -> None:
+    """What a job would go on from is gone, results are not, whatever is said of them."""
+    for name in ("state/1/weights", "state/2", "out/a.txt", "out/state"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    forget(["state/1", "state/missing", "out", "out/a.txt"], tmp_path, kept=["out/a.txt"])
+    there = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert there == ["out/a.txt", "out/state", "state/2"]
+    forget(["state"], tmp_path, kept=["out/a.txt"])
+    assert not (tmp_path / "state").exists()
