@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.names import job_name
 from snakemake_executor_plugin_skypilot.remote_job import JobFiles
 from snakemake_executor_plugin_skypilot.staging import inside
 
@@ -28,13 +29,30 @@ def job_files(job: Job, root: Path) -> JobFiles:
     Raises:
         RentalError: If one is outside of it.
     """
-    single = job.jobs if job.is_group() else [job]
+    single = jobs_of(job)
     benchmarks = [each.benchmark for each in single if each.benchmark]
     return JobFiles(
-        outputs=[inside(path, root) for path in _local(job.output)],
+        # A group's own list leaves out what its jobs read of each other, which Snakemake waits for all the same.
+        outputs=[inside(path, root) for each in single for path in _local(each.output)],
         logs=[inside(path, root) for path in (*_local(job.log), *_local(benchmarks))],
         resume=[inside(path, root) for path in _named(job, "resume")],
     )
+
+
+def jobs_of(job: Job) -> list[Job]:
+    """The jobs of a group; of a job itself that one."""
+    return list(job.jobs) if job.is_group() else [job]
+
+
+def name_of(job: Job) -> str:
+    """What a job is called."""
+    return job_name(job.name, wildcards_of(job))
+
+
+def minutes_of(job: Job) -> float:
+    """What a job says it takes; 0 if it says nothing, or nothing yet."""
+    runtime = job.resources.get("runtime")
+    return float(runtime) if isinstance(runtime, int | float) else 0.0
 
 
 def wildcards_of(job: Job) -> dict[str, str]:

@@ -65,10 +65,13 @@ def test_unreadable_resume(tmp_path: Path) -> None:
 
 
 def test_files_of_a_group(tmp_path: Path) -> None:
-    """Benchmark files of all its jobs come back; wildcards it has none."""
-    group = _job(resources={}, jobs=[_job(), _job(benchmark=None), _job(benchmark="logs/b.tsv")])
+    """Benchmark files and outputs of all its jobs come back, also what they read of each other; no wildcards."""
+    read_in_it = _job(output=[_Path("results/b.txt")], benchmark="logs/b.tsv")
+    group = _job(resources={}, jobs=[_job(), _job(output=[], benchmark=None), read_in_it])
     group.is_group = lambda: True
-    assert job_files(group, tmp_path).logs == ["logs/a.log", "logs/a.tsv", "logs/b.tsv"]
+    files = job_files(group, tmp_path)
+    assert files.logs == ["logs/a.log", "logs/a.tsv", "logs/b.tsv"]
+    assert files.outputs == ["results/a.txt", "results/b.txt"]
     assert wildcards_of(group) == {}
 
 
