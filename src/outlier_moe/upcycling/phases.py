@@ -151,9 +151,11 @@ def _hand_over(work: Path, model_output: Path, run_output: Path) -> None:
     last = sorted((work / CHECKPOINTS).iterdir())[-1]
     with whole_directory(model_output) as partial:
         shutil.copytree(last, partial, dirs_exist_ok=True)
-    forget_state(work)
     shutil.rmtree(run_output, ignore_errors=True)
     work.rename(run_output)
+    # Only now: a phase that is killed before this goes on from them.
+    forget_state(run_output)
+    shutil.rmtree(run_output / "evaluations", ignore_errors=True)
 
 
 def _visit(work: Path, text: Path, tokenizer: Any, options: PhaseOptions) -> Visit:
@@ -175,7 +177,6 @@ def _gather_evaluations(work: Path) -> None:
     paths = sorted((work / "evaluations").glob("*.json"))
     if paths:
         _write_json([json.loads(path.read_text(encoding="utf-8")) for path in paths], work / EVALUATIONS)
-        shutil.rmtree(work / "evaluations")
 
 
 def _write_json(document: Any, path: Path) -> None:
