@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import platform
-import shutil
 import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
-from snakemake_executor_plugin_skypilot import preflight, scripts
+from snakemake_executor_plugin_skypilot import planning, preflight, scripts
+from snakemake_executor_plugin_skypilot.arriving import remove
 from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask, import_sky
-from snakemake_executor_plugin_skypilot.errors import told
-from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, wildcards_of
-from snakemake_executor_plugin_skypilot.ledger import Ledger
-from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
-from snakemake_executor_plugin_skypilot.names import STATE, job_name, log_path, node_name, project_name
-from snakemake_executor_plugin_skypilot.nodes_wanted import wanted_node
-from snakemake_executor_plugin_skypilot.pool import NodePool
+from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, jobs_of, minutes_of, name_of
+from snakemake_executor_plugin_skypilot.masked_log import MaskedLog, Secrets
+from snakemake_executor_plugin_skypilot.names import STATE, log_path
+from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode, refuse_undecided, wanted_node
+from snakemake_executor_plugin_skypilot.opening import open_run
 from snakemake_executor_plugin_skypilot.prices import Prices
 from snakemake_executor_plugin_skypilot.remote_job import Expected, RemoteJob, Run
-from snakemake_executor_plugin_skypilot.runs import RunLock, orphans
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
-from snakemake_executor_plugin_skypilot.staging import fill, inside
+from snakemake_executor_plugin_skypilot.staging import KeptBack, fill, inside
 
 # Jobs report by themselves: looking at them costs nothing.
 SECONDS_BETWEEN_LOOKS = 1
@@ -61,7 +59,10 @@ class Executor(RemoteExecutor):
         self._is_cancelled = False
         self.next_seconds_between_status_checks = SECONDS_BETWEEN_LOOKS
         preflight.load_environment(self._root / settings.env_file)
-        self._check_settings()
+        self._kept_back = KeptBack(self._root, (self._root / settings.env_file,) if settings.env_file else ())
+        planning.check_settings(settings)
+        if self.workflow.main_snakefile is not None:
+            inside(self.workflow.main_snakefile, self._root)
         self._run: Run | None = None
         jobs = [job for job in self._dag.needrun_jobs() if not job.is_local]
         if jobs:
@@ -73,13 +74,20 @@ class Executor(RemoteExecutor):
         return "all"
 
     def run_job(self, job: Job) -> None:
-        """Start a job's thread."""
+        """Start a job's thread; a job that cannot be started fails, and ends no other."""
+        try:
+            info = self._started(job)
+        except (WorkflowError, OSError) as error:
+            # Raised here, it would end the whole run, whatever --keep-going says.
+            info = SubmittedJobInfo(job, aux={"problem": str(error)})
+        self.report_job_submission(info)
+
+    def _started(self, job: Job) -> SubmittedJobInfo:
         if self._run is None:
             self._prepare([job])
         assert self._run is not None
         self._end_on_signals()
-        wildcards = wildcards_of(job)
-        name = job_name(job.name, wildcards)
+        name = name_of(job)
         # Formatting a job looks into the DAG, which is this thread's.
         command = self.format_job_exec(job)
         files = job_files(job, self._root)
@@ -100,13 +108,13 @@ class Executor(RemoteExecutor):
             partial(self._fill, folder, inputs_of(job), files.resume),
             files,
             MaskedLog(log, self._secrets.values()),
-            expected=Expected(_minutes(job), price),
+            expected=Expected(minutes_of(job), price),
             shared=self._run,
         )
         self._jobs.append(thread)
         # Before it is looked at: a thread that has not started would be taken for one that is through.
         thread.start()
-        self.report_job_submission(SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log}))
+        return SubmittedJobInfo(job, external_jobid=name, aux={"thread": thread, "log": log, "folder": folder})
 
     async def check_active_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, active_jobs: list[SubmittedJobInfo]
@@ -114,18 +122,27 @@ class Executor(RemoteExecutor):
         """Report the jobs whose threads are through; the others are looked at again."""
         for info in active_jobs:
             assert info.aux is not None
-            thread: RemoteJob = info.aux["thread"]
-            if thread.is_alive() or self._is_cancelled:
+            thread: RemoteJob | None = info.aux.get("thread")
+            if self._is_cancelled or (thread is not None and thread.is_alive()):
                 yield info
-            elif thread.problem is None:
-                self.report_job_success(info)
+            elif thread is None:
+                self._report_problem(info, f"{info.aux['problem']}\n")
             else:
-                last = "".join(f"    {line}\n" for line in thread.last_lines)
-                said = f"{thread.problem}\nThe end of its output:\n{last}" if last else f"{thread.problem}\n"
-                if info.job.is_group():
-                    # Of a group Snakemake shows its rules, and no message.
-                    self._logger.error(said)
-                self.report_job_error(info, msg=said, aux_logs=[str(info.aux["log"])])
+                # Before Snakemake is told: what it removes then would go on taking room there.
+                with suppress(OSError):
+                    remove(info.aux["folder"])
+                if thread.problem is None:
+                    self.report_job_success(info)
+                else:
+                    last = "".join(f"    {line}\n" for line in thread.last_lines)
+                    end = f"The end of its output:\n{last}" if last else ""
+                    self._report_problem(info, f"{thread.problem}\n{end}", aux_logs=[str(info.aux["log"])])
+
+    def _report_problem(self, info: SubmittedJobInfo, said: str, **shown: Any) -> None:
+        if info.job.is_group():
+            # Of a group Snakemake shows its rules, and no message.
+            self._logger.error(said)
+        self.report_job_error(info, msg=said, **shown)
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """Stop what is being rented, and end all nodes."""
@@ -142,7 +159,9 @@ class Executor(RemoteExecutor):
         self._run.pool.close()
         deadline = time.monotonic() + PATIENCE_S
         for job in self._jobs:
-            job.join(timeout=max(0.0, deadline - time.monotonic()))
+            # One that an interrupt came before has not started.
+            if job.ident is not None:
+                job.join(timeout=max(0.0, deadline - time.monotonic()))
         # A node that a job's thread asked for in the last moment.
         self._run.pool.close()
 
@@ -155,6 +174,9 @@ class Executor(RemoteExecutor):
         if self._run is None or self._is_over:
             return
         self._is_over = True
+        if not self._is_cancelled and any(job.is_alive() for job in self._jobs):
+            # Snakemake came to its end by an error of its own.
+            self.cancel_jobs([])
         self._run.pool.close()
         if self._settings.keep_running:
             self._logger.warning("Nodes are kept running, and cost money: end them with sky down NAME.")
@@ -163,85 +185,36 @@ class Executor(RemoteExecutor):
         if summary := self._run.ledger.summary():
             self._logger.info(summary)
 
-    def _check_settings(self) -> None:
-        settings = self._settings
-        for key in ("reuse", "max_recoveries", "idle_minutes", "disk_size", "resume_seconds", "launch_minutes"):
-            least = 0 if key in ("reuse", "max_recoveries") else 1
-            if getattr(settings, key) < least:
-                raise told(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
-        if self.workflow.main_snakefile is not None:
-            inside(self.workflow.main_snakefile, self._root)
-        if self._requirements and not Path(self._requirements).is_file():
-            raise told("There is no such file of requirements.", key="requirements", got=self._requirements)
-
     def _prepare(self, jobs: Sequence[Job]) -> None:
         """Check what the jobs need, say what they are going to cost, and open the run."""
+        # Before any contact: what can be told from the workflow alone.
+        planning.check_files(self.workflow, jobs, self._kept_back)
         sky, settings = import_sky(), self._settings
         # SkyPilot gives the root logger handlers, with which every message of Snakemake's would appear twice.
         self._logger.propagate = False
-        # Before any contact: what can be told from the workflow alone.
-        planned = [preflight.Planned(_said(job), self._wanted(job), _minutes(job)) for job in jobs]
+        planned, told_later = planning.planned_jobs(jobs, self._wanted)
         self._prices = Prices(settings.infra, sky.catalog)
         lines = preflight.expected_cost(planned, self._prices, max_price_total=settings.max_price_total)
         preflight.check_access(sky, settings.infra)
-        self._logger.info("\n".join(lines))
+        self._logger.info("\n".join([*lines, *told_later]))
         self._cloud = Cloud(
             settings.infra,
             image=settings.image,
             keep_running=settings.keep_running,
             launch_minutes=settings.launch_minutes,
         )
-        arriving = self._state / "arriving"
-        shutil.rmtree(arriving, ignore_errors=True)
         self._sources = self._sources_of_workflow()
-        runs = self._state / "runs"
-        self._project = project_name(self._root, settings.project)
-        self._tell_orphans(runs)
-        self._lock = RunLock(runs)
-        numbers, run, ledger = itertools.count(), self._lock.name, Ledger(self._state / "costs.jsonl")
-        pool = NodePool(
-            lambda: node_name(self._project, run, next(numbers)),
-            self._cloud.end,
-            reuse=settings.reuse,
-            keep_running=settings.keep_running,
-            report=self._logger.error,
-            unused=lambda node, since: ledger.add_unused(run, node.name, node.what, node.price_per_hour, since),
-        )
-        self._run = Run(
-            name=run,
-            root=self._root,
-            arriving=arriving,
-            cloud=self._cloud,
-            pool=pool,
-            ledger=ledger,
-            max_recoveries=settings.max_recoveries,
-            max_price_total=settings.max_price_total,
-            resume_every_s=settings.resume_seconds,
-            say=self._logger.info,
-        )
+        state, hidden = self._state, self._hidden
+        self._run, self._lock = open_run(settings, self._cloud, hidden, self._logger, root=self._root, state=state)
         atexit.register(self._end)
-
-    def _tell_orphans(self, runs: Path) -> None:
-        left = orphans(self._cloud.nodes(), self._project, runs)
-        if left:
-            # Only now: asking the cloud takes SkyPilot seconds for each node.
-            left = orphans(self._cloud.nodes(refresh=True), self._project, runs)
-        names = [node["name"] for node in left]
-        if not names:
-            return
-        if self._settings.end_orphans:
-            self._logger.warning(f"Ending nodes that earlier runs left: {', '.join(names)}")
-            for name in names:
-                self._cloud.end(name)
-        else:
-            remedy = "They end themselves when idle; --skypilot-end-orphans, or sky down, ends them now."
-            self._logger.warning(f"Earlier runs left nodes, which cost money: {', '.join(names)}. {remedy}")
 
     def _end_on_signals(self) -> None:
         """Have SIGTERM and SIGHUP end the run as Ctrl-C does: Snakemake itself would wait for hours of rented jobs."""
         if threading.current_thread() is threading.main_thread() and not self._is_cancelled:
             for number in ENDED_BY:
-                signal.signal(number, _interrupt)
+                # Whoever started it with nohup wants it to go on.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, _interrupt)
 
     def _heed_no_signal(self) -> None:
         """Have nothing but a third Ctrl-C break off the ending of nodes."""
@@ -258,15 +231,16 @@ class Executor(RemoteExecutor):
 
         signal.signal(signal.SIGINT, interrupt)
 
-    def _wanted(self, job: Job) -> Any:
-        return wanted_node(job.resources, job.threads, self._settings, job=_said(job))
+    def _wanted(self, job: Job) -> WantedNode:
+        for each in jobs_of(job):
+            refuse_undecided(each.resources, job=name_of(each))
+        return wanted_node(job.resources, job.threads, self._settings, job=name_of(job))
 
     def _fill(self, folder: Path, inputs: list[str], resume: list[str]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         # What an earlier try left to go on from.
         left = [path for path in resume if (self._root / path).exists()]
-        secret = [Path(self._settings.env_file).name]
-        fill(folder, self._sources, [*inputs, *left], root=self._root, kept_back=secret)
+        fill(folder, self._sources, [*inputs, *left], self._kept_back)
 
     def _sources_of_workflow(self) -> set[str]:
         """The files that go with every job; found once, by the thread that the DAG belongs to."""
@@ -276,6 +250,10 @@ class Executor(RemoteExecutor):
     @cached_property
     def _secrets(self) -> dict[str, str]:
         return preflight.secret_values(self._settings.secrets) | dict(self.envvars())
+
+    @cached_property
+    def _hidden(self) -> Secrets:
+        return Secrets([*self._secrets.values(), *preflight.secret_values(preflight.RUNPOD_KEY).values()])
 
     @cached_property
     def _python(self) -> str:
@@ -295,12 +273,3 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     # Once: a second signal must not break off the ending of nodes.
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _said(job: Job) -> str:
-    return job_name(job.name, wildcards_of(job))
-
-
-def _minutes(job: Job) -> float:
-    runtime = job.resources.get("runtime")
-    return float(runtime) if isinstance(runtime, int | float) else 0.0
