@@ -18,8 +18,21 @@ class NodeLostError(Exception):
     """A node is gone or answers no more: its job runs again on another."""
 
 
+class KeptNodeGoneError(NodeLostError):
+    """A node that waited for a job was gone when one came: nothing was lost."""
+
+
 class NoCapacityError(Exception):
-    """No such node can be rented now."""
+    """No such node can be rented now.
+
+    Args:
+        reason: Why.
+        was_rented: Whether something may have been rented all the same, for a while.
+    """
+
+    def __init__(self, reason: str, *, was_rented: bool = False) -> None:
+        super().__init__(reason)
+        self.was_rented = was_rented
 
 
 class CancelledError(Exception):

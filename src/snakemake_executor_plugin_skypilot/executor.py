@@ -24,7 +24,7 @@ from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask, import_sky
 from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, jobs_of, minutes_of, name_of
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog, Secrets
 from snakemake_executor_plugin_skypilot.names import STATE, log_path
-from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode, refuse_undecided, wanted_node
+from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode, refuse_undecided, strictest, wanted_node
 from snakemake_executor_plugin_skypilot.opening import open_run
 from snakemake_executor_plugin_skypilot.prices import Prices
 from snakemake_executor_plugin_skypilot.remote_job import Expected, RemoteJob, Run
@@ -92,7 +92,7 @@ class Executor(RemoteExecutor):
         command = self.format_job_exec(job)
         files = job_files(job, self._root)
         wanted = self._wanted(job)
-        price = preflight.price_per_hour(name, wanted, self._prices)
+        prices = preflight.prices_per_hour(name, wanted, self._prices)
         folder = Path(self.tmpdir) / f"node-files-{job.jobid}"
         task = NodeTask(
             name=name,
@@ -108,7 +108,7 @@ class Executor(RemoteExecutor):
             partial(self._fill, folder, inputs_of(job), files.resume),
             files,
             MaskedLog(log, self._secrets.values()),
-            expected=Expected(minutes_of(job), price),
+            expected=Expected(minutes_of(job), prices),
             shared=self._run,
         )
         self._jobs.append(thread)
@@ -155,7 +155,7 @@ class Executor(RemoteExecutor):
         try:
             self._cloud.cancel()
         except Exception as error:  # SkyPilot's server may be gone; the nodes are ended in any case.
-            self._logger.error(f"What is being rented could not be stopped: {error}")
+            self._logger.error(self._hidden.masked(f"What is being rented could not be stopped: {error}"))
         self._run.pool.close()
         deadline = time.monotonic() + PATIENCE_S
         for job in self._jobs:
@@ -232,9 +232,16 @@ class Executor(RemoteExecutor):
         signal.signal(signal.SIGINT, interrupt)
 
     def _wanted(self, job: Job) -> WantedNode:
-        for each in jobs_of(job):
+        members = jobs_of(job)
+        for each in members:
             refuse_undecided(each.resources, job=name_of(each))
-        return wanted_node(job.resources, job.threads, self._settings, job=name_of(job))
+        # Snakemake adds up what jobs of a group want; a limit is not added up.
+        return wanted_node(
+            {**dict(job.resources.items()), **strictest(each.resources for each in members)},
+            job.threads,
+            self._settings,
+            job=name_of(job),
+        )
 
     def _fill(self, folder: Path, inputs: list[str], resume: list[str]) -> None:
         remove(folder)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from snakemake_executor_plugin_skypilot.errors import told
 
 # The time in which a node waited for a job, or ended.
 NO_JOB = "(no job)"
@@ -57,34 +60,50 @@ class Ledger:
 
     Args:
         path: A file of JSON lines, to which each ended rent is added.
+        report: Is told if that cannot be written; the run goes on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         self._path = path
+        self._report = report
         self._rents: list[Rent] = []
         self._lock = threading.Lock()
 
-    def open(self, rent: Rent) -> Rent:
-        """Note that a job has a node from now on."""
+    def open(self, rent: Rent, *, at_most: float | None = None) -> Rent:
+        """Note that a job has a node from now on.
+
+        Args:
+            rent: The time that it has it.
+            at_most: Dollars that the run may come to, this job's share included.
+
+        Raises:
+            RentalError: If it would come to more.
+        """
         with self._lock:
+            total = sum(each.expected_dollars for each in [*self._rents, rent])
+            if at_most is not None and total > at_most:
+                raise told(
+                    f"The run may not cost more than ${at_most:g}.",
+                    key="max-price-total",
+                    got=f"${total:.2f} with this job",
+                    remedy="What is finished stays: raise it and run again.",
+                )
             self._rents.append(rent)
         return rent
 
     def close(self, rent: Rent, outcome: str) -> None:
         """Note that it has it no more."""
-        rent.ended, rent.outcome = time.time(), outcome
-        with self._lock, self._path.open("a") as file:
-            file.write(json.dumps(asdict(rent) | {"dollars": round(rent.dollars, 4)}) + "\n")
+        rent.ended, rent.outcome = rent.ended or time.time(), outcome
+        line = json.dumps(asdict(rent) | {"dollars": round(rent.dollars, 4)}) + "\n"
+        try:
+            with self._lock, self._path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            self._report(f"A cost could not be noted in {self._path}: {error}")
 
-    def add_unused(self, run: str, node: str, what: str, price_per_hour: float, since: float) -> None:
-        """Note the time until now that a node of a run was there without a job."""
-        self.close(self.open(Rent(run, NO_JOB, node, what, price_per_hour, 0.0, since)), "unused")
-
-    @property
-    def committed(self) -> float:
-        """Dollars that are spent, or will be when the jobs that run have ended."""
-        with self._lock:
-            return sum(rent.expected_dollars for rent in self._rents)
+    def add_unused(self, run: str, node: str, what: str, price_per_hour: float, since: float, until: float) -> None:
+        """Note a time in which a node of a run was there without a job."""
+        self.close(self.open(Rent(run, NO_JOB, node, what, price_per_hour, 0.0, since, until)), "unused")
 
     def summary(self) -> str | None:
         """What was rented in all, and what each job cost; None if nothing was."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from snakemake_executor_plugin_skypilot.errors import told
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
 
 EXAMPLE = "Write it as accelerators='A100-80GB:1,H100-SXM:1': alternatives by comma, each NAME or NAME:COUNT."
+# Resources that say how much something may be.
+LIMITS = ("idle_minutes", "max_price_per_hour")
 TRUE, FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
 # What Snakemake writes for a resource that depends on files that are not there yet.
 TBD = "<TBD>"
@@ -99,6 +101,13 @@ def wanted_node(resources: Mapping[str, Any], threads: int, settings: ExecutorSe
             key=f"resources.max_price_per_hour of {job}",
         ),
     )
+
+
+def strictest(resources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The limits that some jobs set, the lowest of each."""
+    said = list(resources)
+    values = {name: [each[name] for each in said if each.get(name) is not None] for name in LIMITS}
+    return {name: min(found) for name, found in values.items() if found}
 
 
 def parse_accelerators(text: object, *, key: str) -> tuple[Accelerators, ...]:

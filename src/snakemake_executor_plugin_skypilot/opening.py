@@ -14,7 +14,7 @@ from snakemake_executor_plugin_skypilot.masked_log import Secrets
 from snakemake_executor_plugin_skypilot.names import node_name, project_name
 from snakemake_executor_plugin_skypilot.pool import NodePool
 from snakemake_executor_plugin_skypilot.remote_job import Run
-from snakemake_executor_plugin_skypilot.runs import RunLock, orphans
+from snakemake_executor_plugin_skypilot.runs import RUNS, RunLock, orphans
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
 
 
@@ -34,13 +34,13 @@ def open_run(
     arriving = state / "arriving"
     shutil.rmtree(arriving, ignore_errors=True)
     project = project_name(root, settings.project)
-    _tell_orphans(cloud, project, state / "runs", warn=logger.warning, end=settings.end_orphans)
-    lock = RunLock(state / "runs")
+    _tell_orphans(cloud, project, state / RUNS, warn=logger.warning, end=settings.end_orphans)
+    lock = RunLock(state / RUNS)
 
     def report(problem: str) -> None:
         logger.error(secrets.masked(problem))
 
-    ledger = Ledger(state / "costs.jsonl")
+    ledger = Ledger(state / "costs.jsonl", report)
     numbers, run = itertools.count(), lock.name
     pool = NodePool(
         lambda: node_name(project, run, next(numbers)),
@@ -48,7 +48,9 @@ def open_run(
         reuse=settings.reuse,
         keep_running=settings.keep_running,
         report=report,
-        unused=lambda node, since: ledger.add_unused(run, node.name, node.what, node.price_per_hour, since),
+        unused=lambda node, since, until: ledger.add_unused(
+            run, node.name, node.what, node.price_per_hour, since, until
+        ),
     )
     opened = Run(
         name=run,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from snakemake_executor_plugin_skypilot.errors import CancelledError
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
+from snakemake_executor_plugin_skypilot.running_node import RunningNode
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Node:
     """Dollars, once it is up."""
     unused_since: float | None = None
     """When its last job was through, in seconds since 1970."""
+    running: RunningNode | None = None
+    """What talks to it, once it is up."""
 
 
 class NodePool:
@@ -43,7 +46,7 @@ class NodePool:
         reuse: How many nodes of a kind are rented and kept; 0: one for each job, which ends with it.
         keep_running: Whether none is ended.
         report: Is told of a node that could not be ended.
-        unused: Is told of a node that was there without a job until now, and since when.
+        unused: Is told of a node that was there without a job, since when, and until when.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class NodePool:
         reuse: int,
         keep_running: bool,
         report: Callable[[str], None],
-        unused: Callable[[Node, float], None],
+        unused: Callable[[Node, float, float], None],
     ) -> None:
         self._new_name = new_name
         self._end = end
@@ -79,11 +82,11 @@ class NodePool:
             while not self._is_closed:
                 of_kind = [node for node in self._nodes.values() if node.wanted.kind == wanted.kind]
                 idle = [node for node in of_kind if not node.in_use]
-                large_enough = [node for node in idle if node.wanted.disk_gb >= wanted.disk_gb]
-                if large_enough:
-                    return self._used_again(large_enough[0])
+                fitting = [node for node in idle if _fits(node, wanted)]
+                if fitting:
+                    return self._used_again(fitting[0])
                 if self._reuse and len(of_kind) >= self._reuse and idle:
-                    # Those that wait have too small a disk for it.
+                    # Those that wait have too small a disk for it, or cost more than it may.
                     self._discard(idle[0])
                     continue
                 if not self._reuse or len(of_kind) < self._reuse:
@@ -115,7 +118,9 @@ class NodePool:
 
     def _tell_unused(self, node: Node) -> None:
         if node.is_up and node.unused_since is not None:
-            self._unused(node, node.unused_since)
+            # A node that waits for longer than its idle limit has ended itself.
+            limit = float("inf") if self._keep_running else 60 * node.wanted.idle_minutes
+            self._unused(node, node.unused_since, min(time.time(), node.unused_since + limit))
 
     def close(self) -> None:
         """End all nodes, and wait until they are."""
@@ -144,3 +149,9 @@ class NodePool:
         except Exception as error:
             self._report(f"Node {node.name} could not be ended: {error}\nEnd it by hand: sky down {node.name}")
         self._tell_unused(node)
+
+
+def _fits(node: Node, wanted: WantedNode) -> bool:
+    """Whether a node of the right kind will do for a job."""
+    may_cost = wanted.max_price_per_hour is None or node.price_per_hour <= wanted.max_price_per_hour
+    return node.wanted.disk_gb >= wanted.disk_gb and may_cost

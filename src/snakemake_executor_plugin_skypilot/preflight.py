@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -54,6 +56,7 @@ def check_access(sky: Any, infra: str) -> None:
             raise told(
                 f"SkyPilot wants {tool}.", got="it is not installed", remedy="apt-get install openssh-client rsync"
             )
+    _refuse_old_rsync()
     cloud = infra.partition("/")[0].lower()
     if cloud == "runpod":
         ensure_runpod_config(Path.home() / ".runpod/config.toml", os.environ)
@@ -64,6 +67,15 @@ def check_access(sky: Any, infra: str) -> None:
         sky.get(sky.client.sdk.check((cloud,), verbose=False))
         if cloud not in _enabled(sky):
             raise told("SkyPilot may not use this cloud.", key="infra", got=infra, remedy=f"Run: sky check {cloud}")
+
+
+def _refuse_old_rsync() -> None:
+    """Files of a job are copied back with options that are as old as rsync 3.1; macOS brings an older one."""
+    said = subprocess.run(["rsync", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"protocol version (\d+)", said)
+    if found is None or int(found.group(1)) < 31:
+        version = said.splitlines()[0] if said else "nothing"
+        raise told("rsync is too old.", got=version, remedy="Install rsync 3.1 or newer (macOS: brew install rsync).")
 
 
 def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
@@ -168,6 +180,13 @@ def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: f
     cap = f" of at most ${max_price_total:g}" if max_price_total is not None else ""
     kinds = f"all on demand ${all_alike[False]:.2f}, all spot ${all_alike[True]:.2f}"
     return [f"To be rented, if all goes as expected, for ${total:.2f}{cap} ({kinds}):", *lines]
+
+
+def prices_per_hour(job: str, wanted: WantedNode, prices: Prices) -> dict[bool, float]:
+    """Dollars of the cheapest node for a job, by whether it may be taken away; raises as `price_per_hour`."""
+    price = price_per_hour(job, wanted, prices)
+    other = prices.lowest(wanted._replace(spot=not wanted.spot))
+    return {wanted.spot: price, not wanted.spot: price if other is None else other}
 
 
 def price_per_hour(job: str, wanted: WantedNode, prices: Prices) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,18 @@ from typing import NamedTuple
 
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask
-from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError, told
+from snakemake_executor_plugin_skypilot.arriving import forget
+from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask, Submitted
+from snakemake_executor_plugin_skypilot.errors import (
+    CancelledError,
+    KeptNodeGoneError,
+    NoCapacityError,
+    NodeLostError,
+    told,
+)
 from snakemake_executor_plugin_skypilot.ledger import Ledger, Rent
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
+from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
 from snakemake_executor_plugin_skypilot.pool import Node, NodePool
 from snakemake_executor_plugin_skypilot.repeated import repeated
 from snakemake_executor_plugin_skypilot.running_node import RunningNode
@@ -42,8 +50,8 @@ class Expected(NamedTuple):
 
     minutes: float
     """0 where nothing is said."""
-    price_per_hour: float
-    """Dollars; 0 where there is no price."""
+    price_per_hour: Mapping[bool, float]
+    """Dollars, by whether the node may be taken away; 0 where there is no price."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class RemoteJob(threading.Thread):
         fill: Makes the folder that is sent, anew for each try.
         files: What comes back.
         log: Where the node's output goes.
-        expected: What it is said to take, in minutes and dollars an hour; 0 where nothing is said.
+        expected: What it is said to take.
         shared: What all jobs share.
     """
 
@@ -132,17 +140,14 @@ class RemoteJob(threading.Thread):
         tries, number, wait_s = self._shared.max_recoveries + 1, 1, FIRST_WAIT_S
         reason = ""
         while number <= tries:
-            wanted = self._task.wanted
-            if number == tries and number > 1:
-                wanted = wanted._replace(spot=False)
-            self._refuse_too_expensive()
-            node = self._shared.pool.take(wanted)
+            # What is sent is made first: a mistake in it costs no node.
+            self._fill()
+            node = self._shared.pool.take(self._wanted_at(is_last=number == tries and number > 1))
             try:
                 return self._run_on(node)
             except NodeLostError as error:
                 reason = f"its node was lost ({error})"
-                # One that was kept may have ended itself while it waited: that is no recovery.
-                number += not node.is_ready
+                number += not isinstance(error, KeptNodeGoneError)
             except NoCapacityError as error:
                 reason = f"no node can be rented now ({error})"
                 number += 1
@@ -157,52 +162,77 @@ class RemoteJob(threading.Thread):
         remedy = "Allow more recoveries (max-recoveries), other accelerators, or another place (infra)."
         raise told(f"It was given up after {tries} tries: {reason}.", got=str(self._task.wanted), remedy=remedy)
 
-    def _say(self, what: str) -> None:
-        self._shared.say(f"{self._task.name}: {what}.")
+    def _wanted_at(self, *, is_last: bool) -> WantedNode:
+        """The node of a try: of the last one a node that cannot be taken away, if that may cost as much."""
+        wanted = self._task.wanted
+        cap, price = wanted.max_price_per_hour, self._expected.price_per_hour[False]
+        may_be = cap is None or price <= cap
+        return wanted._replace(spot=False) if is_last and may_be else wanted
 
-    def _refuse_too_expensive(self) -> None:
-        cap, committed = self._shared.max_price_total, self._shared.ledger.committed
-        if cap is not None and committed >= cap:
-            remedy = "What is finished stays: raise it and run again."
-            raise told(
-                f"The run may not cost more than ${cap:g}.",
-                key="max-price-total",
-                got=f"${committed:.2f}",
-                remedy=remedy,
-            )
+    def _say(self, what: str) -> None:
+        self._shared.say(self._log.masked(f"{self._task.name}: {what}."))
 
     def _run_on(self, node: Node) -> None:
         """Run it on a node, to its end there."""
-        shared, (minutes, price) = self._shared, self._expected
-        rent = shared.ledger.open(
-            Rent(shared.name, self._task.name, node.name, str(node.wanted), price, minutes, time.time())
-        )
-        is_sound, outcome = False, "lost"
+        # A node that nothing happened to is as good as before.
+        is_sound = node.is_ready
+        try:
+            rent = self._shared.ledger.open(self._rent(node), at_most=self._shared.max_price_total)
+            is_sound = False
+            succeeded = self._paid_for(node, rent)
+            is_sound = True
+        finally:
+            self._shared.pool.give_back(node, is_sound=is_sound)
+        if not succeeded:
+            raise told(f"It failed on its node, {rent.what}.")
+
+    def _rent(self, node: Node) -> Rent:
+        price = node.price_per_hour or self._expected.price_per_hour[node.wanted.spot]
+        name, minutes = self._task.name, self._expected.minutes
+        return Rent(self._shared.name, name, node.name, str(node.wanted), price, minutes, time.time())
+
+    def _paid_for(self, node: Node, rent: Rent) -> bool:
+        """Run it on a node, and note what that cost, whatever comes of it."""
+        outcome = "lost"
         try:
             succeeded = self._on_node(node, rent)
-            is_sound, outcome = True, "succeeded" if succeeded else "failed"
+            outcome = "succeeded" if succeeded else "failed"
         except CancelledError:
             outcome = "cancelled"
             raise
-        except NoCapacityError:
-            outcome, rent.price_per_hour = "no capacity", 0.0
+        except NoCapacityError as error:
+            outcome = "no capacity"
+            if not error.was_rented:
+                rent.price_per_hour = 0.0
             raise
         except WorkflowError:
             outcome = "failed"
             raise
         finally:
-            shared.ledger.close(rent, outcome)
-            shared.pool.give_back(node, is_sound=is_sound)
-        if not succeeded:
-            raise told(f"It failed on its node, {rent.what}.")
+            self._shared.ledger.close(rent, outcome)
+        return succeeded
+
+    def _submitted(self, node: Node) -> Submitted:
+        cloud, task = self._shared.cloud, self._task._replace(wanted=node.wanted)
+        if not node.is_ready or node.running is None:
+            return cloud.launch(task, node.name, self._log)
+        try:
+            # What is sent may take longer than it may be idle.
+            with node.running.kept_awake():
+                return cloud.start(task, node.name, self._log)
+        except NodeLostError as error:
+            raise KeptNodeGoneError(str(error)) from error
 
     def _on_node(self, node: Node, rent: Rent) -> bool:
-        self._fill()
-        cloud = self._shared.cloud
-        submit = cloud.start if node.is_ready else cloud.launch
-        submitted = submit(self._task._replace(wanted=node.wanted), node.name, self._log)
+        submitted = self._submitted(node)
         node.is_up, node.what, node.price_per_hour = True, submitted.what, submitted.price_per_hour
+        node.running = submitted.node
         rent.what, rent.price_per_hour = node.what, node.price_per_hour
+        cap = node.wanted.max_price_per_hour
+        if cap is not None and node.price_per_hour > cap + 0.005:
+            # SkyPilot looks at the cheapest place that has such a node, and may end up in another.
+            dearer = f"what was to be had costs ${node.price_per_hour:.2f} an hour, and may cost ${cap:g}"
+            raise NoCapacityError(dearer, was_rented=True)
         seconds = time.time() - rent.started
         price = f"${submitted.price_per_hour:.2f} an hour"
         self._say(
@@ -212,7 +242,10 @@ class RemoteJob(threading.Thread):
         with self._copied_to_resume(running):
             succeeded = running.follow(submitted.job_id, self._log, may_vanish=node.wanted.spot)
         if succeeded:
-            self._bring(running, [*self._files.outputs, *self._files.logs])
+            results = [*self._files.outputs, *self._files.logs]
+            self._bring(running, results)
+            # Nothing goes on from here any more.
+            forget(self._files.resume, self._shared.root, kept=results)
         else:
             self._bring(running, [*self._files.logs, *self._files.resume])
         return succeeded

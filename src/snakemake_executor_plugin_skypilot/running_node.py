@@ -125,7 +125,7 @@ class RunningNode:
             RentalError: If they cannot be copied although the node answers (a full disk here, say).
         """
         scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{self._name}-", dir=scratch) as folder, self._kept_awake():
+        with tempfile.TemporaryDirectory(prefix=f"{self._name}-", dir=scratch) as folder, self.kept_awake():
             self._copy(paths, Path(folder))
             put_in_place(Path(folder), paths, into)
 
@@ -142,8 +142,8 @@ class RunningNode:
                 raise NodeLostError(problem.splitlines()[-1])
         raise told("Files could not be copied from a node.", got=problem)
 
-    def _kept_awake(self) -> AbstractContextManager[None]:
-        """Keeps a node that has no job any more from ending itself as idle while files are copied from it."""
+    def kept_awake(self) -> AbstractContextManager[None]:
+        """Keeps a node that has no job from ending itself as idle while files are copied from it, or to it."""
         if self._idle_minutes is None:
             return nullcontext()
         python = self._sky.skylet.constants.SKY_PYTHON_CMD

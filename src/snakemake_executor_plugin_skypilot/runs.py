@@ -9,6 +9,9 @@ from typing import IO, Any
 
 from snakemake_executor_plugin_skypilot.names import new_run, run_of
 
+# The folder with the files of all runs.
+RUNS = "runs"
+
 
 class RunLock:
     """A run that is alive: a file that its process holds a lock of, which ends with it however it ends.
@@ -40,6 +43,16 @@ def is_alive(run: str, folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def belongs_to_a_run(node: str, state: Path) -> bool:
+    """Whether the run that rented a node is there.
+
+    Args:
+        node: The node's name.
+        state: The plugin's folder beside Snakemake's own files.
+    """
+    return is_alive(node.split("-")[-2], state / RUNS)
 
 
 def orphans(nodes: Sequence[Any], project: str, folder: Path) -> list[Any]:

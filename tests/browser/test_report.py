@@ -173,12 +173,12 @@ def test_the_sweeps_section_says_what_it_rests_on(browser: Chrome, study_folder:
     crosses = (
         "return document.querySelectorAll('[data-chart=scale_sweep-ranks] path[aria-label*=\"last measured\"]').length"
     )
-    assert browser.execute_script(crosses) == 6, "one in each panel"
+    assert browser.execute_script(crosses) == 7, "one in each panel"
     lines = (
         "return [...document.querySelectorAll('[data-chart=scale_sweep-ranks] .mark-line.role-mark path')]"
         ".filter((line) => line.getAttribute('d')?.includes('L')).length"
     )
-    assert browser.execute_script(lines) == 6 * 2 * 2, "in each panel both optimisers, at the end and at matched loss"
+    assert browser.execute_script(lines) == 7 * 2 * 2, "in each panel both optimisers, at the end and at matched loss"
     for section in ("scale_sweep-ranks", "lm_scale_sweep-dynamics"):
         keep_picture(browser, f"{section}.png", of=f"[data-chart={section}]")
 

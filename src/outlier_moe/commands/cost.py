@@ -135,11 +135,15 @@ def _row(plan: ModelPlan, cluster: Cluster, catalogue: Catalogue) -> dict[str, A
 
 
 def _total(rows: list[dict[str, Any]], cluster: Cluster) -> None:
+    from outlier_moe.planning.rented import SLACK
+
     on_demand = sum(row["on_demand"] or 0 for row in rows)
     # Where no spot price is known, the other one.
     spot = sum(row["spot"] or row["on_demand"] or 0 for row in rows)
-    over = "; that is more than it may" if on_demand > cluster.max_price_total else ""
+    # A run makes sure of more than is expected before it starts.
+    reserved = SLACK * on_demand
+    over = "; that is more than it may" if reserved > cluster.max_price_total else ""
     sys.stdout.write(
-        f"In all ${on_demand:.2f} on demand, ${spot:.2f} spot, of at most ${cluster.max_price_total:g}{over}. "
-        "Nodes that are kept for several models cost less.\n"
+        f"In all ${on_demand:.2f} on demand, ${spot:.2f} spot. A run reckons with up to ${reserved:.2f}, of at most "
+        f"${cluster.max_price_total:g}{over}. Nodes that are kept for several models cost less.\n"
     )

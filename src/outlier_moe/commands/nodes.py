@@ -122,6 +122,9 @@ def _nodes(sky: Any, project: str | None) -> Sequence[RentedNode]:
 
 
 def _end(sky: Any, nodes: Sequence[RentedNode], name: str | None) -> None:
+    from snakemake_executor_plugin_skypilot.names import STATE
+    from snakemake_executor_plugin_skypilot.runs import belongs_to_a_run
+
     chosen = [node.name for node in nodes if name in (None, node.name)]
     if name is not None and not chosen:
         names = ", ".join(node.name for node in nodes) or "there is none"
@@ -130,6 +133,10 @@ def _end(sky: Any, nodes: Sequence[RentedNode], name: str | None) -> None:
     for each, request in requests:
         sky.get(request)
         sys.stdout.write(f"{each} is ended.\n")
+    if any(belongs_to_a_run(each, SNAKEMAKE / STATE) for each in chosen):
+        sys.stderr.write(
+            "Its run goes on, and takes it for lost: it rents another. Ctrl-C ends the run with its nodes.\n"
+        )
 
 
 def _row(node: RentedNode) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from snakemake_executor_plugin_skypilot.nodes_wanted import (
     WantedNode,
     parse_accelerators,
     refuse_undecided,
+    strictest,
     undecided,
     wanted_node,
 )
@@ -87,3 +88,10 @@ def test_resources_that_depend_on_files_to_come() -> None:
     with pytest.raises(WorkflowError, match=r"(?s)not there.*resources\.accelerators of evaluate"):
         refuse_undecided(resources, job="evaluate")
     refuse_undecided({"disk_gb": 3}, job="evaluate")
+
+
+def test_limits_of_a_group_are_not_added_up() -> None:
+    """The strictest holds; what nobody limits has none."""
+    members = [{"max_price_per_hour": 3.0, "idle_minutes": 5}, {"max_price_per_hour": 2.0}, {}]
+    assert strictest(members) == {"max_price_per_hour": 2.0, "idle_minutes": 5}
+    assert strictest([{}, {}]) == {}

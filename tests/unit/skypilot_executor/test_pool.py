@@ -39,7 +39,7 @@ def _pool(ends: _Ends, *, reuse: int = 0, keep_running: bool = False) -> NodePoo
         reuse=reuse,
         keep_running=keep_running,
         report=ends.reports.append,
-        unused=lambda node, since: ends.unused.append(f"{node.name} {time.time() - since:.0f}"),
+        unused=lambda node, since, until: ends.unused.append(f"{node.name} {until - since:.0f}"),
     )
 
 
@@ -109,6 +109,29 @@ def test_time_without_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.give_back(pool.take(WANTED), is_sound=False)
     pool.close()
     assert len(ends.unused) == 2
+
+
+def test_a_node_that_ended_itself_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its idle limit of ten minutes is what it waited at most."""
+    ends, now = _Ends(), [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    pool = _pool(ends, reuse=1)
+    pool.give_back(_up(pool.take(WANTED)), is_sound=True)
+    now[0] += 5 * 3600
+    pool.close()
+    assert ends.unused == ["n0 600"]
+
+
+def test_a_kept_node_may_cost_too_much() -> None:
+    """Then it makes room for another."""
+    ends = _Ends()
+    pool = _pool(ends, reuse=1)
+    node = _up(pool.take(WANTED))
+    node.price_per_hour = 2.0
+    pool.give_back(node, is_sound=True)
+    assert pool.take(WANTED._replace(max_price_per_hour=1.5)).name == "n1"
+    pool.close()
+    assert "n0" in ends.names
 
 
 def test_jobs_wait_for_a_node() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +54,9 @@ class _Cloud:
             raise problem
         return Submitted(1, "a node", 2.0, cast(RunningNode, self))
 
+    def kept_awake(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def follow(self, job_id: int, log: MaskedLog, *, may_vanish: bool) -> bool:
         log.write("what the node says, and s3cret\n")
         self.meanwhile()
@@ -75,6 +80,7 @@ class _Lab:
         self.said: list[str] = []
         self.unused: list[str] = []
         self.filled = 0
+        self.wanted = WANTED
         self.cloud = cloud
         names = iter(f"n{number}" for number in range(100))
         self.pool = NodePool(
@@ -83,17 +89,17 @@ class _Lab:
             reuse=changed.pop("reuse", 0),
             keep_running=False,
             report=self.said.append,
-            unused=lambda node, since: self.unused.append(node.name),
+            unused=lambda node, since, until: self.unused.append(node.name),
         )
-        self.ledger = Ledger(folder / "costs.jsonl")
+        self.ledger = Ledger(folder / "costs.jsonl", self.said.append)
         settings = {"max_recoveries": 2, "max_price_total": None, "resume_every_s": 1000.0} | changed
         self.run_: Any = Run("run", folder, folder, cloud, self.pool, self.ledger, say=self.said.append, **settings)  # pyright: ignore[reportArgumentType]
         self._folder = folder
 
     def job(self, files: JobFiles = FILES) -> RemoteJob:
-        task = NodeTask("evaluate", self._folder, "", "true", {}, WANTED)
+        task = NodeTask("evaluate", self._folder, "", "true", {}, self.wanted)
         log = MaskedLog(self._folder / "job.log", ["s3cret"])
-        return RemoteJob(task, self._fill, files, log, expected=Expected(60, 2.0), shared=self.run_)
+        return RemoteJob(task, self._fill, files, log, expected=Expected(60, {True: 2.0, False: 3.0}), shared=self.run_)
 
     def _fill(self) -> None:
         self.filled += 1
@@ -218,10 +224,65 @@ def test_cancelled_while_it_waits_for_capacity(tmp_path: Path, monkeypatch: pyte
 
 
 def test_price_cap_in_the_middle(tmp_path: Path) -> None:
-    """A recovery that would cost too much is not rented."""
-    lab = _Lab(tmp_path, _Cloud(), max_price_total=0.0)
+    """A job, or a recovery, whose share would be too much is not rented; nor is one that waited for a kept node."""
+    lab = _Lab(tmp_path, _Cloud(), max_price_total=1.9)
     problem = lab.done().problem
     assert problem is not None and "max-price-total" in problem and lab.cloud.calls == []
+    lab = _Lab(tmp_path, _Cloud(), max_price_total=3.9, reuse=1)
+    lab.cloud.meanwhile = lambda: time.sleep(0.05)
+    jobs = [lab.job(), lab.job()]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(20)
+    assert sorted(job.problem is None for job in jobs) == [True, True], "the first took seconds, not its hour"
+    lab.ledger._rents[0].price_per_hour = 1e9
+    third = lab.done()
+    assert third.problem is not None and "max-price-total" in third.problem
+    assert [call for call in lab.cloud.calls if "launch" in call] == ["launch n0"]
+
+
+def test_last_try_may_not_cost_too_much(tmp_path: Path) -> None:
+    """On demand is dearer than an hour may be: it stays with nodes that may be taken away."""
+    lab = _Lab(tmp_path, _Cloud(follows=[NodeLostError("gone")] * 9))
+    lab.wanted = WANTED._replace(max_price_per_hour=2.5)
+    assert lab.done().problem is not None
+    assert lab.cloud.spot == [True, True, True]
+
+
+def test_dearer_than_was_said(tmp_path: Path) -> None:
+    """A node that turns out to cost more than an hour may is given up at once."""
+    lab = _Lab(tmp_path, _Cloud(), max_recoveries=0)
+    lab.wanted = WANTED._replace(max_price_per_hour=1.5)
+    problem = lab.done().problem
+    assert problem is not None and "costs $2.00 an hour, and may cost $1.5" in problem
+    assert lab.ended == ["n0"]
+
+
+def test_a_loss_on_a_kept_node_counts(tmp_path: Path) -> None:
+    """If it had the job already."""
+    lab = _Lab(tmp_path, _Cloud(), reuse=1, max_recoveries=0)
+    first = lab.job()
+    first.start()
+    first.join(20)
+    lab.cloud.follows = [NodeLostError("gone")]
+    problem = lab.done().problem
+    assert problem is not None and problem.startswith("It was given up after 1 tries")
+
+
+def test_a_mistake_in_what_is_sent_costs_no_node(tmp_path: Path) -> None:
+    """A kept node goes on waiting for the next job."""
+    lab = _Lab(tmp_path, _Cloud(), reuse=1)
+    first = lab.job()
+    first.start()
+    first.join(20)
+    broken = lab.job()
+    broken._fill = lambda: (_ for _ in ()).throw(WorkflowError("an input lies elsewhere"))
+    broken.start()
+    broken.join(20)
+    assert broken.problem == "an input lies elsewhere" and lab.ended == []
+    assert lab.done().problem is None
+    assert [call for call in lab.cloud.calls if "bring" not in call] == ["launch n0", "start n0"]
 
 
 def test_resume_files_come_while_it_runs(tmp_path: Path) -> None:

@@ -171,3 +171,19 @@ def test_errors_show_no_secret(tmp_path: Path) -> None:
     """What a cloud says when a node cannot be ended may hold the key."""
     run = _run(tmp_path, 'rule make:\n    output: "out.txt"\n    shell: "true"', mode="--stuck")
     assert "could not be ended: refused: ***\n" in run.stderr and "a key of" not in run.stderr
+
+
+RESUMED = """
+rule train:
+    output: "out.txt"
+    resources: resume="state/one"
+    shell: "if [ -e state/one ]; then rm -r state; touch {output}; else mkdir state; touch state/one; exit 1; fi"
+"""
+
+
+def test_resume_is_forgotten(tmp_path: Path) -> None:
+    """A job that failed leaves what its next try goes on from; one that succeeded leaves none of it."""
+    assert _run(tmp_path, RESUMED).returncode == 1
+    assert (tmp_path / "state/one").exists()
+    assert _run(tmp_path, RESUMED).returncode == 0
+    assert not (tmp_path / "state/one").exists()
