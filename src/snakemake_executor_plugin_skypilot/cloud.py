@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -105,24 +104,10 @@ class Cloud:
         idle_minutes = None if self._keep_running else task.wanted.idle_minutes
         if idle_minutes is not None:
             self._idle_minutes[node] = idle_minutes
-        setup = task.setup if idle_minutes is None else f"{self._ends_itself(idle_minutes)}\n{task.setup}"
         request = sky.launch(
-            self._task(task._replace(setup=setup)),
-            cluster_name=node,
-            idle_minutes_to_autostop=idle_minutes,
-            down=idle_minutes is not None,
+            self._task(task), cluster_name=node, idle_minutes_to_autostop=idle_minutes, down=idle_minutes is not None
         )
         return self._submitted(request, node, log)
-
-    def _ends_itself(self, idle_minutes: int) -> str:
-        """A command that has a node end itself although it was never made ready: SkyPilot tells it so only then."""
-        minutes = math.ceil(self._launch_minutes) + idle_minutes
-        code = (
-            "from sky.skylet import autostop_lib as lib; "
-            f'lib.set_autostop({minutes}, "cloudvmray", lib.AutostopWaitFor.JOBS_AND_SSH, True); '
-            "lib.set_last_active_time_to_now()"
-        )
-        return f"{self._sky.skylet.constants.SKY_PYTHON_CMD} -c '{code}'"
 
     def start(self, task: NodeTask, node: str, log: TextIOBase) -> Submitted:
         """Start a job on a node that is there and ready; raises as `launch` does."""

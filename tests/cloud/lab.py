@@ -99,7 +99,7 @@ class Lab:
 
     def stop(self) -> None:
         """End SkyPilot's server, all pods and the stand-in."""
-        self.stop_skypilot()
+        subprocess.run(["sky", "api", "stop"], env=self.environment, capture_output=True, timeout=60)
         for pod in self.pods:
             self.steer("preempt", id=pod["id"])
         if self._api is not None:
@@ -108,10 +108,6 @@ class Lab:
         subprocess.run(["ip", "addr", "del", f"{SERVED_AT}/32", "dev", "lo"], capture_output=True)
         if self._lock is not None:
             self._lock.close()
-
-    def stop_skypilot(self) -> None:
-        """End SkyPilot's server with all that it is doing; whoever asks it next starts another."""
-        subprocess.run(["sky", "api", "stop"], env=self.environment, capture_output=True, timeout=60)
 
     def serve_wheels(self, *requirements: str | Path) -> None:
         """Have pods install some requirements, in place of from an index: they have no network."""

@@ -54,20 +54,6 @@ def test_killed(lab: Lab, folder: Path, start: Start) -> None:
     assert lab.events("terminated")[-1]["by"].startswith("10.77."), "The node itself ended it."
 
 
-def test_killed_while_a_node_is_set_up(lab: Lab, folder: Path, start: Start) -> None:
-    """SIGKILL, and SkyPilot's server with it, before SkyPilot told the node to end itself: it does so all the same."""
-    limits = ["--skypilot-launch-minutes", "2", "--skypilot-setup", "echo it is being set up; sleep 600"]
-    driver = start(SHORT, *limits)
-    logs = folder / ".snakemake/skypilot/logs"
-    wait_for(lambda: any("it is being set up" in path.read_text() for path in logs.rglob("*.log")), seconds=300)
-    driver.signal(signal.SIGKILL)
-    driver.wait()
-    lab.stop_skypilot()
-    assert len(lab.pods) == 1
-    lab.wait_for_no_pod(120 + IDLE_LIMIT_S)
-    assert lab.events("terminated")[-1]["by"].startswith("10.77."), "The node itself ended it."
-
-
 def test_kept(lab: Lab, folder: Path, start: Start) -> None:
     """A node that is kept running on purpose stays, until a later run is told to end it."""
     driver = start("results/short-1.txt", "--skypilot-keep-running")
