@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 from collections import deque
 from collections.abc import Iterable
@@ -35,6 +36,8 @@ class Secrets:
 class MaskedLog(io.TextIOBase):
     """A text file for what a node says, which leaves out the values of secrets and what only a terminal understands.
 
+    Until it is closed it is locked, so that others can tell whether more is to come.
+
     Args:
         path: The file; what is there already stays.
         secrets: Values that must not be in it.
@@ -45,6 +48,7 @@ class MaskedLog(io.TextIOBase):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.name = str(path)
         self._file = path.open("a", encoding="utf-8", errors="replace")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._secrets = Secrets(secrets)
         self._last: deque[str] = deque(maxlen=n_last)
         self._unfinished = ""

@@ -35,8 +35,13 @@ class RunLock:
 
 def is_alive(run: str, folder: Path) -> bool:
     """Whether the process of a run is there."""
+    return is_held(folder / run)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process has a lock of a file, as it does until it ends, however it ends."""
     try:
-        with (folder / run).open() as file:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from snakemake_executor_plugin_skypilot.names import run_of
+from snakemake_executor_plugin_skypilot.runs import is_held
+
+# Between two looks at a log.
+LOOK_EVERY_S = 0.5
 
 
 class RentedNode(NamedTuple):
@@ -76,3 +82,21 @@ def _running_job(sky: Any, queue: Any) -> Any:
     except Exception:  # It was taken away, say: that it is listed at all is what counts.
         return None
     return next((job for job in jobs if not job["status"].is_terminal()), None)
+
+
+def followed(log: Path, *, every_s: float = LOOK_EVERY_S) -> Iterator[str]:
+    """The text of a job's kept log, as it comes, until the job is over.
+
+    Args:
+        log: The file (see names.kept_logs).
+        every_s: Seconds between two looks at it.
+    """
+    with log.open(encoding="utf-8") as file:
+        is_going_on = True
+        while is_going_on:
+            # Asked before it is read, so that the last lines are not missed.
+            is_going_on = is_held(log)
+            if text := file.read():
+                yield text
+            if is_going_on:
+                time.sleep(every_s)

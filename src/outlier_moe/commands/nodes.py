@@ -96,14 +96,22 @@ def run_logs(arguments: argparse.Namespace) -> None:
         StudyError: If SkyPilot is not installed, or nothing is known of such a job.
     """
     sky = import_skypilot()
+    from snakemake_executor_plugin_skypilot.names import STATE, kept_logs
+    from snakemake_executor_plugin_skypilot.runs import is_held
+    from snakemake_executor_plugin_skypilot.watching import followed
+
     job = re.compile(JOB.format(model=re.escape(arguments.model)))
+    kept = [path for name, path in kept_logs(SNAKEMAKE / STATE) if job.fullmatch(name)]
+    if arguments.follow and (going_on := [path for path in kept if is_held(path)]):
+        # Of a run on this machine: from the renting of the node on, and over the loss of one.
+        for text in followed(going_on[-1]):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return
     running = [node for node in _nodes(sky, arguments.project) if job.fullmatch(node.job or "")]
     if running:
         sky.tail_logs(running[0].name, running[0].job_id, follow=arguments.follow)
         return
-    from snakemake_executor_plugin_skypilot.names import STATE, kept_logs
-
-    kept = [path for name, path in kept_logs(SNAKEMAKE / STATE) if job.fullmatch(name)]
     if not kept:
         raise StudyError(
             "No job of this model runs on a node, and none has.",

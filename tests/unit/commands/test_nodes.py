@@ -6,6 +6,7 @@ import enum
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 
 from outlier_moe.cli import main
 from outlier_moe.commands import nodes
-from snakemake_executor_plugin_skypilot.names import node_name, project_name
+from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
+from snakemake_executor_plugin_skypilot.names import STATE, log_path, node_name, project_name
 
 
 class ClusterStatus(enum.Enum):
@@ -121,6 +123,30 @@ def test_a_running_jobs_output_comes_from_its_node(sky: Sky) -> None:
     sky.add(ours(1), "record_outliers.mixtral")
     assert main(["logs", "mixtral", "-f"]) == 0
     assert sky.tailed == [(ours(1), 2, True)]
+
+
+def test_a_job_of_a_run_on_this_machine_is_followed_from_the_renting_on(
+    sky: Sky, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its log is followed until it is closed, though no node has the job yet."""
+    job = "record_outliers.mixtral"
+    log = MaskedLog(log_path(tmp_path / ".snakemake" / STATE, "record_outliers", job, "0a1b2c.1.1"), [])
+    log.write("being launched\n")
+
+    def go_on() -> None:
+        time.sleep(0.7)
+        log.write("recorded\n")
+        log.close()
+
+    job_thread = threading.Thread(target=go_on)
+    job_thread.start()
+    assert main(["logs", "mixtral", "-f"]) == 0
+    job_thread.join()
+    assert capsys.readouterr().out == "being launched\nrecorded\n"
+    assert sky.tailed == []
+    sky.add(ours(0), job)
+    assert main(["logs", "mixtral", "-f"]) == 0
+    assert sky.tailed == [(ours(0), 2, True)], "what a run that is gone has left"
 
 
 def test_what_is_kept_is_the_last_try(sky: Sky, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
