@@ -54,7 +54,7 @@ REVISIONS = {
     "try_learning_rates": 2,
     "train_classifier": 3,
     "train_language_model": 2,
-    "summarise_sweep": 3,
+    "summarise_sweep": 4,
     "plot_sweep": 2,
 }
 

@@ -116,8 +116,8 @@ def _unit(tables: Sweep) -> list[str]:
     n_pairs, n_seeds = max(pooled["n_pairs"].to_list()), max(pooled["n_seeds"].to_list())
     return [
         f"Differences over all scales are tested by {n_pairs} pairs ({n_seeds} seeds at {n_scales} scales) and trends "
-        "by single runs, all taken as independent; by whole seeds alone no p-value below "
-        f"{min(1.0, 2 / 2**n_seeds):.2g} could be had."
+        "by single runs, all taken as independent; of whole seeds (the table's p_value_of_seeds) no p-value below "
+        f"{min(1.0, 2 / 2**n_seeds):.2g} can come."
     ]
 
 

@@ -4,8 +4,8 @@ Intervals are BCa intervals over resampled seeds; of three seeds there are ten d
 rough. Tests take no side, and the q-values of a table account for all of its tests.
 
 The unit of a test is the run (trends) or the pair of runs (differences), also where scales are taken together: runs of
-one seed at several scales, which share the order of the data and no weights, count as independent. Were the seed the
-unit, no p-value below 2 / 2**n_seeds could be had.
+one seed at several scales, which share the order of the data and no weights, count as independent. Differences over all
+scales are tested with the seed as the unit, too, which no p-value below 2 / 2**n_seeds can come of.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
     Returns:
         One row per (figure, moment, scale, optimizer, other): the mean `difference` (optimizer minus other) with its
         interval, the effect of the signed-rank test (the share of pairs above 0 less that below) with its two-sided
-        p-value, and their q-values.
+        p-value, the q-values of these, and where scales are pooled the p-value of the same test of whole seeds.
     """
     order = figures["optimizer"].unique(maintain_order=True).to_list()
     rows = []
@@ -111,9 +111,10 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
         differences = pairs["difference"].to_numpy().astype(np.float64)
         interval, why = None, "no seed has a pair at every scale"
     test = paired(differences, seed=seed)
+    of_seeds = paired(values.mean(axis=1), seed=seed).p_value if values.shape[1] > 1 else None
     row = _row(float(differences.mean()), interval, test.effect, test.p_value, test.reason or why)
     row["difference"] = row.pop("slope")
-    return {"n_seeds": len(values), "n_pairs": len(differences)} | row
+    return {"n_seeds": len(values), "n_pairs": len(differences), "p_value_of_seeds": of_seeds} | row
 
 
 def _over_seeds(figure: Callable[[Values], float], values: Values, seed: int, confidence_level: float) -> Interval:

@@ -183,7 +183,9 @@ class SweepComparison(dy.Schema):
     """The share of the pairs above 0 less the share below."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
     """Of the signed-rank test, two-sided. Its unit is the pair: at the scale `all` it takes the pairs of one seed at
-    several scales as independent, without which no p-value below 2 / 2**n_seeds could be had."""
+    several scales as independent."""
+    p_value_of_seeds = dy.Float64(nullable=True, min=0, max=1)
+    """At the scale `all`, of the same test of each seed's mean over the scales: never below 2 / 2**n_seeds."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
     """With all tests of the table accounted for (Benjamini-Hochberg)."""
     reason = dy.String(nullable=True)

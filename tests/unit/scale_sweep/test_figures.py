@@ -105,8 +105,9 @@ def test_differences_are_paired_by_seed_and_take_no_side() -> None:
     assert pooled["difference"] == pytest.approx(-0.5, abs=0.02)
     assert (pooled["n_pairs"], pooled["effect"]) == (12, -1.0)
     assert pooled["p_value"] == pytest.approx(2 / 2**12)
-    # Of four pairs no two-sided p-value is below 1/8.
+    # Of four pairs, or four seeds, no two-sided p-value is below 1/8.
     assert table["p_value"].to_list()[:3] == [0.125] * 3
+    assert table["p_value_of_seeds"].to_list() == [None, None, None, 0.125]
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
 
 
