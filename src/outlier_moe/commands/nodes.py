@@ -6,7 +6,8 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -28,6 +29,19 @@ _COLUMNS = {
     "idle": Column("may be\nidle"),
     "what": Column("what"),
 }
+# Of programs, which get the same columns when there is no node.
+_SCHEMA = {
+    "node": pl.String,
+    "status": pl.String,
+    "what": pl.String,
+    "job": pl.String,
+    "since": pl.String,
+    "minutes": pl.Float64,
+    "price_per_hour": pl.Float64,
+    "dollars": pl.Float64,
+    "idle": pl.String,
+}
+NONE = "No node of this folder's runs is rented.\n"
 # Where Snakemake keeps what is its own.
 SNAKEMAKE = Path(".snakemake")
 # The names of a model's jobs: rule and wildcards.
@@ -75,11 +89,10 @@ def run_nodes(arguments: argparse.Namespace) -> None:
     nodes = _nodes(sky, arguments.project)
     if arguments.end or arguments.all:
         return _end(sky, nodes, arguments.end)
-    rows = [_row(node) for node in nodes]
-    if not rows and arguments.format == "table":
-        sys.stdout.write("No node of this folder's runs is rented.\n")
+    if not nodes and arguments.format == "table":
+        sys.stdout.write(NONE)
         return None
-    frame = pl.DataFrame(rows, schema=None if rows else list(_COLUMNS))
+    frame = pl.DataFrame([_row(node) for node in nodes], schema=_SCHEMA)
     show_frame(frame, _COLUMNS, output_format=arguments.format, title="Rented nodes")
     if arguments.format == "table":
         sys.stdout.write(f"${sum(node.dollars for node in nodes):.2f} so far, by SkyPilot's prices.\n")
@@ -137,14 +150,41 @@ def _end(sky: Any, nodes: Sequence[RentedNode], name: str | None) -> None:
     if name is not None and not chosen:
         names = ", ".join(node.name for node in nodes) or "there is none"
         raise StudyError("No such node belongs to this folder's runs.", got=name, expected=names)
-    requests = [(each, sky.down(each)) for each in chosen]
-    for each, request in requests:
-        sky.get(request)
-        sys.stdout.write(f"{each} is ended.\n")
-    if any(belongs_to_a_run(each, SNAKEMAKE / STATE) for each in chosen):
+    if not chosen:
+        sys.stdout.write(NONE)
+    # All are asked for before one is waited for: ending a node takes a while.
+    requests: dict[str, Any] = {}
+    ended: list[str] = []
+    left: dict[str, str] = {}
+    for each in chosen:
+        with _noted(left, each):
+            requests[each] = sky.down(each)
+    for each, request in requests.items():
+        with _noted(left, each):
+            sky.get(request)
+            ended.append(each)
+            sys.stdout.write(f"{each} is ended.\n")
+    if any(belongs_to_a_run(each, SNAKEMAKE / STATE) for each in ended):
         sys.stderr.write(
             "Its run goes on, and takes it for lost: it rents another. Ctrl-C ends the run with its nodes.\n"
         )
+    if left:
+        raise StudyError(
+            "What could not be ended may go on to cost money.",
+            got="; ".join(f"{each}: {said}" for each, said in left.items()),
+            remedy=f"See what sky status says of it, then: sky down {' '.join(left)}",
+        )
+
+
+@contextmanager
+def _noted(left: dict[str, str], node: str) -> Iterator[None]:
+    """Note a node that cannot be ended, which must not keep the others."""
+    from snakemake_executor_plugin_skypilot.errors import first_line
+
+    try:
+        yield
+    except Exception as error:  # SkyPilot's own, and those of the connection to its server.
+        left[node] = first_line(error)
 
 
 def _row(node: RentedNode) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class Sky:
         self.queues: dict[str, list[dict[str, Any]]] = {}
         self.ended: list[str] = []
         self.tailed: list[tuple[str, int, bool]] = []
+        self.refuses: set[str] = set()
+        self.fails: set[str] = set()
 
     def add(self, name: str, job: str | None, *, hours: float = 2.0, autostop: int = 10) -> None:
         resources = SimpleNamespace(
@@ -66,7 +68,14 @@ class Sky:
         return lambda: self.queues[name]
 
     def down(self, name: str) -> Callable[[], Any]:
-        return lambda: self.ended.append(name)
+        if name in self.refuses:
+            raise ConnectionError("no server")
+        return lambda: self._end(name)
+
+    def _end(self, name: str) -> None:
+        if name in self.fails:
+            raise RuntimeError("500")
+        self.ended.append(name)
 
     def tail_logs(self, name: str, job_id: int, *, follow: bool) -> None:
         self.tailed.append((name, job_id, follow))
@@ -116,6 +125,42 @@ def test_one_or_all_are_ended(sky: Sky, capsys: pytest.CaptureFixture[str]) -> N
     assert sky.ended == [ours(1), ours(0), ours(1)]
     assert main(["nodes", "--end", "somebody-elses"]) == 1
     assert "No such node belongs to this folder's runs." in capsys.readouterr().err
+
+
+def test_a_node_that_cannot_be_ended_keeps_no_other(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        sky.add(ours(number), None)
+    sky.refuses, sky.fails = {ours(0)}, {ours(1)}
+    assert main(["nodes", "--all"]) == 1
+    assert sky.ended == [ours(2), ours(3)]
+    said = capsys.readouterr()
+    assert said.out == f"{ours(2)} is ended.\n{ours(3)} is ended.\n"
+    assert f"{ours(0)}: ConnectionError: no server; {ours(1)}: RuntimeError: 500" in said.err
+    assert f"sky down {ours(0)} {ours(1)}" in said.err
+
+
+def test_whose_run_goes_on_is_warned_though_another_node_is_left(
+    sky: Sky, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky.add(ours(0), None)
+    sky.add(ours(1), None)
+    sky.fails = {ours(0)}
+    monkeypatch.setattr("snakemake_executor_plugin_skypilot.runs.belongs_to_a_run", lambda *_: True)
+    assert main(["nodes", "--all"]) == 1
+    assert "it rents another" in capsys.readouterr().err
+
+
+def test_all_of_none_is_no_mistake(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nodes", "--all"]) == 0
+    assert capsys.readouterr().out == "No node of this folder's runs is rented.\n"
+
+
+def test_programs_get_the_same_columns_of_no_node(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nodes", "--format", "csv"]) == 0
+    of_none = capsys.readouterr().out
+    sky.add(ours(0), None)
+    assert main(["nodes", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[:1] == of_none.splitlines()
 
 
 def test_a_running_jobs_output_comes_from_its_node(sky: Sky) -> None:
