@@ -15,7 +15,7 @@ from dotenv import load_dotenv
 
 from snakemake_executor_plugin_skypilot.errors import RentalError, told
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
-from snakemake_executor_plugin_skypilot.prices import Prices, cheapest
+from snakemake_executor_plugin_skypilot.prices import Prices, cheapest, known_cloud, place_of
 
 RUNPOD_KEY = "RUNPOD_API_KEY"
 # A private key to use in place of the one that SkyPilot makes.
@@ -57,7 +57,7 @@ def check_access(sky: Any, infra: str) -> None:
                 f"SkyPilot wants {tool}.", got="it is not installed", remedy="apt-get install openssh-client rsync"
             )
     _refuse_old_rsync()
-    cloud = infra.partition("/")[0].lower()
+    cloud = place_of(infra).cloud
     if cloud == "runpod":
         ensure_runpod_config(Path.home() / ".runpod/config.toml", os.environ)
     ensure_ssh_key(sky, os.environ.get(SSH_KEY))
@@ -135,15 +135,10 @@ def _refuse_bad_credentials(sky: Any, cloud: str) -> None:
     """Ask the cloud itself: what SkyPilot found out some day may hold no more."""
     from sky.clouds.cloud import CloudCapability  # pyright: ignore[reportMissingImports]
     from sky.server.common import is_api_server_local  # pyright: ignore[reportMissingImports]
-    from sky.utils.registry import CLOUD_REGISTRY  # pyright: ignore[reportMissingImports]
 
     if not is_api_server_local():
         return
-    try:
-        known = CLOUD_REGISTRY.from_str(cloud)
-    except ValueError as error:
-        raise told("SkyPilot knows no such cloud.", key="infra", got=cloud, remedy=str(error)) from None
-    may, reason = known.check_credentials(CloudCapability.COMPUTE)
+    may, reason = known_cloud(cloud).check_credentials(CloudCapability.COMPUTE)
     if not may:
         raise told(
             "The cloud refuses the key, or there is none.", key="infra", got=reason, remedy=f"Run: sky check {cloud}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -29,19 +29,64 @@ class Offer(NamedTuple):
         return self.spot if spot else self.on_demand
 
 
+class Place(NamedTuple):
+    """Where nodes are rented."""
+
+    cloud: str
+    """As SkyPilot calls it, in small letters."""
+    region: str | None
+    """None: any."""
+    zone: str | None
+    """None: any."""
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, self))
+
+
+def place_of(infra: str) -> Place:
+    """A place as SkyPilot writes it: a cloud, or one with region and zone.
+
+    Raises:
+        RentalError: If it names no cloud.
+    """
+    parts = [part.strip() for part in infra.strip().strip("/").split("/")]
+    if not all(parts) or parts[0] == "*" or len(parts) > 3:
+        remedy = "Write CLOUD, CLOUD/REGION or CLOUD/REGION/ZONE, such as runpod/CA/CA-MTL-1."
+        raise told("It names no cloud.", key="infra", got=infra, remedy=remedy)
+    region, zone = (None if part == "*" else part for part in [*parts[1:], "*", "*"][:2])
+    return Place(parts[0].lower(), region, zone)
+
+
+def known_cloud(name: str) -> Any:
+    """What SkyPilot knows of a cloud: one of `sky.clouds`.
+
+    Raises:
+        RentalError: If it knows none of that name.
+    """
+    from sky.utils.registry import CLOUD_REGISTRY  # pyright: ignore[reportMissingImports]
+
+    with suppress(ValueError):
+        if (cloud := CLOUD_REGISTRY.from_str(name)) is not None:
+            return cloud
+    remedy = f"It knows {', '.join(sorted(CLOUD_REGISTRY))}."
+    raise told("SkyPilot knows no such cloud.", key="infra", got=name, remedy=remedy)
+
+
 class Prices:
     """The catalogue of a cloud, which SkyPilot keeps in this account and renews every few hours.
 
     Args:
         infra: Where, as SkyPilot writes it.
         catalog: `sky.catalog`.
+
+    Raises:
+        RentalError: If SkyPilot knows no such place.
     """
 
     def __init__(self, infra: str, catalog: Any) -> None:
-        cloud, _, region = infra.partition("/")
-        self._cloud = cloud
-        self._region = region.split("/")[0] or None
+        self._place = place_of(infra)
         self._catalog = catalog
+        self._nodes = self._read()
 
     def offers(self, wanted: Iterable[Accelerators]) -> list[Offer]:
         """What is sold of some alternatives.
@@ -55,11 +100,19 @@ class Prices:
         """Dollars an hour of the cheapest alternative; None if none is sold so."""
         return _cheapest(offer.price(wanted.spot) for offer in self.offers(wanted.accelerators))
 
+    def _read(self) -> dict[str, list[Any]]:
+        """Every node with accelerators that the cloud rents, by the name of those: read once, as it takes a while."""
+        try:
+            return self._catalog.list_accelerators(gpus_only=True, clouds=self._place.cloud, all_regions=True)
+        except ValueError:
+            known_cloud(self._place.cloud)
+            raise
+
     def _offer(self, wanted: Accelerators) -> Offer:
-        listed = self._listed(f"^{re.escape(wanted.name)}$").get(wanted.name, [])
+        listed = [node for node in self._nodes.get(wanted.name, []) if self._place.region in (None, node.region)]
         if not listed:
             raise told(
-                f"{self._cloud} rents no such accelerator.",
+                f"{self._place.cloud} rents no such accelerator.",
                 key="accelerators",
                 got=wanted.name,
                 remedy=self._like(wanted.name),
@@ -68,7 +121,7 @@ class Prices:
         if not nodes:
             counts = ", ".join(f"{count:g}" for count in sorted({node.accelerator_count for node in listed}))
             raise told(
-                f"{self._cloud} rents no node with so many.",
+                f"{self._place.cloud} rents no node with so many.",
                 key="accelerators",
                 got=str(wanted),
                 remedy=f"It has {counts}.",
@@ -81,20 +134,10 @@ class Prices:
             min(memory, default=None),
         )
 
-    def _listed(self, pattern: str | None) -> dict[str, list[Any]]:
-        return self._catalog.list_accelerators(
-            gpus_only=True,
-            name_filter=pattern,
-            region_filter=self._region,
-            clouds=self._cloud,
-            case_sensitive=True,
-            all_regions=True,
-        )
-
     def _like(self, name: str) -> str:
-        known = list(self._listed(None))
-        close = get_close_matches(name, known, n=3, cutoff=0.4)
-        return f"It has {', '.join(close or known)}." if known else "Its catalogue is empty: run `sky check`."
+        close = get_close_matches(name, self._nodes, n=3, cutoff=0.4)
+        known = ", ".join(close or self._nodes)
+        return f"It has {known}." if known else "Its catalogue is empty: run `sky check`."
 
 
 def cheapest(offers: Iterable[Offer], wanted: WantedNode) -> float:

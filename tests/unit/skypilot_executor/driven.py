@@ -97,6 +97,13 @@ class _RealNode(_Awake):
             put_in_place(Path(folder), paths, into)
 
 
+class _Catalog:
+    """A cloud without accelerators."""
+
+    def list_accelerators(self, **_: object) -> dict[str, list[Any]]:
+        return {}
+
+
 def _cancel(_: Cloud) -> None:
     _note("cancel")
     CANCELLED.set()
@@ -119,7 +126,7 @@ REPLACED: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    sky = SimpleNamespace(catalog=None)
+    sky = SimpleNamespace(catalog=_Catalog())
     with (
         patch.multiple(Cloud, **REPLACED),
         patch.object(executor, "import_sky", lambda: sky),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -17,36 +15,33 @@ from snakemake_executor_plugin_skypilot.prices import Prices
 A100, H100, B300 = Accelerators("A100-80GB", 1), Accelerators("H100-SXM", 1), Accelerators("B300", 1)
 
 
-class _Catalog:
-    """A catalogue that answers as SkyPilot's does, in its own type."""
-
-    def __init__(self, sky: Any) -> None:
-        make = sky.catalog.common.InstanceTypeInfo
-        rows = [
-            ("A100-80GB", 1, 117.0, 1.39, 1.19, "US"),
-            ("A100-80GB", 1, 117.0, 1.29, math.nan, "RO"),
-            ("A100-80GB", 8, 936.0, 11.12, 9.52, "US"),
-            ("H100-SXM", 1, 125.0, 3.29, 0.99, "US"),
-            ("B300", 1, None, math.nan, 2.0, "US"),
-        ]
-        self._found: dict[str, list[Any]] = defaultdict(list)
-        for name, count, memory, price, spot, region in rows:
-            self._found[name].append(
-                make("RunPod", f"{count}x_{name}", name, count, 8, 80, memory, price, spot, region)
-            )
-        self.regions: list[str | None] = []
-
-    def list_accelerators(
-        self, *, name_filter: str | None, region_filter: str | None, **_: Any
-    ) -> dict[str, list[Any]]:
-        self.regions.append(region_filter)
-        return {name: found for name, found in self._found.items() if re.search(name_filter or "", name)}
+# Accelerator, how many, memory beside it, on demand, spot, region, zone.
+ROWS = [
+    ("A100-80GB", 1, 117.0, 1.39, 1.19, "US", "US-KS-2"),
+    ("A100-80GB", 1, 117.0, 1.29, math.nan, "RO", "EU-RO-1"),
+    ("A100-80GB", 8, 936.0, 11.12, 9.52, "US", "US-KS-2"),
+    ("H100-SXM", 1, 125.0, 3.29, 0.99, "US", "US-KS-2"),
+    ("B300", 1, None, math.nan, 2.0, "US", "US-KS-2"),
+]
 
 
 @pytest.fixture
-def prices(sky: Any) -> Prices:
+def catalog(sky: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """SkyPilot's catalogue, with a price list of its form for RunPod."""
+    import pandas as pd  # pyright: ignore[reportMissingImports]
+    from sky.catalog import runpod_catalog  # pyright: ignore[reportMissingImports]
+
+    info = "{'Gpus': [{'MemoryInfo': {'SizeInMiB': 81920}}]}"
+    columns = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,SpotPrice,Region,AvailabilityZone"
+    rows = [[f"{count}x_{name}_SECURE", name, count, 8.0, *rest, info] for name, count, *rest in ROWS]
+    monkeypatch.setattr(runpod_catalog, "_df", pd.DataFrame(rows, columns=[*columns.split(","), "GpuInfo"]))
+    return sky.catalog
+
+
+@pytest.fixture
+def prices(catalog: Any) -> Prices:
     """Prices of that catalogue."""
-    return Prices("runpod", _Catalog(sky))
+    return Prices("runpod", catalog)
 
 
 def _wanted(*accelerators: Accelerators, spot: bool = False) -> WantedNode:
@@ -80,12 +75,25 @@ def test_what_cannot_be_rented(prices: Prices, wanted: WantedNode, at_most: floa
         price_per_hour("evaluate", wanted._replace(max_price_per_hour=at_most), prices)
 
 
-def test_region(sky: Any) -> None:
+def test_region(catalog: Any) -> None:
     """Prices are of the region that is chosen."""
-    catalog = _Catalog(sky)
-    Prices("runpod/CA/CA-MTL-1", catalog).offers([A100])
-    Prices("runpod", catalog).offers([A100])
-    assert catalog.regions == ["CA", None]
+    assert price_per_hour("x", _wanted(A100), Prices("runpod/US", catalog)) == 1.39
+    assert price_per_hour("x", _wanted(A100), Prices(" RunPod/*/*/", catalog)) == 1.29
+
+
+@pytest.mark.parametrize("infra", ["nowhere", "nowhere/US", "local"])
+def test_unknown_cloud(catalog: Any, infra: str) -> None:
+    """Prices are the first that SkyPilot is asked for."""
+    name = infra.partition("/")[0]
+    with pytest.raises(WorkflowError, match=f"(?s)^SkyPilot knows no such cloud.*key: infra.*got: {name}.*runpod"):
+        Prices(infra, catalog)
+
+
+@pytest.mark.parametrize("infra", ["", "*", "*/US", "runpod//CA-MTL-1", "runpod/CA/CA-MTL-1/3"])
+def test_no_place(catalog: Any, infra: str) -> None:
+    """A price is that of a cloud."""
+    with pytest.raises(WorkflowError, match=r"(?s)key: infra.*CLOUD/REGION"):
+        Prices(infra, catalog)
 
 
 def test_expected_cost(prices: Prices) -> None:
