@@ -8,8 +8,10 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.errors import first_line, told
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
+
+CATALOGUES = "~/.sky/catalogs"
 
 
 class Offer(NamedTuple):
@@ -80,7 +82,7 @@ class Prices:
         catalog: `sky.catalog`.
 
     Raises:
-        RentalError: If SkyPilot knows no such place.
+        RentalError: If SkyPilot knows no such place, or has no prices.
     """
 
     def __init__(self, infra: str, catalog: Any) -> None:
@@ -104,9 +106,15 @@ class Prices:
         """Every node with accelerators that the cloud rents, by the name of those: read once, as it takes a while."""
         try:
             return self._catalog.list_accelerators(gpus_only=True, clouds=self._place.cloud, all_regions=True)
-        except ValueError:
+        except ValueError as error:
             known_cloud(self._place.cloud)
-            raise
+            remedy = f"Remove {CATALOGUES}: SkyPilot fetches it anew."
+            raise told("SkyPilot's catalogue of prices cannot be read.", got=first_line(error), remedy=remedy) from None
+        except OSError as error:
+            remedy = f"Try again with a network: SkyPilot keeps it in {CATALOGUES}, and then needs none for prices."
+            raise told(
+                "SkyPilot's catalogue of prices could not be fetched.", got=first_line(error), remedy=remedy
+            ) from None
 
     def _offer(self, wanted: Accelerators) -> Offer:
         listed = [node for node in self._nodes.get(wanted.name, []) if self._place.region in (None, node.region)]

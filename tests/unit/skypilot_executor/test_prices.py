@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,37 @@ def test_no_place(catalog: Any, infra: str) -> None:
     """A price is that of a cloud."""
     with pytest.raises(WorkflowError, match=r"(?s)key: infra.*CLOUD/REGION"):
         Prices(infra, catalog)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        (None, None, r"could not be fetched.*got: ConnectionError: .*resolve.*remedy: .*network"),
+        ("no such page", 404, r"could not be fetched.*got: HTTPError: 404.*network"),
+        ("", 200, r"cannot be read.*got: EmptyDataError.*remedy: Remove ~/\.sky/catalogs"),
+    ],
+)
+def test_no_catalogue(
+    sky: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, status: int | None, said: str
+) -> None:
+    """A first use without network, or of a file that is none."""
+    import requests  # pyright: ignore[reportMissingModuleSource]
+    from sky.catalog import runpod_catalog  # pyright: ignore[reportMissingImports]
+
+    def get(**_: object) -> requests.Response:
+        if status is None:
+            raise requests.ConnectionError("Failed to resolve a name\nand more")
+        answer = requests.Response()
+        answer.status_code, answer._content = status, (text or "").encode()
+        return answer
+
+    monkeypatch.setattr(requests, "get", get)
+    common = sky.catalog.common
+    monkeypatch.setattr(common, "_ABSOLUTE_VERSIONED_CATALOG_DIR", str(tmp_path))
+    monkeypatch.setattr(runpod_catalog, "_df", common.read_catalog("runpod/vms.csv", pull_frequency_hours=7))
+    with pytest.raises(WorkflowError, match=f"(?s)^SkyPilot's catalogue of prices {said}") as caught:
+        Prices("runpod", sky.catalog)
+    assert "and more" not in str(caught.value)
 
 
 def test_expected_cost(prices: Prices) -> None:
