@@ -42,7 +42,8 @@ class Place(NamedTuple):
     """None: any."""
 
     def __str__(self) -> str:
-        return "/".join(filter(None, self))
+        region = self.region or ("*" if self.zone else None)
+        return "/".join(filter(None, [self.cloud, region, self.zone]))
 
 
 def place_of(infra: str) -> Place:
@@ -89,6 +90,7 @@ class Prices:
         self._place = place_of(infra)
         self._catalog = catalog
         self._nodes = self._read()
+        self._place = self._checked()
 
     def offers(self, wanted: Iterable[Accelerators]) -> list[Offer]:
         """What is sold of some alternatives.
@@ -116,14 +118,51 @@ class Prices:
                 "SkyPilot's catalogue of prices could not be fetched.", got=first_line(error), remedy=remedy
             ) from None
 
+    def _checked(self) -> Place:
+        """The place as the catalogue writes it."""
+        cloud, region, zone = self._place
+        try:
+            return Place(cloud, *self._catalog.validate_region_zone(region, zone, clouds=cloud))
+        except ValueError as error:
+            regions = sorted({node.region for nodes in self._nodes.values() for node in nodes})
+            if region is not None and region.lower() not in map(str.lower, regions):
+                what, known = "region", regions
+            else:
+                what, known = "zone", self._zones(region)
+            remedy = f"Its {what}s are {', '.join(known)}." if known else first_line(error)
+            raise told(f"{cloud} has no such {what}.", key="infra", got=self._place, remedy=remedy) from None
+
+    def _zones(self, region: str | None) -> list[str]:
+        nodes = [node for nodes in self._nodes.values() for node in nodes]
+        return sorted(
+            {
+                zone.name
+                for instance_type in {node.instance_type for node in nodes}
+                for found in self._catalog.get_region_zones_for_instance_type(
+                    instance_type, False, clouds=self._place.cloud
+                )
+                if region is None or found.name.lower() == region.lower()
+                for zone in found.zones or ()
+            }
+        )
+
     def _offer(self, wanted: Accelerators) -> Offer:
-        listed = [node for node in self._nodes.get(wanted.name, []) if self._place.region in (None, node.region)]
-        if not listed:
+        everywhere = self._nodes.get(wanted.name, [])
+        if not everywhere:
             raise told(
                 f"{self._place.cloud} rents no such accelerator.",
                 key="accelerators",
                 got=wanted.name,
                 remedy=self._like(wanted.name),
+            )
+        listed = [node for node in everywhere if self._place.region in (None, node.region)]
+        if not listed:
+            regions = ", ".join(sorted({node.region for node in everywhere}))
+            raise told(
+                f"{self._place.cloud} rents no such accelerator there.",
+                key="accelerators",
+                got=f"{wanted.name} in {self._place}",
+                remedy=f"It has it in {regions} (infra).",
             )
         nodes = [node for node in listed if node.accelerator_count == wanted.number]
         if not nodes:

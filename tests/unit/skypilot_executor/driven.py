@@ -103,6 +103,9 @@ class _Catalog:
     def list_accelerators(self, **_: object) -> dict[str, list[Any]]:
         return {}
 
+    def validate_region_zone(self, *place: str | None, **_: object) -> tuple[str | None, ...]:
+        return place
+
 
 def _cancel(_: Cloud) -> None:
     _note("cancel")
@@ -123,6 +126,7 @@ REPLACED: dict[str, Any] = {
     "cancel": _cancel,
     "end": _end,
     "nodes": lambda *_, **__: [],
+    "strays": lambda *_: {},
 }
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def test_what_cannot_be_rented(prices: Prices, wanted: WantedNode, at_most: floa
 def test_region(catalog: Any) -> None:
     """Prices are of the region that is chosen."""
     assert price_per_hour("x", _wanted(A100), Prices("runpod/US", catalog)) == 1.39
+    assert price_per_hour("x", _wanted(A100), Prices("runpod/us", catalog)) == 1.39
     assert price_per_hour("x", _wanted(A100), Prices(" RunPod/*/*/", catalog)) == 1.29
 
 
@@ -88,6 +89,30 @@ def test_unknown_cloud(catalog: Any, infra: str) -> None:
     name = infra.partition("/")[0]
     with pytest.raises(WorkflowError, match=f"(?s)^SkyPilot knows no such cloud.*key: infra.*got: {name}.*runpod"):
         Prices(infra, catalog)
+
+
+@pytest.mark.parametrize(
+    ("infra", "said"),
+    [
+        ("runpod/XX", r"no such region.*got: runpod/XX.*regions are RO, US\."),
+        ("runpod/S", "no such region"),
+        ("runpod/ro/US-KS-2", r"no such zone.*got: runpod/ro/US-KS-2.*zones are EU-RO-1\."),
+        ("runpod/*/XX-1", r"no such zone.*got: runpod/\*/XX-1.*zones are EU-RO-1, US-KS-2\."),
+    ],
+)
+def test_unknown_place(catalog: Any, infra: str, said: str) -> None:
+    """It is the place's mistake, not that of all accelerators, and told once."""
+    with pytest.raises(WorkflowError, match=f"(?s)^runpod has {said}") as caught:
+        Prices(infra, catalog)
+    assert "key: infra" in str(caught.value)
+
+
+def test_accelerator_of_another_region(catalog: Any) -> None:
+    """A card that is rented elsewhere is not unknown."""
+    with pytest.raises(
+        WorkflowError, match=r"(?s)^x: runpod rents no such .* there.*H100-SXM in runpod/RO.*It has it in US"
+    ):
+        price_per_hour("x", _wanted(H100), Prices("runpod/RO", catalog))
 
 
 @pytest.mark.parametrize("infra", ["", "*", "*/US", "runpod//CA-MTL-1", "runpod/CA/CA-MTL-1/3"])
