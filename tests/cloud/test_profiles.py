@@ -77,10 +77,29 @@ def test_beyond_the_cap_nothing_starts(shipped: Path) -> None:
     assert not (shipped / "resources").exists(), "not even what runs here"
 
 
-def test_the_profile_and_the_tiers_have_the_same_cap(shipped: Path) -> None:
-    profile = yaml.safe_load((shipped / "profiles/runpod/config.yaml").read_text())
-    cluster = yaml.safe_load((shipped / "config/cluster.yaml").read_text())
-    assert profile["skypilot-max-price-total"] == cluster["max_price_total"]
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--profile", "profiles/runpod"], "The run may not cost more than $0.01."),
+        (["--profile", "profiles/runpod", "--skypilot-max-price-total", "50"], "got: one of up to $50"),
+        (["--executor", "skypilot", "--jobs", "2"], "got: one without a limit"),
+    ],
+)
+def test_the_cap_is_that_of_the_tiers(shipped: Path, arguments: list[str], says: str) -> None:
+    path = shipped / "config/cluster.yaml"
+    path.write_text(path.read_text().replace("max_price_total: 100.0", "max_price_total: 0.01"))
+    done = run(shipped, "snakemake", "results/qwen3-0.6b/systematic.parquet", *arguments)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and says in said, said
+    assert not (shipped / "resources").exists()
+
+
+def test_a_mistake_in_the_tiers_is_named_by_the_profile(shipped: Path) -> None:
+    path = shipped / "config/cluster.yaml"
+    path.write_text(path.read_text().replace("max_price_total", "max_price_totl"))
+    done = run(shipped, "snakemake", "--profile", "profiles/runpod", "-n")
+    assert done.returncode != 0
+    assert "key: max_price_totl" in done.stderr and "Did you mean 'max_price_total'?" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from outlier_moe.errors import StudyError
+from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
 from outlier_moe.presets import (
     LEAST_LAYER_FRACTION,
@@ -252,8 +253,23 @@ ELSEWHERE = workflow.resource_settings.nodes is not None and not workflow.remote
 
 
 @cache
+def rentable():
+    """What config/cluster.yaml says, once no run may cost more; a dry run has no executor that could be asked."""
+    schema = Path(workflow.basedir) / "workflow/schemas/cluster.schema.yaml"
+    executor = workflow.executor_settings
+    try:
+        cluster = load_cluster(Path("config/cluster.yaml"), schema)
+        if hasattr(executor, "max_price_total"):
+            refuse_larger_cap(cluster, executor.max_price_total)
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
+    return cluster
+
+
+@cache
 def nodes_to_record_on(models):
     """The node of each of some models; says which, as rules with a message of their own show no resources."""
+    rentable()
     try:
         nodes = plan_nodes(models, STUDY)
     except StudyError as error:
@@ -273,11 +289,7 @@ def recording_node(wildcards):
 @cache
 def node_to_train_on():
     """The node of all training."""
-    schema = Path(workflow.basedir) / "workflow/schemas/cluster.schema.yaml"
-    try:
-        return training_node(Path("config/cluster.yaml"), schema)
-    except StudyError as error:
-        raise WorkflowError(str(error)) from None
+    return training_node(rentable())
 
 
 def node_resources(find):

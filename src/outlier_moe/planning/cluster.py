@@ -99,6 +99,27 @@ def load_cluster(path: Path, schema_path: Path) -> Cluster:
     return Cluster(file=path, tiers=tuple(tiers), training_tier=by_name[training], **document)
 
 
+def refuse_larger_cap(cluster: Cluster, cap: float | None) -> None:
+    """Refuse a run that was told to stop later than the file says, or not at all.
+
+    Args:
+        cluster: What can be rented.
+        cap: The dollars that the run's executor stops at; None if it does not.
+
+    Raises:
+        StudyError: If they are more.
+    """
+    if cap is None or cap > cluster.max_price_total:
+        raise StudyError(
+            "A run may cost more than all nodes of one may.",
+            file=cluster.file,
+            key="max_price_total",
+            expected=f"a run of at most ${cluster.max_price_total:g}",
+            got="one without a limit" if cap is None else f"one of up to ${cap:g}",
+            remedy="Raise it in that file, which profiles/runpod takes it from, or give the run less.",
+        )
+
+
 def _named(names: list[str], known: Mapping[str, Accelerator], path: Path, *, key: str) -> tuple[Accelerator, ...]:
     for name in names:
         if name not in known:

@@ -11,13 +11,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from outlier_moe.errors import StudyError
-from outlier_moe.planning.cluster import load_cluster
+from outlier_moe.planning.cluster import Cluster
 
 # Nodes of one kind take each other's jobs, if their disks are alike too.
 DISK_STEP_GB = 100
@@ -72,17 +71,8 @@ def plan_nodes(models: Iterable[str], study: Mapping[str, Any]) -> dict[str, Nod
     return {row["model"]: _needs(row) for row in json.loads(done.stdout)}
 
 
-def training_node(path: Path, schema_path: Path) -> NodeNeeds:
-    """The node of a training job.
-
-    Args:
-        path: config/cluster.yaml.
-        schema_path: Its schema.
-
-    Raises:
-        StudyError: If the file is wrong.
-    """
-    cluster = load_cluster(path, schema_path)
+def training_node(cluster: Cluster) -> NodeNeeds:
+    """The node of a training job."""
     tier = cluster.training_tier
     return NodeNeeds(
         tier=tier.name,

@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from outlier_moe.cli import main
 from outlier_moe.errors import StudyError
-from outlier_moe.planning.cluster import load_cluster
+from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.effort import cheapest_node, effort
 from outlier_moe.planning.memory import resident_memory, streamed_memory
 from outlier_moe.planning.plan import mode_memory
@@ -92,6 +92,16 @@ def test_the_cheapest_node_has_room(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="not described") as told:
         load_cluster(broken, ROOT / "workflow/schemas/cluster.schema.yaml")
     assert told.value.key == "tiers.small.accelerators"
+
+
+@pytest.mark.parametrize(("cap", "got"), [(None, "without a limit"), (100.5, "up to $100.5")])
+def test_no_run_may_cost_more_than_the_tiers_say(cap: float | None, got: str) -> None:
+    cluster = load_cluster(ROOT / "config/cluster.yaml", ROOT / "workflow/schemas/cluster.schema.yaml")
+    refuse_larger_cap(cluster, 100.0)
+    refuse_larger_cap(cluster, 0.5)
+    with pytest.raises(StudyError) as told:
+        refuse_larger_cap(cluster, cap)
+    assert told.value.key == "max_price_total" and got in str(told.value)
 
 
 def test_a_plan_from_the_hub_takes_no_weights(
