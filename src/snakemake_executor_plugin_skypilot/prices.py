@@ -8,7 +8,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from snakemake_executor_plugin_skypilot.errors import first_line, told
+from snakemake_executor_plugin_skypilot.errors import RentalError, first_line, told
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
 
 CATALOGUES = "~/.sky/catalogs"
@@ -102,7 +102,7 @@ class Prices:
 
     def lowest(self, wanted: WantedNode) -> float | None:
         """Dollars an hour of the cheapest alternative; None if none is sold so."""
-        return _cheapest(offer.price(wanted.spot) for offer in self.offers(wanted.accelerators))
+        return _least(offer.price(wanted.spot) for offer in self.offers(wanted.accelerators))
 
     def _read(self) -> dict[str, list[Any]]:
         """Every node with accelerators that the cloud rents, by the name of those: read once, as it takes a while."""
@@ -157,13 +157,7 @@ class Prices:
             )
         listed = [node for node in everywhere if self._place.region in (None, node.region)]
         if not listed:
-            regions = ", ".join(sorted({node.region for node in everywhere}))
-            raise told(
-                f"{self._place.cloud} rents no such accelerator there.",
-                key="accelerators",
-                got=f"{wanted.name} in {self._place}",
-                remedy=f"It has it in {regions} (infra).",
-            )
+            raise self._not_there(wanted, everywhere)
         nodes = [node for node in listed if node.accelerator_count == wanted.number]
         if not nodes:
             counts = ", ".join(f"{count:g}" for count in sorted({node.accelerator_count for node in listed}))
@@ -173,12 +167,40 @@ class Prices:
                 got=str(wanted),
                 remedy=f"It has {counts}.",
             )
-        memory = [node.memory for node in nodes if _is_price(node.memory)]
+        sold = [offer for node in nodes if (offer := self._sold(node, wanted)) is not None]
+        if not sold:
+            raise self._not_there(wanted, nodes)
         return Offer(
             wanted,
-            _cheapest(node.price for node in nodes),
-            _cheapest(node.spot_price for node in nodes),
-            min(memory, default=None),
+            _least(offer.on_demand for offer in sold),
+            _least(offer.spot for offer in sold),
+            _least(offer.memory_gb for offer in sold),
+        )
+
+    def _sold(self, node: Any, wanted: Accelerators) -> Offer | None:
+        """One of the catalogue's nodes at the place's prices; None if its zone has none."""
+        if self._place.zone is None:
+            return Offer(wanted, node.price, node.spot_price, node.memory)
+        on_demand, spot = (self._in_zone(node.instance_type, wanted, spot) for spot in (False, True))
+        return None if on_demand is None and spot is None else Offer(wanted, on_demand, spot, node.memory)
+
+    def _in_zone(self, instance_type: str, wanted: Accelerators, spot: bool) -> float | None:
+        """Dollars an hour, which the catalogue's list of accelerators has of regions alone."""
+        cloud, place = known_cloud(self._place.cloud), {"region": self._place.region, "zone": self._place.zone}
+        try:
+            node = cloud.instance_type_to_hourly_cost(instance_type, spot, **place)
+            # None on most clouds: GCP sells them apart.
+            return node + cloud.accelerators_to_hourly_cost({wanted.name: wanted.number}, spot, **place)
+        except ValueError:
+            return None
+
+    def _not_there(self, wanted: Accelerators, elsewhere: Iterable[Any]) -> RentalError:
+        regions = ", ".join(sorted({node.region for node in elsewhere}))
+        return told(
+            f"{self._place.cloud} rents no such accelerator there.",
+            key="accelerators",
+            got=f"{wanted} in {self._place}",
+            remedy=f"Regions that have it: {regions}.",
         )
 
     def _like(self, name: str) -> str:
@@ -209,9 +231,9 @@ def cheapest(offers: Iterable[Offer], wanted: WantedNode) -> float:
     return min(found)
 
 
-def _is_price(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-def _cheapest(prices: Iterable[Any]) -> float | None:
-    return min((float(price) for price in prices if _is_price(price)), default=None)
+def _least(values: Iterable[Any]) -> float | None:
+    return min((float(value) for value in values if _is_number(value)), default=None)

@@ -19,6 +19,7 @@ A100, H100, B300 = Accelerators("A100-80GB", 1), Accelerators("H100-SXM", 1), Ac
 # Accelerator, how many, memory beside it, on demand, spot, region, zone.
 ROWS = [
     ("A100-80GB", 1, 117.0, 1.39, 1.19, "US", "US-KS-2"),
+    ("A100-80GB", 1, 117.0, 1.89, 1.59, "US", "US-TX-1"),
     ("A100-80GB", 1, 117.0, 1.29, math.nan, "RO", "EU-RO-1"),
     ("A100-80GB", 8, 936.0, 11.12, 9.52, "US", "US-KS-2"),
     ("H100-SXM", 1, 125.0, 3.29, 0.99, "US", "US-KS-2"),
@@ -83,6 +84,18 @@ def test_region(catalog: Any) -> None:
     assert price_per_hour("x", _wanted(A100), Prices(" RunPod/*/*/", catalog)) == 1.29
 
 
+@pytest.mark.parametrize("infra", ["runpod/US/US-TX-1", "runpod/*/US-TX-1"])
+def test_zone(catalog: Any, infra: str) -> None:
+    """Prices are of the zone that is chosen, not of its region's cheapest."""
+    prices = Prices(infra, catalog)
+    assert prices.offers([A100]) == [(A100, 1.89, 1.59, 117.0)]
+    assert price_per_hour("x", _wanted(A100, spot=True), prices) == 1.59
+    with pytest.raises(
+        WorkflowError, match=r"(?s)^x: runpod rents no such.*H100-SXM:1 in runpod/US/US-TX-1.*have it: US"
+    ):
+        price_per_hour("x", _wanted(H100), prices)
+
+
 @pytest.mark.parametrize("infra", ["nowhere", "nowhere/US", "local"])
 def test_unknown_cloud(catalog: Any, infra: str) -> None:
     """Prices are the first that SkyPilot is asked for."""
@@ -97,7 +110,7 @@ def test_unknown_cloud(catalog: Any, infra: str) -> None:
         ("runpod/XX", r"no such region.*got: runpod/XX.*regions are RO, US\."),
         ("runpod/S", "no such region"),
         ("runpod/ro/US-KS-2", r"no such zone.*got: runpod/ro/US-KS-2.*zones are EU-RO-1\."),
-        ("runpod/*/XX-1", r"no such zone.*got: runpod/\*/XX-1.*zones are EU-RO-1, US-KS-2\."),
+        ("runpod/*/XX-1", r"no such zone.*got: runpod/\*/XX-1.*zones are EU-RO-1, US-KS-2, US-TX-1\."),
     ],
 )
 def test_unknown_place(catalog: Any, infra: str, said: str) -> None:
@@ -110,7 +123,7 @@ def test_unknown_place(catalog: Any, infra: str, said: str) -> None:
 def test_accelerator_of_another_region(catalog: Any) -> None:
     """A card that is rented elsewhere is not unknown."""
     with pytest.raises(
-        WorkflowError, match=r"(?s)^x: runpod rents no such .* there.*H100-SXM in runpod/RO.*It has it in US"
+        WorkflowError, match=r"(?s)^x: runpod rents no such .* there.*H100-SXM:1 in runpod/RO.*have it: US"
     ):
         price_per_hour("x", _wanted(H100), Prices("runpod/RO", catalog))
 
