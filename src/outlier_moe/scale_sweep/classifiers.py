@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.images import PARTS, ImageParts
+from outlier_moe.scale_sweep.learning_rates import UNMEASURED, ChosenRate, chosen_rate, try_rates
 from outlier_moe.scale_sweep.measures import Row
-from outlier_moe.scale_sweep.runs import last_loss, train_and_measure
+from outlier_moe.scale_sweep.runs import train_and_measure
 from outlier_moe.scale_sweep.scaling_rules import (
     batch_size_for,
     learning_rate_for,
     measured_steps,
     n_steps_for,
     saving_interval,
-    tuning_steps,
+    warmup_steps,
 )
-from outlier_moe.scale_sweep.study import Geometry, GridEdge, OptimizerName, Scale, geometry_of, scale_of
+from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale, geometry_of, rates_of, scale_of
 from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject
 from outlier_moe.scale_sweep.vit import n_vit_parameters, new_vit
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.steps import Batch, StepLoss
-from outlier_moe.whole_outputs import remove_whole, whole_file
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,57 +62,18 @@ def classifier_of(sweep: Mapping[str, Any], images: Path, *, scale: str, optimiz
 def try_learning_rates(of: Classifier, output: Path) -> None:
     """Train a classifier shortly at every learning rate of the grid and choose the best on the validation images.
 
-    A rate at which the run diverges is never chosen; if all do, the lowest is, so that the sweep has its result.
-
     Args:
         of: The classifier.
-        output: The table to write: `learning_rate`, `multiple` (of what the rule by batch size gives),
-            `validation_loss_nats`, `diverged_at`, `is_chosen`.
+        output: The table that `try_rates` writes.
     """
-    rows: list[dict[str, Any]] = []
-    # What is done is not done again after a kill.
-    work = output.with_name(f".{output.stem}.work")
-    for multiple in sorted(of.sweep["multiples"]):
-        options = run_options(of, RecordOptions(), multiple=multiple, seed=of.sweep["tuning_seed"])
-        n_steps = tuning_steps(options.training.n_steps, of.sweep["tuning_share"])
-        training = replace(options.training, n_steps=n_steps, checkpoint_every=n_steps, visit_at=())
-        options = replace(options, training=replace(training, n_warmup_steps=_warmup(of.sweep, n_steps)))
-        label = f"{of.label}, rate {options.optimizer.lr:.3g}"
-        loss, diverged_at = last_loss(_subject(of, options), work / f"{multiple:g}", options, label=label)
-        log.info("%s: at rate %.4g the validation loss is %.5g", of.label, options.optimizer.lr, loss)
-        rows.append(
-            {
-                "learning_rate": options.optimizer.lr,
-                "multiple": multiple,
-                "validation_loss_nats": loss if math.isfinite(loss) else None,
-                "diverged_at": diverged_at,
-                "n_steps": n_steps,
-            }
-        )
-    table = pl.DataFrame(rows, schema_overrides={"diverged_at": pl.Int64, "validation_loss_nats": pl.Float64})
-    with whole_file(output) as partial:
-        table.with_columns(is_chosen=pl.int_range(pl.len()) == chosen_rate(table)).write_parquet(partial)
-    remove_whole(work)
-
-
-def chosen_rate(tried: pl.DataFrame) -> int:
-    """The row with the lowest validation loss; the first if every rate diverged."""
-    best = tried["validation_loss_nats"].arg_min()
-    if best is None:
-        log.warning("every learning rate of the grid diverged: going on with the lowest")
-        return 0
-    return best
-
-
-def grid_edge(tried: pl.DataFrame) -> GridEdge | None:
-    """The end of the grid that the chosen rate lies at; None inside of it, and where there was nothing to choose from.
-
-    A rate below one that diverged is inside: nothing better lies beyond.
-    """
-    chosen = tried["is_chosen"].to_list()
-    if len(chosen) == 1 or not (chosen[0] or chosen[-1]):
-        return None
-    return "lowest" if chosen[0] else "highest"
+    of = replace(of, sweep={**of.sweep, **UNMEASURED})
+    try_rates(
+        of.sweep,
+        output,
+        options_of=partial(run_options, of, RecordOptions(), seed=of.sweep["tuning_seed"]),
+        subject_of=partial(_subject, of),
+        label=of.label,
+    )
 
 
 def train_classifier(
@@ -131,13 +88,11 @@ def train_classifier(
         recording: What is recorded of the probe.
         seed: Decides weights and the order of the images.
     """
-    tried = pl.read_parquet(learning_rates)
-    options = run_options(of, recording, multiple=tried.filter("is_chosen")["multiple"].item(), seed=seed)
-    options = replace(options, optimizer=replace(options.optimizer, grid_edge=grid_edge(tried)))
+    options = run_options(of, recording, chosen_rate(learning_rates), seed=seed)
     train_and_measure(_subject(of, options), output, options, label=f"{of.label}, seed {seed}")
 
 
-def run_options(of: Classifier, recording: RecordOptions, *, multiple: float | int, seed: int) -> RunOptions:
+def run_options(of: Classifier, recording: RecordOptions, chosen: ChosenRate, *, seed: int) -> RunOptions:
     """How a classifier is trained at a multiple of the learning rate that the rule gives."""
     sweep = of.sweep
     rates, training = sweep["learning_rates"], sweep["training"]
@@ -145,14 +100,15 @@ def run_options(of: Classifier, recording: RecordOptions, *, multiple: float | i
     batch_size = batch_size_for(n_vit_parameters(of.scale, of.geometry), n_train=n_train, wanted=sweep["batch_size"])
     n_steps = n_steps_for(sweep.get("n_epochs"), sweep.get("n_steps"), batch_size=batch_size, n_train=n_train)
 
-    def rate(name: str) -> float:
-        rule = learning_rate_for(rates["base"][name], batch_size, reference=rates["reference_batch_size"])
-        return multiple * rule
+    lr, adamw_lr = (
+        chosen.multiple * learning_rate_for(rates["base"][name], batch_size, reference=rates["reference_batch_size"])
+        for name in rates_of(of.optimizer)
+    )
 
     return RunOptions(
         training=TrainingOptions(
             n_steps=n_steps,
-            n_warmup_steps=_warmup(sweep, n_steps),
+            n_warmup_steps=warmup_steps(training["warmup_fraction"], n_steps),
             max_gradient_norm=training["max_gradient_norm"],
             checkpoint_every=saving_interval(n_steps, sweep["n_checkpoints"]),
             visit_at=measured_steps(n_steps, sweep["n_checkpoints"]),
@@ -162,15 +118,15 @@ def run_options(of: Classifier, recording: RecordOptions, *, multiple: float | i
             unit="images",
         ),
         optimizer=OptimizerOptions(
-            name=of.optimizer, lr=rate(of.optimizer), adamw_lr=rate("adamw"), weight_decay=training["weight_decay"]
+            name=of.optimizer,
+            lr=lr,
+            adamw_lr=adamw_lr,
+            weight_decay=training["weight_decay"],
+            grid_edge=chosen.grid_edge,
         ),
         recording=recording,
         batch_size=batch_size,
     )
-
-
-def _warmup(sweep: Mapping[str, Any], n_steps: int) -> int:
-    return round(sweep["training"]["warmup_fraction"] * n_steps)
 
 
 def _subject(of: Classifier, options: RunOptions) -> Subject:

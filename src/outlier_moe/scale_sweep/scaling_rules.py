@@ -43,6 +43,11 @@ def tuning_steps(n_steps: int, share: float) -> int:
     return max(1, round(share * n_steps))
 
 
+def warmup_steps(fraction: float | int, n_steps: int) -> int:
+    """Steps over which the learning rate rises."""
+    return round(fraction * n_steps)
+
+
 def saving_interval(n_steps: int, n_checkpoints: int) -> int:
     """Steps between two states that a run which is killed goes on from: as many as there are checkpoints."""
     return max(1, n_steps // n_checkpoints)

@@ -68,6 +68,11 @@ class Geometry:
         return self.image_size // self.patch_size
 
 
+def rates_of(optimizer: OptimizerName) -> tuple[OptimizerName, OptimizerName]:
+    """Whose learning rates decide a run: its optimiser's, and that of what trains the parameters it does not take."""
+    return optimizer, "adamw" if optimizer == "muon" else optimizer
+
+
 def chosen_sweep(study: Mapping[str, Any]) -> dict[str, Any]:
     """The section `scale_sweep` with what its preset gives filled in, and without the presets."""
     section = dict(study["scale_sweep"])

@@ -58,7 +58,7 @@ class OptimizerOptions:
     lr: float
     """Its peak learning rate."""
     adamw_lr: float
-    """That of AdamW, where it trains what the optimiser does not take."""
+    """That of AdamW, where it trains what the optimiser does not take; else the optimiser's own."""
     weight_decay: float
     """Of all that is no norm and no bias."""
     grid_edge: GridEdge | None = None

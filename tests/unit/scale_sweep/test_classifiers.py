@@ -22,9 +22,7 @@ from outlier_moe.recording_files import read_recording
 from outlier_moe.scale_sweep import classifiers
 from outlier_moe.scale_sweep.classifiers import (
     Classifier,
-    chosen_rate,
     classifier_of,
-    grid_edge,
     train_classifier,
     try_learning_rates,
 )
@@ -69,23 +67,6 @@ def test_the_best_rate_on_validation_is_chosen(run: Path) -> None:
     assert facts["optimizer_grid_edge"] == ("lowest" if best["multiple"] == 1 else "highest")
     assert facts["optimizer_adamw_lr"] == pytest.approx(best["learning_rate"] / 10)
     assert not list(run.glob(".*"))
-
-
-def test_a_rate_that_diverges_is_never_chosen_and_if_all_do_the_lowest_is() -> None:
-    losses = pl.DataFrame({"validation_loss_nats": [2.0, None, 1.0]})
-    assert chosen_rate(losses) == 2
-    assert (
-        chosen_rate(pl.DataFrame({"validation_loss_nats": [None, None]}, schema={"validation_loss_nats": pl.Float64}))
-        == 0
-    )
-
-
-@pytest.mark.parametrize(
-    ("chosen", "edge"),
-    [([True, False, False], "lowest"), ([False, True, False], None), ([False, False, True], "highest"), ([True], None)],
-)
-def test_a_rate_at_the_edge_of_its_grid_is_known(chosen: list[bool], edge: str | None) -> None:
-    assert grid_edge(pl.DataFrame({"is_chosen": chosen})) == edge
 
 
 def test_a_killed_grid_goes_on_in_the_one_folder_that_is_brought_back(

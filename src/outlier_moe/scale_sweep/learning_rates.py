@@ -1,0 +1,112 @@
+"""Learning rates of a grid tried shortly, all else alike, and the best of them by the loss on held-out data."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from outlier_moe.scale_sweep.runs import last_loss
+from outlier_moe.scale_sweep.scaling_rules import tuning_steps, warmup_steps
+from outlier_moe.scale_sweep.study import GridEdge
+from outlier_moe.scale_sweep.subjects import RunOptions, Subject
+from outlier_moe.whole_outputs import remove_whole, whole_file
+
+log = logging.getLogger(__name__)
+
+UNMEASURED = {"n_checkpoints": 1, "n_recorded": 1}
+"""Of a study's section while rates are tried: nothing is measured along the way, whatever the study says."""
+
+
+class ChosenRate(NamedTuple):
+    """The learning rate that a run is trained at."""
+
+    multiple: float | int
+    """Of the rates that the study gives."""
+    grid_edge: GridEdge | None = None
+    """The end of the grid that it lies at; None inside of it, or if there was none."""
+
+
+def try_rates(
+    sweep: Mapping[str, Any],
+    output: Path,
+    *,
+    options_of: Callable[[ChosenRate], RunOptions],
+    subject_of: Callable[[RunOptions], Subject],
+    label: str,
+) -> None:
+    """Train shortly at every learning rate of the grid and choose the one with the best loss on the held-out part.
+
+    A rate at which the run diverges is never chosen; if all do, the lowest is, so that the sweep has its result.
+
+    Args:
+        sweep: The section of the study: the grid, and the share of a run's steps that each of its rates is tried for.
+        output: The table to write: `learning_rate`, `multiple` (of what the study gives), `validation_loss_nats`,
+            `diverged_at`, `n_steps`, `is_chosen`.
+        options_of: How a whole run is trained at one of them.
+        subject_of: What is trained.
+        label: What the log calls it.
+    """
+    rows: list[dict[str, Any]] = []
+    # What is done is not done again after a kill.
+    work = output.with_name(f".{output.stem}.work")
+    for multiple in sorted(sweep["multiples"]):
+        options = _shortened(options_of(ChosenRate(multiple)), sweep)
+        rate = options.optimizer.lr
+        loss, diverged_at = last_loss(
+            subject_of(options), work / f"{multiple:g}", options, label=f"{label}, rate {rate:.3g}"
+        )
+        log.info("%s: at rate %.4g the loss on held-out data is %.5g", label, rate, loss)
+        rows.append(
+            {
+                "learning_rate": rate,
+                "multiple": multiple,
+                "validation_loss_nats": loss if math.isfinite(loss) else None,
+                "diverged_at": diverged_at,
+                "n_steps": options.training.n_steps,
+            }
+        )
+    table = pl.DataFrame(rows, schema_overrides={"diverged_at": pl.Int64, "validation_loss_nats": pl.Float64})
+    with whole_file(output) as partial:
+        table.with_columns(is_chosen=pl.int_range(pl.len()) == best_rate(table)).write_parquet(partial)
+    remove_whole(work)
+
+
+def _shortened(options: RunOptions, sweep: Mapping[str, Any]) -> RunOptions:
+    n_steps = tuning_steps(options.training.n_steps, sweep["tuning_share"])
+    n_warmup = warmup_steps(sweep["training"]["warmup_fraction"], n_steps)
+    training = replace(
+        options.training, n_steps=n_steps, n_warmup_steps=n_warmup, checkpoint_every=n_steps, visit_at=()
+    )
+    return replace(options, training=training)
+
+
+def best_rate(tried: pl.DataFrame) -> int:
+    """The row with the lowest held-out loss; the first if every rate diverged."""
+    best = tried["validation_loss_nats"].arg_min()
+    if best is None:
+        log.warning("every learning rate of the grid diverged: going on with the lowest")
+        return 0
+    return best
+
+
+def chosen_rate(learning_rates: Path) -> ChosenRate:
+    """The chosen rate of a table that `try_rates` wrote."""
+    tried = pl.read_parquet(learning_rates)
+    return ChosenRate(tried.filter("is_chosen")["multiple"].item(), grid_edge(tried))
+
+
+def grid_edge(tried: pl.DataFrame) -> GridEdge | None:
+    """The end of the grid that the chosen rate lies at; None inside of it, and where there was nothing to choose from.
+
+    A rate below one that diverged is inside: nothing better lies beyond.
+    """
+    chosen = tried["is_chosen"].to_list()
+    if len(chosen) == 1 or not (chosen[0] or chosen[-1]):
+        return None
+    return "lowest" if chosen[0] else "highest"
