@@ -79,9 +79,10 @@ class Sparsity(NamedTuple):
     """Those that are 0 or below: what a ReLU would have made zero."""
     share_near_zero: float
     """Those with |a| < `NEAR_ZERO`."""
-    hoyer: float
+    hoyer: float | None
     """Hoyer's sparseness (2004) of each token's vector, the mean of the tokens: 0 if all entries are as large, 1 if
-    one has all; a vector of zeros, whose sparseness is not defined, does not count."""
+    one has all; a vector of zeros, whose sparseness is not defined, does not count. None if every vector is one, as
+    behind a GELU that is dead."""
 
 
 def hoyer(activations: Float[Tensor, "token feature"]) -> Float64[Tensor, " token"]:
@@ -111,5 +112,5 @@ class SparsityTally:
 
     def result(self) -> Sparsity:
         """The sparsity of all."""
-        mean = self.hoyer / self.n_rows if self.n_rows else math.nan
+        mean = self.hoyer / self.n_rows if self.n_rows else None
         return Sparsity(self.n_nonpositive / self.n, self.n_near_zero / self.n, mean)

@@ -49,7 +49,7 @@ def visits_of(subject: Subject, structure: DecoderStructure, work: Path, options
                 chunk.run(lambda size: _record(subject, structure, work / RECORDINGS / _name(n_done), options, size))
             with clocked(rows, "measures"):
                 rows += weight_ranks(structure) + features.rows()
-        table = pl.DataFrame([(n_done, *row) for row in rows], schema=_SCHEMA, orient="row")
+        table = pl.DataFrame([(n_done, *_finite(row)) for row in rows], schema=_SCHEMA, orient="row")
         with whole_file(work / MEASURES / f"{_name(n_done)}.parquet") as partial:
             table.write_parquet(partial)
 
@@ -96,8 +96,7 @@ def _record(subject: Subject, structure: DecoderStructure, folder: Path, options
 
 
 def with_gaps(rows: list[Row]) -> list[Row]:
-    """Losses and accuracies, none where they are not finite, with the generalisation gaps of both."""
-    rows = [row._replace(value=_finite(row.value)) for row in rows]
+    """Losses and accuracies with the generalisation gaps of both."""
     values = {row[:2]: row.value for row in rows}
 
     def gap(metric: str, sign: int) -> float | None:
@@ -113,8 +112,9 @@ def with_gaps(rows: list[Row]) -> list[Row]:
 
 def ended_badly(rows: list[Row]) -> bool:
     """Whether the loss on any part of the data is not finite."""
-    return any(row.value is None for row in rows if row.metric == "loss_nats")
+    return any(_finite(row).value is None for row in rows if row.metric == "loss_nats")
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(row: Row) -> Row:
+    """A row whose value is none where it is no finite number: the rules of the tables hold for numbers."""
+    return row if row.value is None or math.isfinite(row.value) else row._replace(value=None)

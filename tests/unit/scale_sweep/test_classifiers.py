@@ -26,7 +26,9 @@ from outlier_moe.scale_sweep.classifiers import (
     train_classifier,
     try_learning_rates,
 )
+from outlier_moe.scale_sweep.figures import SweptRun, metrics_of_run
 from outlier_moe.scale_sweep.measures import Row
+from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.training import loop
 from outlier_moe.training.steps import Batch
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
@@ -278,6 +280,31 @@ def test_a_loss_that_is_no_number_on_any_part_is_a_run_that_diverged(
     of = classifier_of(short, images, scale="w16", optimizer="muon")
     train_classifier(of, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
     assert json.loads((tmp_path / "run/run.json").read_text())["diverged_at"] == 1
+
+
+def test_a_layer_whose_gelu_is_dead_is_in_all_tables(
+    sweep: dict[str, Any], images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = classifiers.new_vit
+
+    def dead(*args: Any, **options: Any) -> Any:
+        model = plain(*args, **options)
+        first = model.get_submodule("vit.layers.1.mlp.fc1")
+        nn.init.zeros_(first.weight)
+        nn.init.constant_(first.bias, -100.0)
+        return model
+
+    monkeypatch.setattr(classifiers, "new_vit", dead)
+    of = classifier_of(sweep, images, scale="w16", optimizer="sgd")
+    train_classifier(of, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    measures = pl.read_parquet(tmp_path / "run/measures.parquet")
+    sparseness = measures.filter(metric="activation_hoyer").sort("step", "layer")
+    assert sparseness["value"].is_null().to_list() == 3 * [False, True]
+    presets = [Preset("own", "systematic", "residual", 0.5)]
+    metrics_of_run(tmp_path / "run", presets, default="own").write_parquet(tmp_path / "metrics.parquet")
+    tables = summarise_sweep([SweptRun("w16", "sgd", 0, tmp_path / "run", tmp_path / "metrics.parquet")])
+    # The mean of the layers that have one.
+    assert tables.dynamics["hoyer"].to_list() == sparseness.filter(layer=0)["value"].to_list()
 
 
 def test_the_time_of_a_step_counts_the_long_ones(run: Path) -> None:

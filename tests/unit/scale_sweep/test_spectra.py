@@ -79,6 +79,12 @@ def test_hoyer_of_known_vectors() -> None:
     assert hoyer(rows)[3].isnan()
 
 
+def test_zeros_alone_have_shares_and_no_sparseness() -> None:
+    tally = SparsityTally()
+    tally.add(torch.zeros(3, 8))
+    assert tuple(tally.result()) == (1, 1, None)
+
+
 def test_sparsity_in_pieces_is_what_its_plain_version_gives() -> None:
     torch.manual_seed(0)
     pieces = [torch.randn(3, 8), torch.relu(torch.randn(5, 8)), torch.zeros(1, 8)]
