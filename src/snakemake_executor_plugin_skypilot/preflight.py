@@ -163,7 +163,7 @@ def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: f
         for spot in all_alike:
             all_alike[spot] += minutes / 60 * (prices.lowest(wanted._replace(spot=spot)) or price)
         takes = f", {minutes:.0f} min: ${dollars:.2f}" if minutes else ""
-        lines.append(f"  {job}: {wanted}, from ${price:.2f} an hour{takes}" if price else f"  {job}: {wanted}")
+        lines.append(f"  {job}: {wanted}, from ${price:.2f} an hour{takes}")
     if max_price_total is not None and total > max_price_total:
         remedy = f"Raise it to at least {total:.2f}, or run a part of it."
         raise told(
@@ -185,14 +185,14 @@ def prices_per_hour(job: str, wanted: WantedNode, prices: Prices) -> dict[bool, 
 
 
 def price_per_hour(job: str, wanted: WantedNode, prices: Prices) -> float:
-    """Dollars of the cheapest node for a job; 0 of one without accelerators, which the catalogue does not list.
+    """Dollars of the cheapest node for a job.
 
     Raises:
         RentalError: If it wants what is not sold or costs too much.
     """
-    if not wanted.accelerators:
-        return 0.0
     try:
+        if not wanted.accelerators:
+            return prices.of_cpus(wanted)
         return cheapest(prices.offers(wanted.accelerators), wanted)
     except RentalError as error:
         raise RentalError(f"{job}: {error}") from None

@@ -101,8 +101,38 @@ class Prices:
         return [self._offer(accelerators) for accelerators in wanted]
 
     def lowest(self, wanted: WantedNode) -> float | None:
-        """Dollars an hour of the cheapest alternative; None if none is sold so."""
+        """Dollars an hour of the cheapest alternative, however dear; None if none is sold so."""
+        if not wanted.accelerators:
+            return self._of_default_node(wanted._replace(max_price_per_hour=None))
         return _least(offer.price(wanted.spot) for offer in self.offers(wanted.accelerators))
+
+    def of_cpus(self, wanted: WantedNode) -> float:
+        """Dollars an hour of what SkyPilot rents for a job without accelerators: it may have some, if it is cheaper.
+
+        Raises:
+            RentalError: If it rents none, or none that costs so little.
+        """
+        price = self._of_default_node(wanted) or self.lowest(wanted)
+        if price is not None:
+            return _within_cap(price, wanted)
+        got = f"{wanted.cpus} CPUs in {self._place}"
+        if wanted.spot and self.lowest(wanted._replace(spot=False)) is not None:
+            remedy = "Give the rule spot=False, or accelerators."
+            raise told(f"{self._place.cloud} has no such spot node.", key="spot", got=got, remedy=remedy)
+        remedy = "Give the rule fewer threads, or accelerators."
+        raise told(f"{self._place.cloud} has no node with so many CPUs.", key="threads", got=got, remedy=remedy)
+
+    def _of_default_node(self, wanted: WantedNode) -> float | None:
+        """What SkyPilot itself takes where only CPUs are asked for."""
+        there = {"region": self._place.region, "zone": self._place.zone, "clouds": self._place.cloud}
+        try:
+            found = self._catalog.get_default_instance_type(
+                cpus=f"{wanted.cpus}+", use_spot=wanted.spot, max_hourly_cost=wanted.max_price_per_hour, **there
+            )
+            return None if found is None else self._catalog.get_hourly_cost(found, use_spot=wanted.spot, **there)
+        # There is no such price; clouds that have no spot nodes at all assert that none is asked for.
+        except (ValueError, AssertionError):
+            return None
 
     def _read(self) -> dict[str, list[Any]]:
         """Every node with accelerators that the cloud rents, by the name of those: read once, as it takes a while."""
@@ -219,16 +249,19 @@ def cheapest(offers: Iterable[Offer], wanted: WantedNode) -> float:
     if not found:
         sold = "as spot nodes" if wanted.spot else "on demand"
         raise told(f"None of the accelerators is sold {sold}.", key="accelerators", got=str(wanted))
+    return _within_cap(min(found), wanted)
+
+
+def _within_cap(price: float, wanted: WantedNode) -> float:
     at_most = wanted.max_price_per_hour
-    if at_most is not None and min(found) > at_most:
-        remedy = f"Raise it to at least {min(found):.2f}, or name other accelerators."
+    if at_most is not None and price > at_most:
         raise told(
             f"Nothing that a job wants costs less than ${at_most:g} an hour.",
             key="max-price-per-hour",
-            got=f"{wanted}: ${min(found):.2f}",
-            remedy=remedy,
+            got=f"{wanted}: ${price:.2f}",
+            remedy=f"Raise it to at least {price:.2f}, or name other accelerators.",
         )
-    return min(found)
+    return price
 
 
 def _is_number(value: object) -> bool:

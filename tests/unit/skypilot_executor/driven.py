@@ -98,13 +98,19 @@ class _RealNode(_Awake):
 
 
 class _Catalog:
-    """A cloud without accelerators."""
+    """A cloud with one node, which has no accelerator."""
 
     def list_accelerators(self, **_: object) -> dict[str, list[Any]]:
         return {}
 
     def validate_region_zone(self, *place: str | None, **_: object) -> tuple[str | None, ...]:
         return place
+
+    def get_default_instance_type(self, **_: object) -> str:
+        return "a node"
+
+    def get_hourly_cost(self, *_: object, **__: object) -> float:
+        return 36.0
 
 
 def _cancel(_: Cloud) -> None:

@@ -10,20 +10,23 @@ import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
-from snakemake_executor_plugin_skypilot.preflight import Planned, expected_cost, price_per_hour
+from snakemake_executor_plugin_skypilot.preflight import Planned, expected_cost, price_per_hour, prices_per_hour
 from snakemake_executor_plugin_skypilot.prices import Prices
 
 A100, H100, B300 = Accelerators("A100-80GB", 1), Accelerators("H100-SXM", 1), Accelerators("B300", 1)
 
 
-# Accelerator, how many, memory beside it, on demand, spot, region, zone.
+# Accelerator, how many, virtual CPUs, memory beside it, on demand, spot, region, zone.
 ROWS = [
-    ("A100-80GB", 1, 117.0, 1.39, 1.19, "US", "US-KS-2"),
-    ("A100-80GB", 1, 117.0, 1.89, 1.59, "US", "US-TX-1"),
-    ("A100-80GB", 1, 117.0, 1.29, math.nan, "RO", "EU-RO-1"),
-    ("A100-80GB", 8, 936.0, 11.12, 9.52, "US", "US-KS-2"),
-    ("H100-SXM", 1, 125.0, 3.29, 0.99, "US", "US-KS-2"),
-    ("B300", 1, None, math.nan, 2.0, "US", "US-KS-2"),
+    ("A100-80GB", 1, 8.0, 117.0, 1.39, 1.19, "US", "US-KS-2"),
+    ("A100-80GB", 1, 8.0, 117.0, 1.89, 1.59, "US", "US-TX-1"),
+    ("A100-80GB", 1, 8.0, 117.0, 1.29, math.nan, "RO", "EU-RO-1"),
+    ("A100-80GB", 8, 64.0, 936.0, 11.12, 9.52, "US", "US-KS-2"),
+    ("H100-SXM", 1, 8.0, 125.0, 3.29, 0.99, "US", "US-KS-2"),
+    ("B300", 1, 8.0, None, math.nan, 2.0, "US", "US-KS-2"),
+    (None, None, 4.0, 8.0, 0.12, math.nan, "RO", "EU-RO-1"),
+    (None, None, 4.0, 8.0, 0.16, math.nan, "US", "US-KS-2"),
+    (None, None, 32.0, 64.0, 0.96, math.nan, "RO", "EU-RO-1"),
 ]
 
 
@@ -35,7 +38,11 @@ def catalog(sky: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     info = "{'Gpus': [{'MemoryInfo': {'SizeInMiB': 81920}}]}"
     columns = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,SpotPrice,Region,AvailabilityZone"
-    rows = [[f"{count}x_{name}_SECURE", name, count, 8.0, *rest, info] for name, count, *rest in ROWS]
+    rows = [
+        [f"{count}x_{name}_SECURE", *row, info] if name else [f"cpu5c-{n_cpus:g}", *row, None]
+        for row in ROWS
+        for name, count, n_cpus, *_ in [row]
+    ]
     monkeypatch.setattr(runpod_catalog, "_df", pd.DataFrame(rows, columns=[*columns.split(","), "GpuInfo"]))
     return sky.catalog
 
@@ -55,7 +62,6 @@ def test_the_cheapest_place_and_alternative(prices: Prices) -> None:
     assert price_per_hour("x", _wanted(A100, H100), prices) == 1.29
     assert price_per_hour("x", _wanted(A100, H100, spot=True), prices) == 0.99
     assert price_per_hour("x", _wanted(Accelerators("A100-80GB", 8)), prices) == 11.12
-    assert price_per_hour("x", WantedNode((), 100, False, 4, max_price_per_hour=0.01), prices) == 0.0
     (offer,) = prices.offers([A100])
     assert (offer.on_demand, offer.spot, offer.memory_gb) == (1.29, 1.19, 117.0)
 
@@ -82,6 +88,62 @@ def test_region(catalog: Any) -> None:
     assert price_per_hour("x", _wanted(A100), Prices("runpod/US", catalog)) == 1.39
     assert price_per_hour("x", _wanted(A100), Prices("runpod/us", catalog)) == 1.39
     assert price_per_hour("x", _wanted(A100), Prices(" RunPod/*/*/", catalog)) == 1.29
+
+
+def _cpus(number: int, spot: bool = False, at_most: float | None = None) -> WantedNode:
+    return WantedNode((), 100, spot, number, max_price_per_hour=at_most)
+
+
+@pytest.mark.parametrize(
+    ("infra", "wanted", "price"),
+    [
+        ("runpod", _cpus(4, at_most=0.12), 0.12),
+        ("runpod/US", _cpus(4), 0.16),
+        ("runpod", _cpus(5), 0.96),
+        # SkyPilot takes one with accelerators if there is no other, or no other spot node within a cap.
+        ("runpod", _cpus(33), 11.12),
+        ("runpod/US/US-TX-1", _cpus(1), 1.89),
+        ("runpod", _cpus(4, spot=True, at_most=3), 0.99),
+    ],
+)
+def test_node_without_accelerator(catalog: Any, infra: str, wanted: WantedNode, price: float) -> None:
+    """The price of what SkyPilot itself takes for so many CPUs."""
+    assert price_per_hour("x", wanted, Prices(infra, catalog)) == price
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (_cpus(4, at_most=0.01), r"max-price-per-hour.*4 CPUs, 100 GB: \$0\.12.*at least 0\.12"),
+        (_cpus(65), r"runpod has no node with so many CPUs.*threads.*65 CPUs in runpod.*fewer threads"),
+        (_cpus(4, spot=True), "runpod has no such spot node.*key: spot.*4 CPUs in runpod.*spot=False"),
+    ],
+)
+def test_no_node_without_accelerator(prices: Prices, wanted: WantedNode, said: str) -> None:
+    """It is told before anything is rented."""
+    with pytest.raises(WorkflowError, match=f"(?s)^make: .*{said}"):
+        price_per_hour("make", wanted, prices)
+
+
+def test_cost_of_jobs_without_accelerator(prices: Prices) -> None:
+    """They count for the cap of the run."""
+    jobs = [Planned("a", _cpus(32), 6000)]
+    lines = expected_cost(jobs, prices, max_price_total=None)
+    assert "for $96.00 (all on demand $96.00, all spot $96.00)" in lines[0]
+    assert lines[1] == "  a: 32 CPUs, 100 GB, from $0.96 an hour, 6000 min: $96.00"
+    with pytest.raises(WorkflowError, match=r"(?s)more than \$0\.01.*at least 96\.00"):
+        expected_cost(jobs, prices, max_price_total=0.01)
+
+
+def test_cloud_without_spot_nodes(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its catalogue does not answer, but asserts."""
+
+    def get_hourly_cost(_: str, *, use_spot: bool, **__: object) -> float:
+        assert not use_spot
+        return 1.5
+
+    monkeypatch.setattr(catalog, "get_hourly_cost", get_hourly_cost)
+    assert prices_per_hour("x", _cpus(4), Prices("runpod", catalog)) == {False: 1.5, True: 1.5}
 
 
 @pytest.mark.parametrize("infra", ["runpod/US/US-TX-1", "runpod/*/US-TX-1"])
