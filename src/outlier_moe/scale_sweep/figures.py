@@ -29,6 +29,7 @@ FIGURES: Mapping[str, tuple[str, Sequence[str]]] = {
     "validation_loss_nats": ("loss_nats", ("validation",)),
     "test_loss_nats": ("loss_nats", ("test",)),
     "train_accuracy": ("accuracy", ("train",)),
+    "validation_accuracy": ("accuracy", ("validation",)),
     "test_accuracy": ("accuracy", ("test",)),
     "generalisation_gap_nats": ("generalisation_gap_nats", ("test",)),
     "generalisation_gap_accuracy": ("generalisation_gap_accuracy", ("test",)),

@@ -14,7 +14,7 @@ from dataframely.exc import ValidationError
 
 from outlier_moe.cli import main
 from outlier_moe.scale_sweep.answers import comparisons, trends
-from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, at_moments, target_loss
+from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, at_moments, figures_over_steps, target_loss
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal, show_summary
 from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary
@@ -182,6 +182,14 @@ def test_a_diverged_run_is_shown_and_compares_with_nothing(tmp_path: Path) -> No
     assert shown["value"].to_list() == pytest.approx([0.6])
     assert set(TABLE) <= set(for_terminal(tables.summary).columns)
     assert tables.comparisons.filter(figure="train_loss_nats", moment="end")["n_pairs"].to_list() == [1]
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_every_part_of_the_images_has_its_loss_and_its_accuracy(part: str) -> None:
+    rows = [(0, metric, part, None, 0.25) for metric in ("loss_nats", "accuracy")]
+    schema = {"step": pl.Int64, "metric": pl.String, "place": pl.String, "layer": pl.Int64, "value": pl.Float64}
+    found = figures_over_steps(pl.DataFrame(rows, schema=schema, orient="row"))
+    assert found.select(f"{part}_loss_nats", f"{part}_accuracy").rows() == [(0.25, 0.25)]
 
 
 def test_of_the_gaps_at_matched_loss_the_widest_is_told(tmp_path: Path) -> None:
