@@ -51,7 +51,7 @@ REVISIONS = {
     "train_moe": 1,
     "summarise_upcycling": 1,
     "plot_upcycling": 1,
-    "prepare_images": 1,
+    "prepare_images": 2,
     "try_learning_rates": 2,
     "train_classifier": 3,
     "train_language_model": 2,

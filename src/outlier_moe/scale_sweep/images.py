@@ -44,11 +44,13 @@ class ImageOptions:
     test_share: float = 0.15
     """Of all images, where the source has no test part of its own."""
     seed: int = 0
-    """Decides the parts."""
+    """Decides the parts, and the order of the images in each."""
 
 
 def prepare_images(output: Path, options: ImageOptions) -> None:
     """Write a folder with the images and labels of each part (.npy), which image is in which, and what they are.
+
+    Each part is in a drawn order, whatever that of the source: its first images are a sample of it.
 
     Args:
         output: The folder; it appears when it is whole.
@@ -105,25 +107,31 @@ class _Divided(NamedTuple):
     parts: dict[Part, LabelledImages]
     """The images of each part."""
     split: pl.DataFrame
-    """Per image: the source's own part, its number there, and the part that it is in."""
+    """Per image: the source's own part, its number there, the part that it is in, and its number in that."""
 
 
 def _divided(train: LabelledImages, test: LabelledImages | None, options: ImageOptions) -> _Divided:
-    order = np.random.default_rng(options.seed).permutation(len(train.labels))
+    random = np.random.default_rng(options.seed)
+    order = random.permutation(len(train.labels))
     n_test = round(options.test_share * len(order)) if test is None else 0
     n_validation = max(1, round(options.validation_share * len(order)))
     chosen: dict[Part, np.ndarray] = {
-        "test": np.sort(order[:n_test]),
-        "validation": np.sort(order[n_test : n_test + n_validation]),
-        "train": np.sort(order[n_test + n_validation :]),
+        "test": order[:n_test],
+        "validation": order[n_test : n_test + n_validation],
+        "train": order[n_test + n_validation :],
     }
-    parts: dict[Part, LabelledImages] = {
-        part: LabelledImages(train.images[at], train.labels[at]) for part, at in chosen.items()
-    }
-    rows = [{"source_part": "train", "index": int(index), "part": part} for part in PARTS for index in chosen[part]]
+    sources = dict.fromkeys(PARTS, train)
     if test is not None:
-        parts["test"] = test
-        rows += [{"source_part": "test", "index": index, "part": "test"} for index in range(len(test.labels))]
+        # Some sources are in the order of the classes, and of MNIST's test images the first half is the easier one.
+        chosen["test"], sources["test"] = random.permutation(len(test.labels)), test
+    parts: dict[Part, LabelledImages] = {
+        part: LabelledImages(sources[part].images[at], sources[part].labels[at]) for part, at in chosen.items()
+    }
+    rows = [
+        {"source_part": "train" if sources[part] is train else "test", "index": index, "part": part, "number": number}
+        for part in PARTS
+        for number, index in enumerate(chosen[part].tolist())
+    ]
     return _Divided(parts, pl.DataFrame(rows))
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from outlier_moe.errors import StudyError
-from outlier_moe.scale_sweep.images import ImageOptions, ImageParts, prepare_images
+from outlier_moe.scale_sweep.image_sources import read_digits
+from outlier_moe.scale_sweep.images import PARTS, ImageOptions, ImageParts, prepare_images
 from outlier_moe.scale_sweep.study import Geometry
 
 NATIVE = Geometry(8, 1, 2)
@@ -42,6 +43,9 @@ def test_the_digits_are_divided_once_and_for_all(images: Path, tmp_path: Path) -
     assert [facts[f"n_{part}"] for part in ("train", "validation", "test")] == [1347, 180, 270]
     split = pl.read_parquet(images / "split.parquet")
     assert sorted(split["index"]) == list(range(1797))
+    targets = read_digits().labels
+    for (part,), rows in split.group_by("part"):
+        assert np.array_equal(targets[rows.sort("number")["index"]], np.load(images / f"{part}_labels.npy"))
     again = tmp_path / "again"
     prepare_images(again, ImageOptions())
     assert json.loads((again / "images.json").read_text()) == facts
@@ -77,11 +81,33 @@ def test_idx_files_are_read_packed_or_plain_and_get_a_border(tmp_path: Path) -> 
     prepare_images(tmp_path / "out", ImageOptions(source="idx", path=str(tmp_path / "idx"), validation_share=0.25))
     parts = ImageParts(tmp_path / "out", Geometry(32, 3, 4))
     assert [parts.size(part) for part in ("train", "validation", "test")] == [30, 10, 10]
-    assert np.array_equal(parts.images["test"][:, 0], made["t10k"])
+    split = pl.read_parquet(tmp_path / "out/split.parquet").filter(source_part="test").sort("number")
+    assert np.array_equal(parts.images["test"][:, 0], made["t10k"][split["index"]])
     pixels = parts.first("test", 1)["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
     assert pixels[0, 0, :2].unique().numel() == 1
-    assert parts.first("test", 3)["labels"].tolist() == [0, 1, 2]
+    assert parts.first("test", 3)["labels"].tolist() == [index % 10 for index in split["index"][:3]]
+
+
+def test_the_first_images_of_each_part_are_a_sample_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    # In the order of the classes, as folders of images are often packed.
+    for part, n_of_class in (("train", 100), ("t10k", 40)):
+        labels = np.repeat(np.arange(10), n_of_class)
+        pixels = np.broadcast_to(labels[:, None, None], (len(labels), 4, 4))
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(pixels))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    prepare_images(tmp_path / "out", ImageOptions(source="idx", path=str(folder)))
+    parts = ImageParts(tmp_path / "out", Geometry(4, 1, 2))
+    for part in PARTS:
+        assert len(parts.first(part, 60)["labels"].unique()) == 10
+        assert np.array_equal(parts.images[part][:, 0, 0, 0], parts.labels[part])
+    again, other = tmp_path / "again", tmp_path / "other"
+    for output, seed in ((again, 0), (other, 1)):
+        prepare_images(output, ImageOptions(source="idx", path=str(folder), seed=seed))
+    assert ImageParts(again, Geometry(4, 1, 2)).facts == parts.facts
+    assert ImageParts(other, Geometry(4, 1, 2)).facts["test_sha256"] != parts.facts["test_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +176,8 @@ def test_cifar10_comes_through_datasets(tmp_path: Path, monkeypatch: pytest.Monk
     prepare_images(tmp_path / "out", ImageOptions(source="cifar10"))
     parts = ImageParts(tmp_path / "out", Geometry(32, 3, 4))
     assert [parts.size(of) for of in ("train", "validation", "test")] == [18, 2, 5]
-    assert np.array_equal(parts.images["test"][2].transpose(1, 2, 0), np.asarray(made["test"][2]["img"]))
+    at = int(parts.labels["test"][2])
+    assert np.array_equal(parts.images["test"][2].transpose(1, 2, 0), np.asarray(made["test"][at]["img"]))
 
 
 def test_a_hub_without_cifar10_says_what_else_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
