@@ -35,8 +35,26 @@ class Planned(NamedTuple):
 
 
 def load_environment(file: Path) -> None:
-    """Add the variables of a file to this process's environment; those that are set stay as they are."""
-    load_dotenv(file, override=False)
+    """Add the variables of a file to this process's environment; those that are set stay as they are.
+
+    Raises:
+        RentalError: If there is one that cannot be read.
+    """
+    remedy = "Make it a text file in UTF-8 that you may read, with lines NAME=VALUE, remove it, or name another."
+    # An empty setting `env-file` leaves the working folder itself: there is to be none.
+    if file.is_dir() and not file.samefile(Path.cwd()):
+        raise told("The file of environment variables is a folder.", key="env-file", got=file, remedy=remedy)
+    try:
+        load_dotenv(file, override=False)
+    except ValueError as error:
+        # Also zeros, of UTF-16, which no variable may have. The error's own text has the file's, keys among it.
+        got = f"{file} ({type(error).__name__})"
+        problem = "The file of environment variables is not in UTF-8."
+        raise told(problem, key="env-file", got=got, remedy=remedy) from None
+    except OSError as error:
+        got = f"{file} ({error.strerror})"
+        problem = "The file of environment variables cannot be read."
+        raise told(problem, key="env-file", got=got, remedy=remedy) from None
 
 
 def secret_values(names: str | None) -> dict[str, str]:

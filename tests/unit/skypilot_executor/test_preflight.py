@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from snakemake_interface_common.exceptions import WorkflowError
@@ -28,6 +29,30 @@ def test_environment_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
     assert preflight.secret_values(None) == {}
     monkeypatch.delenv("B_OF_TEST")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_environment_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    """The file is named, and the remedy; none of its values."""
+    (tmp_path / ".env").write_bytes("A_OF_TEST='sécret'\n".encode(encoding))
+    with pytest.raises(WorkflowError, match=rf"(?s)not in UTF-8.*got: {tmp_path}/\.env.*lines NAME=VALUE") as caught:
+        preflight.load_environment(tmp_path / ".env")
+    assert "cret" not in str(caught.value) and "A_OF_TEST" not in os.environ
+
+
+def test_environment_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, and a file of somebody else."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WorkflowError, match=r"(?s)is a folder.*got: .*/folder.*remove it"):
+        preflight.load_environment(tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    preflight.load_environment(tmp_path / "")
+    refused = PermissionError(13, "Permission denied")
+    # Root may read everything.
+    monkeypatch.setattr("builtins.open", Mock(side_effect=refused))
+    (tmp_path / ".env").touch()
+    with pytest.raises(WorkflowError, match=r"(?s)cannot be read.*got: .*/\.env \(Permission denied\)"):
+        preflight.load_environment(tmp_path / ".env")
 
 
 def test_runpod_file_is_written(tmp_path: Path) -> None:
