@@ -35,7 +35,8 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
     """How each figure goes with the number of parameters, optimiser by optimiser.
 
     Args:
-        figures: One row per (scale, optimizer, seed, moment, figure) with `n_parameters` and `value`.
+        figures: One row per (scale, optimizer, seed, moment, figure) with `n_parameters` and `value`; what is not
+            finite counts as missing.
         seed: Decides the resamples.
         confidence_level: Of the intervals.
 
@@ -44,8 +45,8 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
         interval, Kendall's tau of all runs with its two-sided p-value by permutation, and their q-values.
     """
     rows = []
-    for (figure, moment, optimizer), group in _groups(figures, "figure", "moment", "optimizer"):
-        table = group.drop_nulls("value").pivot("scale", index="seed", values="value").sort("seed")
+    for (figure, moment, optimizer), group in _groups(_finite(figures), "figure", "moment", "optimizer"):
+        table = group.pivot("scale", index="seed", values="value").sort("seed")
         scales = [name for name in table.columns if name != "seed"]
         sizes = dict(group.select("scale", "n_parameters").unique().rows())
         x = np.log2([sizes[scale] for scale in scales])
@@ -87,8 +88,8 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
     """
     order = figures["optimizer"].unique(maintain_order=True).to_list()
     rows = []
-    for (figure, moment), group in _groups(figures, "figure", "moment"):
-        wide = group.drop_nulls("value").pivot("optimizer", index=["scale", "seed"], values="value")
+    for (figure, moment), group in _groups(_finite(figures), "figure", "moment"):
+        wide = group.pivot("optimizer", index=["scale", "seed"], values="value")
         for optimizer, other in combinations([name for name in order if name in wide.columns], 2):
             pairs = wide.select("scale", "seed", difference=pl.col(optimizer) - pl.col(other)).drop_nulls()
             scales = pairs["scale"].unique(maintain_order=True).to_list()
@@ -141,6 +142,10 @@ def _row(
         "p_value": p,
         "reason": reason,
     }
+
+
+def _finite(figures: pl.DataFrame) -> pl.DataFrame:
+    return figures.filter(pl.col("value").is_finite())
 
 
 def _groups(table: pl.DataFrame, *columns: str) -> Sequence[tuple[tuple[Any, ...], pl.DataFrame]]:

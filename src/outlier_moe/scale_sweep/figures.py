@@ -130,7 +130,7 @@ def _systematic(outliers: pl.DataFrame, default: str) -> pl.DataFrame:
 
 
 def figures_over_steps(metrics: pl.DataFrame) -> pl.DataFrame:
-    """The figures of a run at every checkpoint: one row per step, one column per figure.
+    """The figures of a run at every checkpoint: one row per step, one column per figure; null where it is not finite.
 
     Args:
         metrics: What `metrics_of_run` gave.
@@ -138,7 +138,8 @@ def figures_over_steps(metrics: pl.DataFrame) -> pl.DataFrame:
     columns = []
     for figure, (metric, places) in FIGURES.items():
         chosen = metrics.filter(pl.col("metric") == metric, pl.col("place").is_in(list(places)))
-        columns.append(chosen.group_by("step").agg(pl.col("value").mean().alias(figure)))
+        mean = pl.col("value").mean()
+        columns.append(chosen.group_by("step").agg(pl.when(mean.is_finite()).then(mean).alias(figure)))
     table = metrics.select(pl.col("step").unique().sort())
     for column in columns:
         table = table.join(column, on="step", how="left", maintain_order="left")

@@ -130,6 +130,25 @@ def test_pairs_of_no_seed_at_every_scale_have_a_difference_and_no_interval() -> 
     assert pooled["reason"] == "no seed has a pair at every scale"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, None])
+def test_what_is_not_finite_counts_as_missing(value: float | None) -> None:
+    whole = made_up(lambda size, optimizer: 0.1 * size)
+    is_odd = (pl.col("seed") == 1) & (pl.col("scale") == "small") & (pl.col("optimizer") == "muon")
+    odd = whole.with_columns(value=pl.when(is_odd).then(pl.lit(value, pl.Float64)).otherwise("value"))
+    assert trends(odd).equals(trends(whole.filter(~is_odd)))
+    assert comparisons(odd).equals(comparisons(whole.filter(~is_odd)))
+    nowhere = whole.with_columns(value=pl.lit(value, pl.Float64))
+    assert trends(nowhere).is_empty() and comparisons(nowhere).is_empty()
+
+
+def test_a_measure_that_is_not_finite_is_no_figure(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "adamw", 0, [2.0, 1.0, 0.5])
+    metrics = pl.read_parquet(run.metrics)
+    metrics.with_columns(value=pl.when(place="q_proj").then(np.nan).otherwise("value")).write_parquet(run.metrics)
+    figures = summarise_sweep([run]).figures.filter(figure="weight_effective_rank")
+    assert figures["value"].null_count() == len(figures)
+
+
 def test_one_seed_or_one_scale_has_no_interval_and_says_why() -> None:
     single = made_up(lambda size, optimizer: size, seeds=1)
     assert trends(single)["low"].null_count() == 2
