@@ -60,8 +60,12 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
 def _trend(
     x: Float64[np.ndarray, " scale"], values: Float64[np.ndarray, "seed scale"], seed: int, confidence_level: float
 ) -> dict[str, Any]:
-    if len(x) < 2 or len(values) == 0:
-        return _row(None, None, None, None, "one scale only" if len(x) < 2 else "no seed has a value at every scale")
+    if len(x) < 2:
+        return _row(None, None, None, None, "one scale only")
+    if np.ptp(x) == 0:
+        return _row(None, None, None, None, "all scales have as many parameters")
+    if len(values) == 0:
+        return _row(None, None, None, None, "no seed has a value at every scale")
 
     def slope(chosen: Values) -> float:
         return float(np.polyfit(x, chosen.mean(axis=0), 1)[0])

@@ -130,6 +130,17 @@ def test_pairs_of_no_seed_at_every_scale_have_a_difference_and_no_interval() -> 
     assert pooled["reason"] == "no seed has a pair at every scale"
 
 
+def test_scales_that_differ_in_heads_alone_have_no_trend() -> None:
+    alike = made_up(lambda size, optimizer: size).with_columns(n_parameters=pl.lit(1_000_000))
+    assert trends(alike).select("slope", "low", "high", "effect", "p_value", "q_value").null_count().row(0) == (2,) * 6
+    assert trends(alike)["reason"].unique().to_list() == ["all scales have as many parameters"]
+    # Two sizes are enough, also where one of them is that of two scales.
+    two = made_up(lambda size, optimizer: 0.1 * size).with_columns(
+        pl.col("n_parameters").replace({16_000_000: 4_000_000})
+    )
+    assert trends(two)["slope"].is_not_null().all()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, None])
 def test_what_is_not_finite_counts_as_missing(value: float | None) -> None:
     whole = made_up(lambda size, optimizer: 0.1 * size)
