@@ -32,7 +32,8 @@ def tables(folder: Path) -> dict[str, pl.DataFrame]:
 
 @pytest.mark.pods
 def test_a_node_records_what_this_machine_does(lab: Lab) -> None:
-    study = make_study(lab.folder / "pipeline", {"tiny": "mixtral"})
+    # Named, as the profile's sweep has no tiny one.
+    study = make_study(lab.folder / "pipeline", {"tiny": "mixtral"}, models=["tiny"])
     shutil.copytree(ROOT / "src", study.path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "config/cluster.yaml", study.path / "config")
     study.snakemake("resources/models/tiny", "results/tiny/tokens.arrow")

@@ -36,7 +36,7 @@ def run(folder: Path, *command: str, **extra: str) -> subprocess.CompletedProces
 
 
 def test_a_dry_run_lists_every_model_with_its_tier(shipped: Path) -> None:
-    done = run(shipped, "snakemake", "--profile", "profiles/runpod", "-n", "--config", "sweep=full")
+    done = run(shipped, "snakemake", "--profile", "profiles/runpod", "-n")
     assert done.returncode == 0, done.stdout
     registry = yaml.safe_load((shipped / "config/models.yaml").read_text())["models"]
     tiers = yaml.safe_load((shipped / "config/cluster.yaml").read_text())["tiers"]
@@ -46,6 +46,31 @@ def test_a_dry_run_lists_every_model_with_its_tier(shipped: Path) -> None:
     lines = {line.strip().partition(":")[0]: line for line in said.splitlines() if " min" in line}
     for model in wanted:
         assert lines[model].partition(": ")[2].split()[0] in tiers, model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sweep"),
+    [
+        (["--config", "magnitude=5"], "full"),
+        (["--config", "sweep=dense"], "dense"),
+        (["--config", "models=[mixtral,qwen3-8b]"], {"mixtral", "qwen3-8b"}),
+        (["results/olmoe-1b-7b/systematic.parquet"], {"olmoe-1b-7b"}),
+        # A file of one's own takes the place of the profile's.
+        (["--configfile", "config/config.yaml", "config/own.yaml"], "moe"),
+    ],
+)
+def test_the_profiles_sweep_is_what_is_not_said_otherwise(
+    shipped: Path, arguments: list[str], sweep: str | set[str]
+) -> None:
+    (shipped / "config/own.yaml").write_text("sweep: moe\n")
+    done = run(shipped, "snakemake", "--profile", "profiles/runpod", "-n", *arguments)
+    assert done.returncode == 0, done.stdout
+    registry = yaml.safe_load((shipped / "config/models.yaml").read_text())["models"]
+    there = {model for model, entry in registry.items() if "unavailable" not in entry}
+    wanted = sweep if isinstance(sweep, set) else {model for model in there if sweep in registry[model]["sweeps"]}
+    said = (done.stdout + done.stderr).splitlines()
+    assert {line.strip().partition(":")[0] for line in said if line.endswith(" min")} == wanted
+    assert f"record_outliers {len(wanted)}" in {" ".join(line.split()) for line in said}
 
 
 def test_a_dry_run_on_this_machine_asks_for_no_node(shipped: Path) -> None:
@@ -69,7 +94,7 @@ def test_the_cost_is_the_catalogues(shipped: Path) -> None:
 
 
 def test_beyond_the_cap_nothing_starts(shipped: Path) -> None:
-    arguments = ["--profile", "profiles/runpod", "--skypilot-max-price-total", "0.5", "--config", "sweep=full"]
+    arguments = ["--profile", "profiles/runpod", "--skypilot-max-price-total", "0.5"]
     done = run(shipped, "snakemake", *arguments)
     assert done.returncode != 0
     said = done.stdout + done.stderr

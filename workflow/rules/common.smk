@@ -280,10 +280,23 @@ def nodes_to_record_on(models):
     return nodes
 
 
+@cache
+def models_to_record():
+    """The models of this run, when the first of their nodes is asked for: the jobs are known then."""
+    recording = ("record_outliers", "record_shard")
+    wanted = {
+        job.wildcards.model for job in workflow.dag.jobs if job.rule.name in recording
+    }
+    return tuple(model for model in REGISTRY.models if model in wanted)
+
+
 def recording_node(wildcards):
-    """The node of a model: of all that are studied, planned at once."""
-    together = MODELS if wildcards.model in MODELS else [wildcards.model]
-    return nodes_to_record_on(tuple(together))[wildcards.model]
+    """The node of a model: of all that are recorded, planned at once."""
+    together = models_to_record()
+    alone = (wildcards.model,)
+    return nodes_to_record_on(together if wildcards.model in together else alone)[
+        wildcards.model
+    ]
 
 
 @cache
