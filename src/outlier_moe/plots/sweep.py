@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
 
-from outlier_moe.plots.marks import Layered, named
+from outlier_moe.plots.marks import Layered, named, position, sized
+from outlier_moe.plots.scales import ScaleKind, domain_of
+from outlier_moe.plots.sweep_panels import COUNTS, DYNAMICS, OPTIMIZERS, PANELS, TITLES, axis_kind
 
-OPTIMIZERS = ["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
-PANELS: Mapping[str, Mapping[str, str]] = {
-    "performance": {
-        "train_loss_nats": "training loss (nats)",
-        "test_loss_nats": "test loss (nats)",
-        "test_accuracy": "test accuracy",
-        "generalisation_gap_nats": "generalisation gap (nats)",
-        "step_time_s": "time of a step (s)",
-    },
-    "ranks": {
-        "weight_effective_rank": "effective rank of weights / min(m, n)",
-        "weight_stable_rank": "stable rank of weights",
-        "weight_participation_ratio": "participation ratio of weights",
-        "feature_effective_rank": "effective rank of the residual stream / min(m, n)",
-        "feature_stable_rank": "stable rank of the residual stream",
-        "feature_participation_ratio": "participation ratio of the residual stream",
-        "head_effective_rank": "effective rank of what the head reads / min(m, n)",
-    },
-    "sparsity": {
-        "share_nonpositive": "activations at or below 0",
-        "share_near_zero": "activations near 0",
-        "hoyer": "Hoyer's sparseness",
-    },
-    "outliers": {
-        "kurtosis_of_feature_rms": "kurtosis of feature RMS",
-        "excess_kurtosis": "excess kurtosis",
-        "max_median_ratio": "largest |x| / median",
-        "peak": "largest |x|",
-    },
-}
-"""The figures of each picture against size, with what their axes are called."""
-DYNAMICS = (
-    "train_loss_nats",
-    "test_loss_nats",
-    "weight_effective_rank",
-    "feature_effective_rank",
-    "hoyer",
-    "kurtosis_of_feature_rms",
-    "max_median_ratio",
-    "peak",
-)
-_TITLES = {figure: title for panels in PANELS.values() for figure, title in panels.items()}
+START_GREY = "#87909c"
+"""Between the colours of both themes."""
+CHOSEN = "chosen_scale"
+"""The parameter that says whose steps are shown."""
+_SHARED = ("y", "low", "high", "last", "start")
+"""Columns that the marks of a panel have their heights of."""
+_NUMBER = ",.4~r"
+
+_AXES: Mapping[ScaleKind, str] = {"linear": "", "log": ", log axis", "symlog": ", log axis beyond 1"}
+
+Row = dict[str, Any]
 
 
 def sweep_charts(*, figures: pl.DataFrame, dynamics: pl.DataFrame) -> dict[str, alt.TopLevelMixin]:
@@ -63,15 +36,17 @@ def sweep_charts(*, figures: pl.DataFrame, dynamics: pl.DataFrame) -> dict[str, 
     charts: dict[str, alt.TopLevelMixin] = {
         name: size_chart(figures, panels, name=name) for name, panels in PANELS.items()
     }
-    return charts | {"dynamics": dynamics_chart(dynamics)}
+    diverged = figures.filter("is_diverged").select("scale", "optimizer", "seed").unique()
+    return charts | {"dynamics": dynamics_chart(dynamics, diverged=diverged)}
 
 
 def size_chart(
-    figures: pl.DataFrame, panels: Mapping[str, str], *, name: str, width: int = 220, height: int = 170
-) -> alt.FacetChart:
+    figures: pl.DataFrame, panels: Mapping[str, str], *, name: str, width: int = 240, height: int = 170
+) -> alt.ConcatChart:
     """Figures against the number of parameters: the mean of the seeds with their range, at the end and at matched loss.
 
-    Runs that diverged have a cross of their own, at the last that was measured.
+    A grey bar is the mean at initialisation. Runs that diverged have a cross of their own, at the last that was
+    measured.
 
     Args:
         figures: The table of figures.
@@ -80,102 +55,188 @@ def size_chart(
         width: Pixels between the axis' ends.
         height: Pixels between the axis' ends.
     """
-    shown = figures.filter(
-        pl.col("moment") != "start", pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null()
-    )
-    rows = (
-        shown.filter((pl.col("moment") == "end") | ~pl.col("is_diverged"))
+    shown = figures.filter(pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null())
+    rows = [*_at_moments(shown), *_at_start(shown)]
+    layers = _size_layers(rows)
+    charts = [_panel(title, figure, rows, layers, width, height) for figure, title in panels.items()]
+    lines = [
+        f"solid: at the end; dashed: at matched training loss; {_of_seeds(rows, 'bars')}",
+        "grey: at initialisation, the mean of all runs" + ("; crosses: runs that diverged" if _crosses(rows) else ""),
+    ]
+    return sized(_beside(charts, named(rows, name)), title=_notes(lines))
+
+
+def _at_moments(shown: pl.DataFrame) -> list[Row]:
+    return (
+        shown.filter(pl.col("moment") != "start")
+        .filter((pl.col("moment") == "end") | ~pl.col("is_diverged"))
         .group_by("figure", "moment", "optimizer", "scale", "n_parameters", "is_diverged")
         .agg(y=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), n_seeds=pl.len())
         # Each kind of mark has columns of its own: filters in every layer are more than Vega-Lite can make simpler.
         .with_columns(last=pl.when("is_diverged").then("y"))
         .with_columns(pl.when(~pl.col("is_diverged")).then(pl.col("y", "low", "high")))
-        .with_columns(panel=pl.col("figure").replace_strict(panels, return_dtype=pl.String))
         .sort("figure", "moment", "optimizer", "n_parameters", "is_diverged")
-        .rows(named=True)
+        .to_dicts()
     )
+
+
+def _at_start(shown: pl.DataFrame) -> list[Row]:
+    """The figures at initialisation, which no optimiser has touched."""
+    return (
+        shown.filter(moment="start")
+        .group_by("figure", "moment", "scale", "n_parameters")
+        .agg(start=pl.col("value").mean())
+        .sort("figure", "n_parameters")
+        .to_dicts()
+    )
+
+
+def _size_layers(rows: Sequence[Row]) -> list[tuple[str, alt.Chart]]:
+    """The marks of a panel against size, each with the column of its heights, whose axis comes with the panel."""
     x = alt.X(
         "n_parameters:Q",
         title="parameters",
-        scale=alt.Scale(type="log", nice=False, padding=12),
+        scale=alt.Scale(type="log", nice=False, padding=14),
         axis=alt.Axis(format=".2~s", values=sorted({row["n_parameters"] for row in rows}), labelOverlap=True),
     )
     base = alt.Chart().encode(x=x, color=_colour(rows))
     whose = ["optimizer:N", "scale:N", "moment:N"]
-    tooltip = [
-        *whose,
-        alt.Tooltip("y:Q", format=",.4~r", title="mean"),
-        alt.Tooltip("low:Q", format=",.4~r", title="lowest seed"),
-        alt.Tooltip("high:Q", format=",.4~r", title="highest seed"),
-        alt.Tooltip("n_seeds:Q", title="seeds"),
-    ]
+    tooltip = [*whose, *_tooltip()]
+    dashes = alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None)
+    at_start = [alt.Tooltip("scale:N"), alt.Tooltip("start:Q", format=_NUMBER, title="at initialisation")]
+    last = alt.Tooltip("last:Q", format=_NUMBER, title="last measured of runs that diverged")
+    start = alt.Chart().mark_point(shape="stroke", size=420, strokeWidth=2.5, color=START_GREY, opacity=0.9)
+    bar = base.mark_rule(strokeWidth=1, opacity=0.7).encode(y2="high:Q", detail="moment:N")
+    # Or a run that diverged, which has no place on its line, would cut the line of those that did not.
     line = base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
-        y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
-        strokeDash=alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None),
-        # Or a run that diverged, which has no place on its line, would cut the line of those that did not.
-        detail="is_diverged:N",
-        tooltip=tooltip,
+        strokeDash=dashes, detail="is_diverged:N", tooltip=tooltip
     )
     # The last that was measured of runs that diverged.
-    cross = base.mark_point(shape="cross", angle=45, size=60, filled=True)
-    last = alt.Tooltip("last:Q", format=",.4~r", title="last measured of runs that diverged")
-    cross = cross.encode(y=alt.Y("last:Q", title=None), tooltip=[*whose, last])
-    bar = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
-        y=alt.Y("low:Q", title=None), y2="high:Q", detail="moment:N"
-    )
-    chart = _faceted(alt.layer(bar, line, cross, data=named(rows, name)), list(panels.values()), width, height)
-    lines = alt.Title("solid: at the end; dashed: at matched training loss", fontWeight="normal", fontSize=11)
-    return chart.properties(title=lines)
+    cross = base.mark_point(shape="cross", angle=45, size=60, filled=True).encode(tooltip=[*whose, last])
+    return [("start", start.encode(x=x, tooltip=at_start)), ("low", bar), ("y", line), ("last", cross)]
 
 
-def dynamics_chart(dynamics: pl.DataFrame, *, width: int = 220, height: int = 150) -> alt.FacetChart:
-    """Figures over the steps at the largest scale: the mean of the seeds that are there at a step.
+def dynamics_chart(
+    dynamics: pl.DataFrame, *, diverged: pl.DataFrame | None = None, width: int = 240, height: int = 150
+) -> alt.ConcatChart:
+    """Figures over the steps at one scale, the largest unless a reader of the page chooses another.
+
+    Lines are means of the seeds, bands are from the lowest to the highest, dotted lines are runs that diverged.
 
     Args:
         dynamics: The table of dynamics.
+        diverged: The scale, optimizer and seed of runs that diverged, which are in no mean.
         width: Pixels between the axis' ends.
         height: Pixels between the axis' ends.
     """
-    largest = dynamics.filter(pl.col("n_parameters") == pl.col("n_parameters").max())
-    shown = [
-        figure for figure in DYNAMICS if figure in dynamics.columns and dynamics[figure].null_count() < len(dynamics)
+    shown = [name for name in DYNAMICS if name in dynamics.columns and dynamics[name].null_count() < len(dynamics)]
+    rows = _over_steps(dynamics, shown, diverged)
+    sizes = dict(dynamics.select("scale", "n_parameters").unique().sort("n_parameters").rows())
+    scales = list(sizes)
+    base = alt.Chart().encode(
+        # Checkpoints are the denser the earlier, step 0 among them.
+        x=alt.X("step:Q", title="step", scale=alt.Scale(type="symlog"), axis=_step_axis(rows)),
+        color=_colour(rows),
+    )
+    if len(scales) > 1:
+        base = base.transform_filter(f"datum.scale === {CHOSEN}")
+    tooltip = ["optimizer:N", "scale:N", "step:Q", *_tooltip()]
+    of_run = ["optimizer:N", "scale:N", "seed:Q", "step:Q", alt.Tooltip("last:Q", format=_NUMBER, title="diverged")]
+    layers = [
+        ("low", base.mark_area(opacity=0.18).encode(y2="high:Q")),
+        ("y", base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=20)).encode(tooltip=tooltip)),
     ]
-    rows = (
-        largest.unpivot(shown, index=["scale", "optimizer", "seed", "step"], variable_name="figure", value_name="y")
-        .drop_nulls("y")
+    if any(row["last"] is not None for row in rows):
+        dotted = base.mark_line(strokeWidth=1.2, strokeDash=[1.5, 3], point=alt.OverlayMarkDef(size=14))
+        layers.append(("last", dotted.encode(detail="seed:N", tooltip=of_run)))
+    charts = [_panel(TITLES[figure], figure, rows, layers, width, height) for figure in shown]
+    chart = _beside(charts, named(rows, "dynamics"))
+    return _choosable(chart, scales, sizes, _of_seeds(rows, "bands"))
+
+
+def _choosable(chart: alt.ConcatChart, scales: list[str], sizes: Mapping[str, int], what: str) -> alt.ConcatChart:
+    """The steps of one scale, which the page lets its reader choose."""
+    if len(scales) < 2:
+        return sized(chart, title=_notes([f"scale {name}: {sizes[name]:,} parameters; {what}" for name in scales]))
+    # The name of a binding is what the page writes beside the choice.
+    bound = alt.binding_select(options=scales, name="scale ")
+    said = " : ".join(f"{CHOSEN} === '{name}' ? '{name}: {size:,} parameters'" for name, size in sizes.items())
+    title = alt.Title(
+        alt.ExprRef(f"'scale ' + ({said} : {CHOSEN}) + '; {what}'"), fontWeight="normal", fontSize=11, anchor="start"
+    )
+    return sized(chart, title=title).add_params(alt.param(name=CHOSEN, value=scales[-1], bind=bound))
+
+
+def _over_steps(dynamics: pl.DataFrame, shown: Sequence[str], diverged: pl.DataFrame | None) -> list[Row]:
+    key = ["scale", "optimizer", "seed"]
+    ended_badly = pl.DataFrame(schema={name: dynamics.schema[name] for name in key}) if diverged is None else diverged
+    long = dynamics.unpivot(list(shown), index=[*key, "step"], variable_name="figure", value_name="y").drop_nulls("y")
+    means = (
+        long.join(ended_badly, on=key, how="anti")
         .group_by("scale", "figure", "optimizer", "step")
-        .agg(pl.col("y").mean())
-        .with_columns(panel=pl.col("figure").replace_strict(_TITLES, return_dtype=pl.String))
-        .sort("figure", "optimizer", "step")
-        .rows(named=True)
+        .agg(pl.col("y").mean(), low=pl.col("y").min(), high=pl.col("y").max(), n_seeds=pl.len())
     )
-    line = (
-        alt.Chart()
-        .mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=20))
-        .encode(
-            # Checkpoints are the denser the earlier, step 0 among them.
-            x=alt.X("step:Q", title="step", scale=alt.Scale(type="symlog"), axis=_step_axis(rows)),
-            y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False)),
-            color=_colour(rows),
-            tooltip=["optimizer:N", "scale:N", "step:Q", alt.Tooltip("y:Q", format=",.4~r", title="mean")],
-        )
-    )
-    return _faceted(alt.layer(line, data=named(rows, "dynamics")), [_TITLES[name] for name in shown], width, height)
+    alone = long.join(ended_badly, on=key, how="semi").rename({"y": "last"})
+    return pl.concat([means, alone], how="diagonal_relaxed").sort("figure", "scale", "optimizer", "step").to_dicts()
 
 
-def _step_axis(rows: Sequence[Mapping[str, object]]) -> alt.Axis:
-    steps = sorted({step for row in rows if isinstance(step := row["step"], int)})
-    return alt.Axis(values=steps, format="~s", labelOverlap=True)
+def _panel(
+    title: str, figure: str, rows: Sequence[Row], layers: Iterable[tuple[str, alt.Chart]], width: int, height: int
+) -> Layered:
+    """One figure's panel, on an axis that suits it."""
+    values = [row[name] for row in rows if row["figure"] == figure for name in _SHARED if row.get(name) is not None]
+    kind = axis_kind(figure, values)
+    domain = domain_of(np.array(values, np.float64), kind, room=0.06, from_zero=figure in COUNTS)
+    drawn = [chart.encode(y=_height(column, figure, kind, domain)) for column, chart in layers]
+    shown = f"{title}{_AXES[kind]}"
+    chart = alt.layer(*drawn).transform_filter(f"datum.figure === '{figure}'")
+    heading = alt.Title(shown, fontWeight="normal", fontSize=12, anchor="middle", offset=6)
+    return chart.properties(width=width, height=height, title=heading)
 
 
-def _faceted(layers: Layered, panels: Sequence[str], width: int, height: int) -> alt.FacetChart:
-    facets = layers.properties(width=width, height=height).facet(
-        facet=alt.Facet("panel:N", title=None, sort=list(panels)), columns=3
-    )
-    # Panels have units of their own.
-    return facets.resolve_scale(y="independent").resolve_axis(x="independent")
+def _height(column: str, figure: str, kind: ScaleKind, domain: tuple[float, float]) -> alt.Y:
+    y = position(alt.Y, column, None, kind, domain)
+    if figure in COUNTS:
+        y["axis"].tickMinStep = 1
+    return y
 
 
-def _colour(rows: Sequence[Mapping[str, object]]) -> alt.Color:
-    there = {row["optimizer"] for row in rows}
+def _beside(charts: Sequence[Layered], data: alt.InlineData) -> alt.ConcatChart:
+    return alt.concat(*charts, data=data, columns=3, spacing=18)
+
+
+def _notes(lines: list[str]) -> alt.Title:
+    return alt.Title(lines, fontWeight="normal", fontSize=11, anchor="start")
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("y:Q", format=_NUMBER, title="mean"),
+        alt.Tooltip("low:Q", format=_NUMBER, title="lowest seed"),
+        alt.Tooltip("high:Q", format=_NUMBER, title="highest seed"),
+        alt.Tooltip("n_seeds:Q", title="seeds"),
+    ]
+
+
+def _of_seeds(rows: Sequence[Row], marks: str) -> str:
+    """How many seeds the means are of, and which marks are their range."""
+    numbers = sorted({row["n_seeds"] for row in rows if row.get("y") is not None})
+    if not numbers:
+        return "no run that did not diverge"
+    if numbers == [1]:
+        return "one seed, no repetition"
+    ends = " to ".join(str(number) for number in dict.fromkeys([numbers[0], numbers[-1]]))
+    return f"means of {ends} seeds, {marks} from the lowest to the highest"
+
+
+def _crosses(rows: Sequence[Row]) -> bool:
+    return any(row.get("last") is not None for row in rows)
+
+
+def _step_axis(rows: Sequence[Row]) -> alt.Axis:
+    return alt.Axis(values=sorted({row["step"] for row in rows}), format="~s", labelOverlap=True)
+
+
+def _colour(rows: Sequence[Row]) -> alt.Color:
+    there = {row.get("optimizer") for row in rows}
     return alt.Color("optimizer:N", title=None, scale=alt.Scale(domain=[name for name in OPTIMIZERS if name in there]))

@@ -25,7 +25,7 @@ async function draw(element, spec) {
   const width = spec.usermeta?.labels
     ? { width: Math.max(element.clientWidth - BESIDE, 120) }
     : { width: "container", autosize: { type: "fit-x", contains: "padding" } };
-  const sized = spec.facet ? panels(element, spec) : { ...spec, ...width };
+  const sized = spec.facet || spec.concat ? panels(element, spec) : { ...spec, ...width };
   const result = await vegaEmbed(element, sized, { ...EMBED, config: THEMES[currentTheme()] });
   drawn.set(element, result);
   element.dataset.drawn = currentTheme();
@@ -48,10 +48,14 @@ const STRETCH = 1.6;
 function panels(element, spec) {
   const isNarrow = element.clientWidth < NARROW;
   const room = element.clientWidth - (isNarrow ? 0 : LEGEND);
-  const columns = Math.max(1, Math.min(spec.columns ?? 1, Math.floor(room / (spec.spec.width + BESIDE))));
-  const width = Math.min(STRETCH * spec.spec.width, Math.max(room / columns - BESIDE, 120));
+  const own = (spec.spec ?? spec.concat[0]).width;
+  const columns = Math.max(1, Math.min(spec.columns ?? 1, Math.floor(room / (own + BESIDE))));
+  const width = Math.min(STRETCH * own, Math.max(room / columns - BESIDE, 120));
   const legend = isNarrow ? { config: { legend: { orient: "bottom", columns: 3 } } } : {};
-  return { ...spec, ...legend, columns, spec: { ...spec.spec, width } };
+  const parts = spec.spec
+    ? { spec: { ...spec.spec, width } }
+    : { concat: spec.concat.map((one) => ({ ...one, width })) };
+  return { ...spec, ...legend, columns, ...parts };
 }
 
 const widths = new Map();
