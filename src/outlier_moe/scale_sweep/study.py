@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,10 @@ OF_LIBRARY: tuple[OptimizerName, ...] = ("shampoo", "soap", "ademamix")
 """Those that torch lacks; the package of that name has them."""
 ALL_SCALES = "all"
 """Stands in tables for the pairs of all scales together."""
+SCALE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What a scale may be called: the folder of its runs is called so."""
+TAKEN_NAMES = (ALL_SCALES, "images", "plots")
+"""What else stands where the names of scales do, in tables and in the folder of the results."""
 INSTALL = "pip install 'pytorch-optimizer>=4.1,<5'"
 
 PresetChoices = (
@@ -147,6 +152,7 @@ def _mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
             {key: sweep.get(key) for key in ("n_epochs", "n_steps")},
             None,
         )
+    yield from _misnamed(sweep["sizes"])
     for scale in sweep["scales"]:
         if scale not in sweep["sizes"]:
             expected = "one of " + ", ".join(sweep["sizes"])
@@ -162,6 +168,15 @@ def _mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
     if images["source"] == "idx" and images["path"] is None:
         yield "scale_sweep.images.path", "the folder that the IDX files are in", "nothing", None
     yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
+
+
+def _misnamed(sizes: Mapping[object, object]) -> Iterator[_Mistake]:
+    for scale in sizes:
+        if not isinstance(scale, str) or not SCALE_NAME.fullmatch(scale):
+            yield "scale_sweep.sizes", "names of letters, digits, _ and -, which folders are called by", scale, None
+        # Not every file system tells small letters from capitals.
+        elif scale.lower() in TAKEN_NAMES:
+            yield f"scale_sweep.sizes.{scale}", f"another name than {', '.join(TAKEN_NAMES)}", scale, None
 
 
 def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:

@@ -57,6 +57,27 @@ def test_a_mistake_is_named(changes: dict[str, Any], key: str, got: str) -> None
     assert (caught.value.key, str(caught.value.got)) == (f"scale_sweep.{key}", got)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("all", "sizes.all"),
+        ("Images", "sizes.Images"),
+        ("plots", "sizes.plots"),
+        ("a/b", "sizes"),
+        ("..", "sizes"),
+        ("runs.parquet", "sizes"),
+        ("", "sizes"),
+        (32, "sizes"),
+    ],
+)
+def test_a_scale_that_is_called_as_something_else_is_refused(name: str | int, key: str) -> None:
+    document = study()
+    document["scale_sweep"]["sizes"][name] = {"d_model": 16, "n_layers": 1, "n_heads": 2}
+    with pytest.raises(StudyError) as caught:
+        validated_study(document, SCHEMA)
+    assert (caught.value.key, caught.value.got) == (f"scale_sweep.{key}", name)
+
+
 def test_a_misspelt_scale_or_preset_gets_the_nearest() -> None:
     with pytest.raises(StudyError, match="w32"):
         chosen(scales=["w23"])
