@@ -21,6 +21,11 @@ RUNPOD_KEY = "RUNPOD_API_KEY"
 # A private key to use in place of the one that SkyPilot makes.
 SSH_KEY = "SKYPILOT_SSH_KEY"
 WHERE = "Set it in the environment or in .env"
+# SkyPilot tells in words alone why a cloud cannot be used: these are of the way there, and of a server out of order.
+NO_ANSWER = re.compile(
+    "ConnectionError|Timeout|timed out|Max retries exceeded|Failed to resolve|Connection (refused|reset|aborted)"
+    "|JSONDecodeError|Bad Gateway|Service Unavailable"
+)
 
 
 class Planned(NamedTuple):
@@ -156,11 +161,20 @@ def _refuse_bad_credentials(sky: Any, cloud: str) -> None:
 
     if not is_api_server_local():
         return
-    may, reason = known_cloud(cloud).check_credentials(CloudCapability.COMPUTE)
-    if not may:
-        raise told(
-            "The cloud refuses the key, or there is none.", key="infra", got=reason, remedy=f"Run: sky check {cloud}"
-        )
+    known = known_cloud(cloud)
+    try:
+        may, reason = known.check_credentials(CloudCapability.COMPUTE)
+    except OSError as error:
+        may, reason = False, f"{type(error).__name__}: {error}"
+    if may:
+        return
+    # Of some clouds it is a reason for each account. What follows the first line is how to set up a key.
+    reasons = list(reason.values()) if isinstance(reason, Mapping) else [str(reason)]
+    got = "; ".join(line.splitlines()[0].strip() for line in reasons if line.strip())
+    if NO_ANSWER.search(got):
+        remedy = "Try again when it can be reached: this asks for a network."
+        raise told(f"{known} does not answer.", key="infra", got=got, remedy=remedy)
+    raise told("The cloud refuses the key, or there is none.", key="infra", got=got, remedy=f"Run: sky check {cloud}")
 
 
 def _enabled(sky: Any) -> set[str]:

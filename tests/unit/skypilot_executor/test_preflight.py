@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +86,41 @@ def test_runpod_keys(tmp_path: Path, kept: str | None, environment: dict[str, st
     with pytest.raises(WorkflowError, match=f"(?s){said}") as caught:
         preflight.ensure_runpod_config(path, environment)
     assert "got: two" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "arguments", "said"),
+    [
+        (
+            "requests",
+            "ConnectionError",
+            ["HTTPSConnectionPool: Max retries exceeded: Failed to resolve a name"],
+            r"^RunPod does not answer.*key: infra.*got: An unexpected.*Failed to resolve.*remedy: .*network",
+        ),
+        ("requests", "ReadTimeout", ["Read timed out."], "^RunPod does not answer"),
+        ("requests", "JSONDecodeError", ["Expecting value", "<html>", 0], "^RunPod does not answer"),
+        (
+            "runpod.error",
+            "AuthenticationError",
+            ["Unauthorized"],
+            "^The cloud refuses the key.*Unauthorized.*sky check runpod",
+        ),
+        ("runpod.error", "QueryError", ["401"], "^The cloud refuses the key.*got: RunPod API key is invalid"),
+    ],
+)
+def test_refused_key_or_no_answer(
+    sky: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, kind: str, arguments: list[Any], said: str
+) -> None:
+    """Without a network a key is not refused; of SkyPilot's lines the first has the reason."""
+    from sky.provision.runpod import utils  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    preflight.ensure_runpod_config(tmp_path / ".runpod/config.toml", {"RUNPOD_API_KEY": "rpa_KEY"})
+    problem = getattr(import_module(module), kind)(*arguments)
+    monkeypatch.setattr(utils, "list_instances", Mock(side_effect=problem))
+    with pytest.raises(WorkflowError, match=f"(?s){said}") as caught:
+        preflight._refuse_bad_credentials(sky, "runpod")
+    assert "pip install" not in str(caught.value) and len(str(caught.value).splitlines()) == 4
 
 
 @pytest.fixture
