@@ -121,6 +121,32 @@ def test_language_models_go_the_same_way(study: StudyFolder) -> None:
     assert {"q_proj", "k_proj", "v_proj"} <= set(metrics["place"]), "the fused projection is three matrices"
 
 
+@pytest.mark.parametrize(
+    ("of_classifiers", "of_language_models", "again"),
+    [
+        (
+            "{learning_rates: {base: {soap: 0.002, sgd: 0.2}}}",
+            "{learning_rates: {sgd: 0.2, muon: 0.002}}",
+            set(),
+        ),
+        # AdamW trains what Muon does not take.
+        (
+            "{learning_rates: {base: {adamw: 0.002}}}",
+            "{learning_rates: {adamw: 0.002}}",
+            {"try_learning_rates", "train_classifier", "train_language_model"},
+        ),
+        ("{learning_rates: {base: {muon: 0.02}}}", "{}", {"try_learning_rates", "train_classifier"}),
+        ("{n_checkpoints: 1, n_recorded: 1}", "{}", {"train_classifier"}),
+    ],
+)
+def test_only_what_decides_a_run_trains_it_again(
+    study: StudyFolder, of_classifiers: str, of_language_models: str, again: set[str]
+) -> None:
+    changes = (f"scale_sweep={of_classifiers}", f"lm_scale_sweep={of_language_models}")
+    after = {"measure_run", "summarise_sweep"} if again else set()
+    assert set(study.planned(SUMMARY, LM_SUMMARY, "--config", *changes)) == again | after
+
+
 def test_a_threshold_and_another_seed_train_nothing_again(study: StudyFolder) -> None:
     assert study.planned(SUMMARY, LM_SUMMARY) == {}
     assert study.planned(SUMMARY, "--config", "magnitude=2.0") == {"measure_run": 1, "summarise_sweep": 1}

@@ -18,7 +18,7 @@ from outlier_moe.presets import (
     shape_of,
 )
 from outlier_moe.registry import load_registry
-from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep
+from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep, rates_of
 from outlier_moe.sharding import shards_to_record
 from outlier_moe.sources.local_files import local_state
 from outlier_moe.study import validated_study
@@ -170,15 +170,47 @@ SWEEP_RUNS = {
         for seed in LM_SCALE_SWEEP["seeds"]
     ],
 }
-# Which runs there are decides no run's figures.
-OF_SWEEP = ["scales", "d_models", "optimizers", "seeds"]
-LM_CHOICES = {key: LM_SCALE_SWEEP[key] for key in LM_SCALE_SWEEP if key not in OF_SWEEP}
+# Of a sweep's choices: which runs there are, and on which images, which are an input; how learning rates are chosen;
+# and what is measured along the way. The first decide no run's figures, the second none but through the chosen rate,
+# and the third not which rate that is.
+OF_SWEEP = ["scales", "d_models", "optimizers", "seeds", "images"]
+OF_GRID = ["multiples", "tuning_share", "tuning_seed"]
+OF_MEASURES = ["n_checkpoints", "n_recorded"]
 
 
-def sweep_choices(wildcards):
-    """What decides a classifier's figures: of the scales its own alone."""
-    chosen = {key: SCALE_SWEEP[key] for key in SCALE_SWEEP if key not in OF_SWEEP}
-    return chosen | {"sizes": {wildcards.scale: SCALE_SWEEP["sizes"][wildcards.scale]}}
+def without(section, keys):
+    """A section without some of its keys."""
+    return {key: section[key] for key in section if key not in keys}
+
+
+def rates_of_run(rates, wildcards):
+    """Of the rates of all optimisers those that a run is trained at."""
+    return {name: rates[name] for name in rates_of(wildcards.optimizer)}
+
+
+def of_classifier(wildcards):
+    """A classifier's section: of scales and rates its own alone."""
+    scale, rates = wildcards.scale, SCALE_SWEEP["learning_rates"]
+    return without(SCALE_SWEEP, OF_SWEEP) | {
+        "sizes": {scale: SCALE_SWEEP["sizes"][scale]},
+        "learning_rates": rates | {"base": rates_of_run(rates["base"], wildcards)},
+    }
+
+
+def classifier_grid(wildcards):
+    """What decides which learning rate of a classifier is chosen."""
+    return without(of_classifier(wildcards), OF_MEASURES)
+
+
+def classifier_choices(wildcards):
+    """What decides a classifier's figures, once its rate is chosen."""
+    return without(of_classifier(wildcards), OF_GRID)
+
+
+def of_language_model(wildcards):
+    """A language model's section: of the rates its own alone."""
+    rates = rates_of_run(LM_SCALE_SWEEP["learning_rates"], wildcards)
+    return without(LM_SCALE_SWEEP, OF_SWEEP) | {"learning_rates": rates}
 
 
 def sweep_runs(wildcards):

@@ -86,7 +86,7 @@ rule try_learning_rates:
             "results/scale_sweep/{scale}/{optimizer}/.learning_rates.work"
         ),
     params:
-        sweep=sweep_choices,
+        sweep=classifier_grid,
         revision=REVISIONS["try_learning_rates"],
     message:
         "Trying learning rates of {wildcards.optimizer} at scale {wildcards.scale}"
@@ -112,7 +112,7 @@ rule train_classifier:
             "results/scale_sweep/{scale}/{optimizer}/seed{seed}/.run.work"
         ),
     params:
-        sweep=sweep_choices,
+        sweep=classifier_choices,
         taps=STUDY["record_outliers"]["taps"],
         floor=STUDY["record_outliers"]["floor"],
         n_peaks=STUDY["record_outliers"]["n_peaks"],
@@ -140,7 +140,7 @@ rule train_language_model:
             "results/lm_scale_sweep/d{d_model}/{optimizer}/seed{seed}/.run.work"
         ),
     params:
-        sweep=LM_CHOICES,
+        sweep=of_language_model,
         vocab_size=STUDY["upcycle"]["model"]["vocab_size"],
         sequence_length=STUDY["upcycle"]["model"]["sequence_length"],
         taps=STUDY["record_outliers"]["taps"],
