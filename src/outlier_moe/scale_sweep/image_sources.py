@@ -127,4 +127,12 @@ def _read_idx_file(folder: Path, name: str, *, n_dimensions: int) -> np.ndarray:
             expected=f"{n_dimensions} dimensions, and as many bytes as they say",
             got=f"{len(content)} bytes that start with {content[:4].hex()}",
         )
+    if 0 in shape[1:]:
+        raise StudyError(
+            "The images of an IDX file have no pixels.",
+            file=path,
+            key="scale_sweep.images.path",
+            expected="images of at least 1 x 1 pixels",
+            got=" x ".join(map(str, shape[1:])),
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

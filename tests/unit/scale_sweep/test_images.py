@@ -139,6 +139,8 @@ def test_a_bad_idx_file_is_named(content: bytes | None, says: str, tmp_path: Pat
         ({"train": (1, 8, 8)}, "too few images"),
         ({"t10k": (0, 28, 28)}, "too few images"),
         ({"t10k": (4, 14, 14)}, "another size"),
+        ({"train": (40, 0, 0)}, "no pixels"),
+        ({"train": (40, 28, 0)}, "no pixels"),
     ],
 )
 def test_images_that_no_sweep_could_use_are_refused(
