@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -115,12 +116,14 @@ def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
             remedy = f"{WHERE}; RunPod makes one at console.runpod.io/user/settings."
             raise told("There is no key for RunPod.", key=RUNPOD_KEY, remedy=remedy)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f'[default]\napi_key = "{key}"\n')
+        # A string of JSON is one of TOML, where it is left in UTF-8.
+        text = f"[default]\napi_key = {json.dumps(key, ensure_ascii=False)}\n"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text.encode())
         return
     try:
-        kept = tomllib.loads(path.read_text())["default"]["api_key"]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        kept = tomllib.loads(path.read_text(encoding="utf-8"))["default"]["api_key"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise told(
             "The file with RunPod's key cannot be read.", got=path, remedy="Remove it: it is written anew."
         ) from None

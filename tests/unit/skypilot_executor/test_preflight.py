@@ -56,14 +56,15 @@ def test_environment_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
         preflight.load_environment(tmp_path / ".env")
 
 
-def test_runpod_file_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["rpa_KEY", 'quote"d', "back\\slash\\n", "\U0001f511\t'", "line\nfeed"])
+def test_runpod_file_is_written(tmp_path: Path, key: str) -> None:
     """From the key, readable by its owner alone; then it is left alone."""
     path = tmp_path / "home/.runpod/config.toml"
-    preflight.ensure_runpod_config(path, {"RUNPOD_API_KEY": "rpa_KEY"})
+    preflight.ensure_runpod_config(path, {"RUNPOD_API_KEY": key})
     assert path.stat().st_mode & 0o777 == 0o600
-    assert tomllib.loads(path.read_text()) == {"default": {"api_key": "rpa_KEY"}}
+    assert tomllib.loads(path.read_text(encoding="utf-8")) == {"default": {"api_key": key}}
     written = path.read_bytes()
-    preflight.ensure_runpod_config(path, {"RUNPOD_API_KEY": "rpa_KEY"})
+    preflight.ensure_runpod_config(path, {"RUNPOD_API_KEY": key})
     preflight.ensure_runpod_config(path, {})
     assert path.read_bytes() == written
 
@@ -76,13 +77,14 @@ def test_runpod_file_is_written(tmp_path: Path) -> None:
         ('[default]\napi_key = "one"', {"RUNPOD_API_KEY": "two"}, r"they differ.*config\.toml.*Remove"),
         ("[default", {"RUNPOD_API_KEY": "two"}, r"cannot be read.*config\.toml"),
         ("default = 3", {}, "cannot be read"),
+        ('[default]\napi_key = "\xe9"', {}, "cannot be read"),
     ],
 )
 def test_runpod_keys(tmp_path: Path, kept: str | None, environment: dict[str, str], said: str) -> None:
     """What is missing or contradicts itself is told with the remedy, and without the key."""
     path = tmp_path / "config.toml"
     if kept is not None:
-        path.write_text(kept)
+        path.write_text(kept, encoding="latin-1")
     with pytest.raises(WorkflowError, match=f"(?s){said}") as caught:
         preflight.ensure_runpod_config(path, environment)
     assert "got: two" not in str(caught.value)
