@@ -104,9 +104,10 @@ def test_whatever_trains_on_a_node_leaves_what_the_next_goes_on_from() -> None:
     assert [rule.partition(":")[0] for rule in training if "resume=goes_on_from(" in rule] == [
         "try_learning_rates",
         "train_classifier",
+        "try_language_model_rates",
         "train_language_model",
     ]
-    assert len(training) == 3 and "{optimizer}/.learning_rates.work" in training[0]
+    assert len(training) == 4 and all("{optimizer}/.learning_rates.work" in training[at] for at in (0, 2))
 
 
 def test_language_models_go_the_same_way(study: StudyFolder) -> None:
@@ -121,12 +122,28 @@ def test_language_models_go_the_same_way(study: StudyFolder) -> None:
     assert {"q_proj", "k_proj", "v_proj"} <= set(metrics["place"]), "the fused projection is three matrices"
 
 
+def test_of_several_rates_of_language_models_the_best_is_taken(study: StudyFolder, tmp_path: Path) -> None:
+    # The demo's are as they are given: nothing is tried, and no job is started for it.
+    assert not (study.path / "results/lm_scale_sweep/d16/adamw/learning_rates.parquet").exists()
+    tuned = study.copied(tmp_path / "tuned")
+    change = ["--config", "lm_scale_sweep={multiples: [0.001, 1.0]}"]
+    stages = ("try_language_model_rates", "train_language_model", "measure_run", "summarise_sweep")
+    assert tuned.planned(LM_SUMMARY, *change) == dict.fromkeys(stages, 1)
+    tuned.snakemake(LM_SUMMARY, *change)
+    tried = pl.read_parquet(tuned.path / "results/lm_scale_sweep/d16/adamw/learning_rates.parquet")
+    assert tried["learning_rate"].to_list() == pytest.approx([1e-5, 1e-2])
+    [line] = pl.read_parquet(tuned.path / LM_SUMMARY).to_dicts()
+    assert line["learning_rate"] == tried.filter("is_chosen")["learning_rate"].item()
+    assert line["grid_edge"] == "highest"
+    assert tuned.planned(LM_SUMMARY, *change) == {}
+
+
 @pytest.mark.parametrize(
     ("of_classifiers", "of_language_models", "again"),
     [
         (
             "{learning_rates: {base: {soap: 0.002, sgd: 0.2}}}",
-            "{learning_rates: {sgd: 0.2, muon: 0.002}}",
+            "{learning_rates: {sgd: 0.2, muon: 0.002}, tuning_seed: 3, tuning_share: 0.5}",
             set(),
         ),
         # AdamW trains what Muon does not take.

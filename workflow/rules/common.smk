@@ -54,6 +54,7 @@ REVISIONS = {
     "prepare_images": 2,
     "try_learning_rates": 2,
     "train_classifier": 3,
+    "try_language_model_rates": 1,
     "train_language_model": 2,
     "summarise_sweep": 4,
     "plot_sweep": 2,
@@ -211,6 +212,28 @@ def of_language_model(wildcards):
     """A language model's section: of the rates its own alone."""
     rates = rates_of_run(LM_SCALE_SWEEP["learning_rates"], wildcards)
     return without(LM_SCALE_SWEEP, OF_SWEEP) | {"learning_rates": rates}
+
+
+def language_model_grid(wildcards):
+    """What decides which learning rate of a language model is chosen."""
+    return without(of_language_model(wildcards), OF_MEASURES)
+
+
+def language_model_choices(wildcards):
+    """What decides a language model's figures, once its rate is chosen: there may be but one."""
+    chosen = of_language_model(wildcards)
+    return without(chosen, OF_GRID if has_grid() else OF_GRID[1:])
+
+
+def has_grid():
+    """Whether learning rates of language models are tried: one is taken as it is."""
+    return len(LM_SCALE_SWEEP["multiples"]) > 1
+
+
+def language_model_rates(wildcards):
+    """The table of the learning rates that were tried, if any are."""
+    folder = f"results/lm_scale_sweep/d{wildcards.d_model}/{wildcards.optimizer}"
+    return f"{folder}/learning_rates.parquet" if has_grid() else []
 
 
 def sweep_runs(wildcards):

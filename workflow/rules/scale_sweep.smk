@@ -1,16 +1,17 @@
 # Does the optimiser decide rank, sparsity, generalisation and outliers, and does that hold with scale? Image classifiers
 # (scale_sweep) and small language models (lm_scale_sweep) are trained side by side and measured at every checkpoint.
 #
-#   prepare_images -> try_learning_rates -> train_classifier     -> measure_run -> summarise_sweep -> plot_sweep
-#   tokenize_training_text (upcycle)     -> train_language_model ->
+#   prepare_images         -> try_learning_rates       -> train_classifier     -> measure_run -> summarise_sweep
+#   tokenize_training_text -> try_language_model_rates -> train_language_model                -> plot_sweep
 #
 # Each (scale, optimizer, seed) is a job of its own, so that a cluster runs them side by side. A training job that is
 # killed goes on from its last checkpoint, which lies beside its outputs. Learning rates are tried once per scale and
-# optimizer. A changed threshold runs measure_run and what comes after it: nothing is trained again.
+# optimizer; of language models only where there are several. A changed threshold runs measure_run and what comes after
+# it: nothing is trained again.
 #
 # INPUTS   none (digits), the hub (cifar10) or scale_sweep.images.path (idx); results/upcycle/text
 # OUTPUTS  results/scale_sweep/images/                                 the parts of the images
-#          results/scale_sweep/{scale}/{optimizer}/learning_rates.parquet
+#          results/{sweep}/{scale}/{optimizer}/learning_rates.parquet
 #          results/{sweep}/{scale}/{optimizer}/seed{seed}/run/         history, measures, recordings, model
 #          results/{sweep}/{scale}/{optimizer}/seed{seed}/metrics.parquet
 #          results/{sweep}/{summary,runs,figures,dynamics,trends,comparisons}.parquet, summary.json
@@ -123,9 +124,37 @@ rule train_classifier:
         "../scripts/train_classifier.py"
 
 
+rule try_language_model_rates:
+    input:
+        text="results/upcycle/text",
+    output:
+        rates="results/lm_scale_sweep/d{d_model}/{optimizer}/learning_rates.parquet",
+    log:
+        "logs/try_language_model_rates/d{d_model}-{optimizer}.log",
+    benchmark:
+        "logs/benchmarks/try_language_model_rates/d{d_model}-{optimizer}.tsv"
+    wildcard_constraints:
+        d_model=r"\d+",
+    resources:
+        **TRAINING_NODE,
+        resume=goes_on_from(
+            "results/lm_scale_sweep/d{d_model}/{optimizer}/.learning_rates.work"
+        ),
+    params:
+        sweep=language_model_grid,
+        vocab_size=STUDY["upcycle"]["model"]["vocab_size"],
+        sequence_length=STUDY["upcycle"]["model"]["sequence_length"],
+        revision=REVISIONS["try_language_model_rates"],
+    message:
+        "Trying learning rates of {wildcards.optimizer} at d_model {wildcards.d_model}"
+    script:
+        "../scripts/try_language_model_rates.py"
+
+
 rule train_language_model:
     input:
         text="results/upcycle/text",
+        rates=language_model_rates,
     output:
         run=directory("results/lm_scale_sweep/d{d_model}/{optimizer}/seed{seed}/run"),
     log:
@@ -140,7 +169,7 @@ rule train_language_model:
             "results/lm_scale_sweep/d{d_model}/{optimizer}/seed{seed}/.run.work"
         ),
     params:
-        sweep=of_language_model,
+        sweep=language_model_choices,
         vocab_size=STUDY["upcycle"]["model"]["vocab_size"],
         sequence_length=STUDY["upcycle"]["model"]["sequence_length"],
         taps=STUDY["record_outliers"]["taps"],

@@ -17,4 +17,6 @@ with reporting_to(snakemake.log[0]):
         sequence_length=params.sequence_length,
     )
     recording = RecordOptions(taps=tuple(params.taps), floor=params.floor, n_peaks=params.n_peaks)
-    train_language_model(model, Path(snakemake.output.run), recording, seed=int(snakemake.wildcards.seed))
+    # None were tried where there is one alone.
+    rates = Path(snakemake.input.rates) if snakemake.input.rates else None
+    train_language_model(model, rates, Path(snakemake.output.run), recording, seed=int(snakemake.wildcards.seed))

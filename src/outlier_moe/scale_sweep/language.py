@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from outlier_moe.recording.options import RecordOptions
+from outlier_moe.scale_sweep.learning_rates import UNMEASURED, ChosenRate, chosen_rate, try_rates
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
-from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval
-from outlier_moe.scale_sweep.study import OptimizerName
+from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval, warmup_steps
+from outlier_moe.scale_sweep.study import OptimizerName, rates_of
 from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
@@ -40,6 +42,11 @@ class LanguageModel:
     sweep: Mapping[str, Any]
     """The section of the study."""
 
+    @property
+    def label(self) -> str:
+        """What the log calls it."""
+        return f"simple of d_model {self.sizes.d_model}, {self.optimizer}"
+
 
 def language_model_of(
     sweep: Mapping[str, Any],
@@ -56,28 +63,55 @@ def language_model_of(
     return LanguageModel(text, sizes, optimizer, sweep)
 
 
-def train_language_model(of: LanguageModel, output: Path, recording: RecordOptions, *, seed: int) -> None:
+def try_language_model_rates(of: LanguageModel, output: Path) -> None:
+    """Train a language model shortly at every learning rate of the grid and choose the best on the held-out windows.
+
+    Args:
+        of: The model.
+        output: The table that `try_rates` writes.
+    """
+    of = replace(of, sweep={**of.sweep, **UNMEASURED})
+    try_rates(
+        of.sweep,
+        output,
+        options_of=partial(run_options, of, RecordOptions(), seed=of.sweep["tuning_seed"]),
+        subject_of=partial(_subject, of),
+        label=of.label,
+    )
+
+
+def train_language_model(
+    of: LanguageModel, learning_rates: Path | None, output: Path, recording: RecordOptions, *, seed: int
+) -> None:
     """Train a language model, measuring it at every checkpoint.
 
     Args:
         of: The model.
+        learning_rates: The table that `try_language_model_rates` wrote; None if the grid is of one rate, which is not
+            tried.
         output: The run's folder.
         recording: What is recorded of the probe, windows of held-out text.
         seed: Decides weights and the draws from the text.
     """
-    options = run_options(of, recording, seed=seed)
-    label = f"simple of d_model {of.sizes.d_model}, {of.optimizer}, seed {seed}"
-    train_and_measure(_subject(of, options), output, options, label=label)
+    chosen = _only_rate(of) if learning_rates is None else chosen_rate(learning_rates)
+    options = run_options(of, recording, chosen, seed=seed)
+    train_and_measure(_subject(of, options), output, options, label=f"{of.label}, seed {seed}")
 
 
-def run_options(of: LanguageModel, recording: RecordOptions, *, seed: int) -> RunOptions:
-    """How a language model is trained."""
+def _only_rate(of: LanguageModel) -> ChosenRate:
+    [multiple] = of.sweep["multiples"]
+    return ChosenRate(multiple)
+
+
+def run_options(of: LanguageModel, recording: RecordOptions, chosen: ChosenRate, *, seed: int) -> RunOptions:
+    """How a language model is trained at a multiple of the learning rate that the study gives."""
     sweep, training = of.sweep, of.sweep["training"]
     n_steps = sweep["n_steps"]
+    lr, adamw_lr = (chosen.multiple * sweep["learning_rates"][name] for name in rates_of(of.optimizer))
     return RunOptions(
         training=TrainingOptions(
             n_steps=n_steps,
-            n_warmup_steps=round(training["warmup_fraction"] * n_steps),
+            n_warmup_steps=warmup_steps(training["warmup_fraction"], n_steps),
             max_gradient_norm=training["max_gradient_norm"],
             checkpoint_every=saving_interval(n_steps, sweep["n_checkpoints"]),
             visit_at=measured_steps(n_steps, sweep["n_checkpoints"]),
@@ -87,9 +121,10 @@ def run_options(of: LanguageModel, recording: RecordOptions, *, seed: int) -> Ru
         ),
         optimizer=OptimizerOptions(
             name=of.optimizer,
-            lr=sweep["learning_rates"][of.optimizer],
-            adamw_lr=sweep["learning_rates"]["adamw"],
+            lr=lr,
+            adamw_lr=adamw_lr,
             weight_decay=training["weight_decay"],
+            grid_edge=chosen.grid_edge,
         ),
         recording=recording,
         batch_size=sweep["batch_size"],

@@ -86,8 +86,7 @@ def _facts(run: SweptRun) -> dict[str, Any]:
         **run.key,
         **{name: facts[name] for name in shown},
         "learning_rate": facts["optimizer_lr"],
-        # Language models have no grid.
-        "grid_edge": facts.get("optimizer_grid_edge"),
+        "grid_edge": facts["optimizer_grid_edge"],
         "weight_decay": facts["optimizer_weight_decay"],
         **_times(run.metrics),
     }

@@ -1,0 +1,17 @@
+"""Train a small language model shortly at every learning rate of the grid, and choose one."""
+
+from pathlib import Path
+
+from outlier_moe.reporting import reporting_to
+from outlier_moe.scale_sweep.language import language_model_of, try_language_model_rates
+
+with reporting_to(snakemake.log[0]):
+    model = language_model_of(
+        snakemake.params.sweep,
+        Path(snakemake.input.text),
+        d_model=int(snakemake.wildcards.d_model),
+        optimizer=snakemake.wildcards.optimizer,
+        vocab_size=snakemake.params.vocab_size,
+        sequence_length=snakemake.params.sequence_length,
+    )
+    try_language_model_rates(model, Path(snakemake.output.rates))
