@@ -40,7 +40,8 @@ class ImageOptions:
     path: str | None = None
     """The folder of `idx`."""
     validation_share: float = 0.1
-    """Of the images that the source gives for training: never trained on; learning rates are chosen by them."""
+    """Of the images that the source gives for training, which are all where it has no test part of its own: never
+    trained on; learning rates are chosen by them."""
     test_share: float = 0.15
     """Of all images, where the source has no test part of its own."""
     seed: int = 0
