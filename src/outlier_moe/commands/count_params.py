@@ -17,7 +17,7 @@ _COLUMNS = {
     "n_parameters": Column("parameters", "count"),
     "n_active_parameters": Column("active per\ntoken", "count"),
     "batch_size": Column("batch", "count"),
-    "step_memory_gib": Column("step, GiB\n(AdamW)", "decimal"),
+    "step_memory_gib": Column("step, GiB\n(AdamW,\nfloat32)", "decimal"),
 }
 
 

@@ -49,7 +49,8 @@ class CountedModel:
     active_share_of_experts: float = 1.0
     """The share of its experts that works on a token."""
     memory: StepMemory | None = None
-    """What a training step with AdamW takes, where it is estimated."""
+    """What a training step with AdamW in float32 takes, where it is estimated; in bfloat16, which `auto` takes on
+    accelerators that have it, activations take less."""
 
 
 class ParameterCounts(NamedTuple):

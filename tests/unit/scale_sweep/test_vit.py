@@ -47,6 +47,11 @@ def test_the_command_lists_them_with_the_memory_of_a_step(capsys: pytest.Capture
     assert all(row["step_memory_gib"] > 16 * row["n_parameters"] / 2**30 for row in rows.values())
 
 
+def test_the_table_says_in_which_precision_the_memory_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count-params"]) == 0
+    assert "float32" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_estimated_state_is_what_an_optimiser_keeps(optimizer: OptimizerName, tmp_path: Path) -> None:
     scale, geometry = Scale(48, 2, 3), Geometry(8, 1, 2)
