@@ -56,7 +56,7 @@ REVISIONS = {
     "train_classifier": 3,
     "try_language_model_rates": 1,
     "train_language_model": 2,
-    "summarise_sweep": 4,
+    "summarise_sweep": 5,
     "plot_sweep": 2,
 }
 

@@ -1,7 +1,12 @@
 """What a sweep says: how each figure goes with scale, and how optimisers differ, with intervals over seeds and tests.
 
 Intervals are BCa intervals over resampled seeds; of three seeds there are ten different resamples, so that they are
-rough. Tests take no side, and the q-values of a table account for all of its tests.
+rough. Tests take no side.
+
+A q-value accounts for the tests of its family (Benjamini-Hochberg). A test that cannot give a p-value of `LEVEL`
+however its values lie, for they are too few or tied, is in no family (Tarone 1990): it would only dilute those that
+can. Differences at single scales and those over all scales are families apart, and so is the cost of a step, which is
+of the machine and never the same twice: it decides about no other figure.
 
 The unit of a test is the run (trends) or the pair of runs (differences), also where scales are taken together: runs of
 one seed at several scales, which share the order of the data and no weights, count as independent. Differences over all
@@ -19,14 +24,18 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
 
+from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.study import ALL_SCALES
 from outlier_moe.schemas.sweeps import SweepComparison, SweepTrend
-from outlier_moe.statistics.comparable import false_discovery_rates
+from outlier_moe.statistics.comparable import false_discovery_rates_within
 from outlier_moe.statistics.intervals import Interval, bca_interval
 from outlier_moe.statistics.permutations import kendall
-from outlier_moe.statistics.rank_tests import paired
+from outlier_moe.statistics.rank_tests import RankTest, paired
 
 N_RESAMPLES = 2000
+
+LEVEL = 0.05
+"""A test whose smallest attainable p-value is above has no q-value."""
 
 Values = Float64[np.ndarray, "seed _value"]
 
@@ -42,7 +51,8 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
 
     Returns:
         One row per (figure, moment, optimizer): `slope` of the figure per doubling of the parameters with its
-        interval, Kendall's tau of all runs with its two-sided p-value by permutation, and their q-values.
+        interval, Kendall's tau of all runs with its two-sided p-value by permutation, and their q-values. Families are
+        the figures, and the cost of a step.
     """
     rows = []
     for (figure, moment, optimizer), group in _groups(_finite(figures), "figure", "moment", "optimizer"):
@@ -54,27 +64,34 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
         # A seed counts where it has a value at every scale: it is resampled as a whole.
         values = table.drop_nulls().select(scales).to_numpy().astype(np.float64)
         rows.append(found | {"n_seeds": len(values)} | _trend(x, values, seed, confidence_level))
-    return _with_q(rows, SweepTrend)
+    return _with_q(rows, SweepTrend, pl.lit("all scales"))
 
 
 def _trend(
     x: Float64[np.ndarray, " scale"], values: Float64[np.ndarray, "seed scale"], seed: int, confidence_level: float
 ) -> dict[str, Any]:
     if len(x) < 2:
-        return _row(None, None, None, None, "one scale only")
+        return _row(None, None, RankTest(reason="one scale only"))
     if np.ptp(x) == 0:
-        return _row(None, None, None, None, "all scales have as many parameters")
+        return _row(None, None, RankTest(reason="all scales have as many parameters"))
     if len(values) == 0:
-        return _row(None, None, None, None, "no seed has a value at every scale")
+        return _row(None, None, RankTest(reason="no seed has a value at every scale"))
 
     def slope(chosen: Values) -> float:
         return float(np.polyfit(x, chosen.mean(axis=0), 1)[0])
 
     interval = _over_seeds(slope, values, seed, confidence_level)
-    association = kendall(np.tile(x, len(values)), values.ravel(), seed=seed)
-    if association is None:
-        return _row(slope(values), interval, None, None, "the figure is the same for all")
-    return _row(slope(values), interval, association.coefficient, association.p_value, interval.reason)
+    found = kendall(np.tile(x, len(values)), values.ravel(), seed=seed)
+    if found is None:
+        return _row(slope(values), interval, RankTest(reason="the figure is the same for all"))
+    too_few = _too_few(f"{values.size} runs", found.smallest_p_value)
+    test = RankTest(found.coefficient, p_value=found.p_value, smallest_p_value=found.smallest_p_value, reason=too_few)
+    return _row(slope(values), interval, test, interval.reason)
+
+
+def _too_few(values: str, smallest: float | None) -> str | None:
+    """Why a test has no q-value."""
+    return None if smallest is None or smallest <= LEVEL else f"{values} cannot give p below {smallest:.2g}"
 
 
 def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
@@ -89,6 +106,8 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
         One row per (figure, moment, scale, optimizer, other): the mean `difference` (optimizer minus other) with its
         interval, the effect of the signed-rank test (the share of pairs above 0 less that below) with its two-sided
         p-value, the q-values of these, and where scales are pooled the p-value of the same test of whole seeds.
+        Families are the figures at single scales and over all scales, and the cost of a step at single scales and over
+        all.
     """
     order = figures["optimizer"].unique(maintain_order=True).to_list()
     rows = []
@@ -101,7 +120,8 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
                 chosen = pairs if scale == ALL_SCALES else pairs.filter(scale=scale)
                 found = {"figure": figure, "moment": moment, "scale": scale, "optimizer": optimizer, "other": other}
                 rows.append(found | _difference(chosen, seed, confidence_level))
-    return _with_q(rows, SweepComparison)
+    is_pooled = pl.col("scale") == ALL_SCALES
+    return _with_q(rows, SweepComparison, pl.when(is_pooled).then(pl.lit("all scales")).otherwise(pl.lit("one scale")))
 
 
 def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict[str, Any]:
@@ -117,7 +137,10 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
         interval, why = None, "no seed has a pair at every scale"
     test = paired(differences, seed=seed)
     of_seeds = paired(values.mean(axis=1), seed=seed).p_value if values.shape[1] > 1 else None
-    row = _row(float(differences.mean()), interval, test.effect, test.p_value, test.reason or why)
+    n_differing = int(np.count_nonzero(differences))
+    of_those = "pairs" if n_differing == len(differences) else "pairs that differ"
+    test = test._replace(reason=test.reason or _too_few(f"{n_differing} {of_those}", test.smallest_p_value))
+    row = _row(float(differences.mean()), interval, test, why)
     row["difference"] = row.pop("slope")
     return {"n_seeds": len(values), "n_pairs": len(differences), "p_value_of_seeds": of_seeds} | row
 
@@ -135,16 +158,23 @@ def _over_seeds(figure: Callable[[Values], float], values: Values, seed: int, co
     return found._replace(reason=None if found.reason is None else found.reason.replace("sequence", "seed"))
 
 
-def _row(
-    estimate: float | None, interval: Interval | None, effect: float | None, p: float | None, reason: str | None
-) -> dict[str, Any]:
+def _row(estimate: float | None, interval: Interval | None, test: RankTest, why: str | None = None) -> dict[str, Any]:
+    """What both tables say of a figure.
+
+    Args:
+        estimate: The slope or difference.
+        interval: Its interval.
+        test: The test.
+        why: Why there is no interval.
+    """
     return {
         "slope": estimate,
         "low": None if interval is None else interval.low,
         "high": None if interval is None else interval.high,
-        "effect": effect,
-        "p_value": p,
-        "reason": reason,
+        "effect": test.effect,
+        "p_value": test.p_value,
+        "smallest_p_value": test.smallest_p_value,
+        "reason": "; ".join(reason for reason in (why, test.reason) if reason is not None) or None,
     }
 
 
@@ -156,8 +186,19 @@ def _groups(table: pl.DataFrame, *columns: str) -> Sequence[tuple[tuple[Any, ...
     return list(table.group_by(columns, maintain_order=True))
 
 
-def _with_q(rows: list[dict[str, Any]], schema: type[dy.Schema]) -> pl.DataFrame:
-    columns = {name: column.dtype for name, column in schema.columns().items() if name != "q_value"}
-    table = pl.DataFrame(rows, schema=columns)
-    table = table.with_columns(q_value=false_discovery_rates(table["p_value"]))
-    return schema.validate(table.select(schema.column_names()))
+def _with_q(rows: list[dict[str, Any]], schema: type[dy.Schema], scales: pl.Expr) -> pl.DataFrame:
+    """The table with the q-value of each test, and the family that it accounts for.
+
+    Args:
+        rows: The table without them.
+        schema: Of the table.
+        scales: What of the sizes each row is of.
+    """
+    columns = {name: of.dtype for name, of in schema.columns().items() if name not in ("q_value", "family")}
+    is_possible = pl.col("smallest_p_value") <= LEVEL
+    kind = pl.when(figure=COST).then(pl.lit("cost")).otherwise(pl.lit("figures"))
+    table = pl.DataFrame(rows, schema=columns).with_columns(
+        family=pl.when(is_possible).then(pl.format("{}, {}", kind, scales))
+    )
+    q_value = false_discovery_rates_within(table["p_value"], table["family"])
+    return schema.validate(table.with_columns(q_value=q_value).select(schema.column_names()))

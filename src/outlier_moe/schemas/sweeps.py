@@ -152,10 +152,15 @@ class SweepTrend(dy.Schema):
     """Kendall's tau of all runs."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
     """Two-sided, by permutation of runs: it takes those of one seed at several scales as independent."""
+    smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
+    """The smallest that so many runs with such ties could give."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """With all tests of the table accounted for (Benjamini-Hochberg)."""
+    """With all tests of the family accounted for (Benjamini-Hochberg); null if no p-value of 0.05 could come of the
+    test, which then is in no family."""
+    family = dy.String(nullable=True)
+    """Which tests the q-value accounts for: those with the same words here. The cost of a step is apart."""
     reason = dy.String(nullable=True)
-    """Why there is no interval, or no test."""
+    """Why there is no interval, no test, or no q-value."""
 
 
 class SweepComparison(dy.Schema):
@@ -186,7 +191,13 @@ class SweepComparison(dy.Schema):
     several scales as independent."""
     p_value_of_seeds = dy.Float64(nullable=True, min=0, max=1)
     """At the scale `all`, of the same test of each seed's mean over the scales: never below 2 / 2**n_seeds."""
+    smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
+    """The smallest that so many pairs that differ could give."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """With all tests of the table accounted for (Benjamini-Hochberg)."""
+    """With all tests of the family accounted for (Benjamini-Hochberg); null if no p-value of 0.05 could come of the
+    test, which then is in no family."""
+    family = dy.String(nullable=True)
+    """Which tests the q-value accounts for: those with the same words here. Single scales, all scales
+    and, of each, the cost of a step are apart."""
     reason = dy.String(nullable=True)
-    """Why there is no interval, or no test."""
+    """Why there is no interval, no test, or no q-value."""

@@ -73,3 +73,17 @@ def false_discovery_rates(p_values: pl.Series) -> pl.Series:
     if not known.any():
         return adjusted
     return adjusted.scatter(known.arg_true(), stats.false_discovery_control(p_values.filter(known).to_numpy()))
+
+
+def false_discovery_rates_within(p_values: pl.Series, families: pl.Series) -> pl.Series:
+    """Benjamini-Hochberg's adjusted p-values, each family of tests by itself; none for a test that is in no family."""
+    found = [
+        false_discovery_rates(
+            p_values.zip_with((families == family).fill_null(False), pl.Series([None], dtype=pl.Float64))
+        )
+        for family in families.drop_nulls().unique(maintain_order=True)
+    ]
+    adjusted = pl.DataFrame([of.alias(str(index)) for index, of in enumerate(found)])
+    if adjusted.is_empty():
+        return pl.Series(p_values.name, [None] * len(p_values), dtype=pl.Float64)
+    return adjusted.select(pl.coalesce(pl.all())).to_series().alias(p_values.name)

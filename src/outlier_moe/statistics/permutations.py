@@ -31,6 +31,8 @@ class Association(NamedTuple):
     """Two-sided."""
     is_exact: bool
     """Whether it comes from all orders; else from random ones."""
+    smallest_p_value: float
+    """The smallest that these values could give in any order: ties, and few values, keep it up."""
 
 
 def orders(n: int, *, most: int, seed: int) -> Orders:
@@ -62,15 +64,20 @@ def kendall(
         return None
     if len(np.unique(x)) == len(x) and len(np.unique(y)) == len(y):
         tau, exact = cast(tuple[float, float], stats.kendalltau(x, y, method="exact"))
-        return Association(float(tau), float(exact), True)
+        return Association(float(tau), float(exact), True, min(1.0, 2 / math.factorial(len(x))))
     tried = orders(len(x), most=most, seed=seed)
     upper = np.triu_indices(len(x), 1)
     sign_x = np.sign(x[:, None] - x[None, :])[upper]
     sign_y = np.sign(y[:, None] - y[None, :])
     concordance = np.abs((sign_y[tried.order[:, upper[0]], tried.order[:, upper[1]]] * sign_x).sum(axis=1))
     observed = abs(float((sign_y[upper] * sign_x).sum()))
+    # Where both rise, or one rises and the other falls: ties let these differ.
+    ends = np.sort(y), np.sort(y)[::-1]
+    rising = np.sign(np.subtract.outer(np.sort(x), np.sort(x)))[upper]
+    extreme = max(abs(float((np.sign(np.subtract.outer(end, end))[upper] * rising).sum())) for end in ends)
+    p, smallest = (p_value(value, concordance, is_exact=tried.is_exact) for value in (observed, extreme))
     tau, _ = cast(tuple[float, float], stats.kendalltau(x, y))
-    return Association(float(tau), p_value(observed, concordance, is_exact=tried.is_exact), tried.is_exact)
+    return Association(float(tau), p, tried.is_exact, smallest)
 
 
 def spearman(
@@ -85,4 +92,7 @@ def spearman(
     scale = math.sqrt(float((x_rank**2).sum() * (y_rank**2).sum()))
     rho = float(x_rank @ y_rank) / scale
     permuted = np.abs(y_rank[tried.order] @ x_rank) / scale
-    return Association(rho, p_value(abs(rho), permuted, is_exact=tried.is_exact), tried.is_exact)
+    ends = np.sort(y_rank), np.sort(y_rank)[::-1]
+    extreme = max(abs(float(end @ np.sort(x_rank))) for end in ends) / scale
+    p, smallest = (p_value(value, permuted, is_exact=tried.is_exact) for value in (abs(rho), extreme))
+    return Association(rho, p, tried.is_exact, smallest)

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from dataframely.exc import ValidationError
+from scipy import stats
 
 from outlier_moe.cli import main
 from outlier_moe.scale_sweep.answers import comparisons, trends
@@ -111,6 +112,60 @@ def test_differences_are_paired_by_seed_and_take_no_side() -> None:
     assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"])).all()
 
 
+def several(*figures: str, seeds: int) -> pl.DataFrame:
+    """Figures by which optimisers and sizes differ, the more so the later they are named."""
+    tables = [
+        made_up(lambda size, optimizer, by=by: by * size * (optimizer == "muon"), seeds=seeds).with_columns(
+            figure=pl.lit(figure), value=pl.col("value") + 0.001 * by
+        )
+        for by, figure in enumerate(figures)
+    ]
+    return pl.concat(tables)
+
+
+def test_a_test_that_cannot_find_anything_has_no_q_value_and_dilutes_no_other() -> None:
+    table = comparisons(several("hoyer", "peak", seeds=3))
+    single, pooled = table.filter(pl.col("scale") != "all"), table.filter(scale="all")
+    assert single["p_value"].to_list()[-3:] == [0.25] * 3 and single["q_value"].null_count() == len(single)
+    assert single["reason"].unique().to_list() == ["3 pairs cannot give p below 0.25"]
+    assert single["family"].null_count() == len(single)
+    expected = stats.false_discovery_control(pooled["p_value"].to_numpy())
+    assert pooled["q_value"].to_list() == pytest.approx(expected.tolist())
+    assert pooled["reason"].null_count() == len(pooled)
+    # Two scales and three seeds can be ordered in 20 ways.
+    few = trends(several("hoyer", "peak", seeds=3).filter(pl.col("scale") != "large"))
+    assert few["reason"].unique().to_list() == ["6 runs cannot give p below 0.1"]
+    assert few["smallest_p_value"].to_list() == pytest.approx([0.1] * 4) and few["q_value"].null_count() == 4
+
+
+def test_single_scales_all_scales_and_the_cost_are_families_apart() -> None:
+    figures = several("hoyer", "step_time_s", "peak", seeds=6)
+    table = comparisons(figures)
+    assert table["q_value"].null_count() == 0
+    for (family,), tests in table.group_by("family"):
+        expected = stats.false_discovery_control(tests["p_value"].to_numpy())
+        assert tests["q_value"].to_list() == pytest.approx(expected.tolist()), family
+    assert table.group_by("family").len().sort("family").rows() == [
+        ("cost, all scales", 1),
+        ("cost, one scale", 3),
+        ("figures, all scales", 2),
+        ("figures, one scale", 6),
+    ]
+    # What the machine costs decides about nothing else.
+    for answered in (comparisons, trends):
+        without = answered(figures.filter(pl.col("figure") != "step_time_s"))
+        assert answered(figures).filter(pl.col("figure") != "step_time_s").equals(without)
+    assert trends(figures)["family"].unique().sort().to_list() == ["cost, all scales", "figures, all scales"]
+
+
+def test_pairs_that_do_not_differ_do_not_help_a_test() -> None:
+    table = made_up(lambda size, optimizer: 0.0, seeds=6).filter(scale="small")
+    counted = table.with_columns(value=pl.when(seed=0, optimizer="muon").then(1.0).otherwise(0.0))
+    [row] = comparisons(counted).to_dicts()
+    assert (row["n_pairs"], row["q_value"], row["smallest_p_value"]) == (6, None, 1.0)
+    assert row["reason"] == "1 pairs that differ cannot give p below 1"
+
+
 def test_a_difference_lies_in_its_interval_where_a_seed_diverged_at_one_scale() -> None:
     whole = made_up(lambda size, optimizer: 0.1 * size if optimizer == "muon" else 0.0)
     is_missing = (pl.col("seed") == 1) & (pl.col("scale") == "small")
@@ -127,7 +182,7 @@ def test_pairs_of_no_seed_at_every_scale_have_a_difference_and_no_interval() -> 
     apart = table.filter((pl.col("scale") == "small") == (pl.col("seed") == 0))
     [pooled] = comparisons(apart).filter(scale="all").to_dicts()
     assert (pooled["n_seeds"], pooled["n_pairs"], pooled["low"]) == (0, 3, None)
-    assert pooled["reason"] == "no seed has a pair at every scale"
+    assert pooled["reason"] == "no seed has a pair at every scale; 3 pairs cannot give p below 0.25"
 
 
 def test_scales_that_differ_in_heads_alone_have_no_trend() -> None:
@@ -163,7 +218,8 @@ def test_a_measure_that_is_not_finite_is_no_figure(tmp_path: Path) -> None:
 def test_one_seed_or_one_scale_has_no_interval_and_says_why() -> None:
     single = made_up(lambda size, optimizer: size, seeds=1)
     assert trends(single)["low"].null_count() == 2
-    assert trends(single)["reason"].unique().to_list() == ["fewer than two seeds: there is nothing to resample"]
+    few = "fewer than two seeds: there is nothing to resample; 3 runs cannot give p below 0.33"
+    assert trends(single)["reason"].unique().to_list() == [few]
     assert trends(single.filter(scale="small"))["reason"].unique().to_list() == ["one scale only"]
     assert comparisons(single.filter(optimizer="muon")).is_empty()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def test_correlations_equal_all_orders_counted(values: list[tuple[int, int]]) ->
         expected = np.mean([value >= abs(observed) - 1e-9 for value in every])
         assert association.coefficient == pytest.approx(observed)
         assert association.p_value == pytest.approx(expected)
+        assert association.smallest_p_value == pytest.approx(np.mean([value >= max(every) - 1e-9 for value in every]))
         assert association.is_exact
 
 
@@ -70,3 +72,21 @@ def test_kendall_with_ties_among_many() -> None:
         (x,), lambda a: stats.kendalltau(a, y)[0], permutation_type="pairings", n_resamples=4000, rng=1
     )
     assert found.p_value == pytest.approx(expected.pvalue, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "smallest"),
+    [
+        # Two values at each of two places: 2 of the 6 ways to share them out are as ordered as can be.
+        ([0, 0, 1, 1], [1, 2, 3, 4], 1 / 3),
+        ([0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6], 1 / 10),
+        # Of random orders the observed one is counted: no smaller value can come of 9999.
+        (np.repeat([0, 1, 2], 5), np.arange(15), 1e-4),
+        # Only one differs, and it is at one of two places.
+        (np.repeat([0, 1], 5), [0] * 9 + [1], 1),
+    ],
+)
+def test_the_smallest_p_value_is_that_of_the_best_order(x: Any, y: Any, smallest: float) -> None:
+    found = kendall(np.array(x, float), np.array(y, float))
+    assert found is not None
+    assert found.smallest_p_value == pytest.approx(smallest)
