@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError, first_line, told
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
 from snakemake_executor_plugin_skypilot.running_node import RunningNode, log_name
+from snakemake_executor_plugin_skypilot.runpod_pods import end_pod, listed_pods
 
 if TYPE_CHECKING:
     import sky  # pyright: ignore[reportMissingImports]
+
+# A request for a node that was broken off may still be answered: SkyPilot's library for RunPod waits 30 s for that.
+# What is ended before is not there yet, and unknown from then on.
+LATE_ANSWER_S = 35
+# What is sent may come as slowly as that and take its node's time without the node being given up.
+SLOWEST_BYTES_PER_S = 1e6
+# SkyPilot writes a job's script, its secrets with it, into ssh's command line unless that has more than 100 KiB.
+_AS_A_FILE = "# Long, so that it goes as a file and not in a command line: " + "-" * 110_000
 
 
 class Submitted(NamedTuple):
@@ -88,6 +97,9 @@ class Cloud:
         self._keep_running = keep_running
         self._idle_minutes: dict[str, int] = {}
         self._launching: dict[str, str] = {}
+        # Nodes whose launch has not come to a good end, and when all that was asked of the cloud is answered.
+        self._asked_for: set[str] = set()
+        self._answered_at: dict[str, float] = {}
         self._cancelled = threading.Event()
 
     def launch(self, task: NodeTask, node: str, log: TextIOBase) -> Submitted:
@@ -104,15 +116,24 @@ class Cloud:
         idle_minutes = None if self._keep_running else task.wanted.idle_minutes
         if idle_minutes is not None:
             self._idle_minutes[node] = idle_minutes
+        self._asked_for.add(node)
         request = sky.launch(
             self._task(task), cluster_name=node, idle_minutes_to_autostop=idle_minutes, down=idle_minutes is not None
         )
-        return self._submitted(request, node, log)
+        submitted = self._submitted(request, node, log, self._limit_s(task))
+        self._asked_for.discard(node)
+        return submitted
 
     def start(self, task: NodeTask, node: str, log: TextIOBase) -> Submitted:
         """Start a job on a node that is there and ready; raises as `launch` does."""
         self._refuse_cancelled()
-        return self._submitted(self._sky.exec(self._task(task), cluster_name=node), node, log)
+        request = self._sky.exec(self._task(task), cluster_name=node)
+        return self._submitted(request, node, log, self._limit_s(task))
+
+    def _limit_s(self, task: NodeTask) -> float:
+        """How long a node may take until a job of it is in its queue, what is sent included."""
+        n_bytes = sum(path.stat().st_size for path in task.folder.rglob("*") if path.is_file())
+        return self._launch_minutes * 60 + n_bytes / SLOWEST_BYTES_PER_S
 
     def _task(self, wanted: NodeTask) -> sky.Task:
         sky = self._sky
@@ -120,7 +141,7 @@ class Cloud:
             name=wanted.name,
             workdir=str(wanted.folder),
             setup=wanted.setup or None,
-            run=wanted.run,
+            run=f"{wanted.run}\n{_AS_A_FILE}" if wanted.secrets else wanted.run,
             secrets=wanted.secrets or None,
         )
         node = wanted.wanted
@@ -139,19 +160,19 @@ class Cloud:
         task.set_resources(set(choices))
         return task
 
-    def _submitted(self, request: Any, node: str, log: TextIOBase) -> Submitted:
+    def _submitted(self, request: Any, node: str, log: TextIOBase, limit_s: float) -> Submitted:
         exceptions, given_up = self._sky.exceptions, threading.Event()
         self._launching[node] = request
         try:
             if self._cancelled.is_set():
                 self._sky.get(self._sky.api_cancel([request], silent=True))
                 raise CancelledError
-            with self._given_up_in_time(request, given_up):
+            with self._given_up_in_time(request, given_up, limit_s):
                 job_id, handle = self._sky.stream_and_get(request, output_stream=log)
         except exceptions.RequestCancelled:
             self._refuse_cancelled()
             if given_up.is_set():
-                minutes = f"{self._launch_minutes:g} minutes (launch-minutes)"
+                minutes = f"{limit_s / 60:.3g} minutes (launch-minutes, and time for what is sent)"
                 raise NodeLostError(f"it was not ready after {minutes}") from None
             raise CancelledError from None
         except exceptions.ResourcesUnavailableError as error:
@@ -179,14 +200,14 @@ class Cloud:
         return Submitted(job_id, what, resources.get_cost(3600), self._running(node, handle))
 
     @contextmanager
-    def _given_up_in_time(self, request: Any, given_up: threading.Event) -> Iterator[None]:
+    def _given_up_in_time(self, request: Any, given_up: threading.Event, limit_s: float) -> Iterator[None]:
         """Cancel a request that takes too long: SkyPilot waits without end for a pod that vanished while it booted."""
 
         def give_up() -> None:
             given_up.set()
             self._sky.get(self._sky.api_cancel([request], silent=True))
 
-        timer = threading.Timer(self._launch_minutes * 60, give_up)
+        timer = threading.Timer(limit_s, give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -222,6 +243,9 @@ class Cloud:
             Exception: What SkyPilot raises, if it cannot be ended after four tries.
         """
         exceptions = self._sky.exceptions
+        if node in self._asked_for:
+            answered_at = self._answered_at.setdefault(node, time.monotonic() + LATE_ANSWER_S)
+            time.sleep(max(0.0, answered_at - time.monotonic()))
         for wait_s in (2, 10, 30, None):
             try:
                 self._sky.get(self._sky.down(node))
@@ -239,6 +263,22 @@ class Cloud:
         requests = list(self._launching.values())
         if requests:
             self._sky.get(self._sky.api_cancel(requests, silent=True))
+
+    def strays(self, project: str) -> dict[str, str]:
+        """What the cloud itself lists of a project and SkyPilot does not know, as far as the cloud can be asked."""
+        if self._infra.split("/")[0].lower() != "runpod":
+            return {}
+        known = {record["name"] for record in self.nodes()}
+        return {pod: node for pod, node in listed_pods(project).items() if node not in known}
+
+    def end_stray(self, pod: str) -> None:
+        """End what `strays` has found."""
+        end_pod(pod)
+
+    @property
+    def may_have_strays(self) -> bool:
+        """Whether a launch did not come to a good end: the cloud may have answered it later than it was waited for."""
+        return bool(self._asked_for)
 
     def nodes(self, refresh: bool = False) -> Sequence[Any]:
         """What SkyPilot says of all nodes, in one request."""
@@ -260,4 +300,6 @@ def _lost_on_the_way(exceptions: Any) -> tuple[type[Exception], ...]:
         exceptions.NetworkError,
         exceptions.RequestInterruptedError,
         exceptions.ServerTemporarilyUnavailableError,
+        # Its own set-up of the node failed.
+        RuntimeError,
     )

@@ -21,9 +21,10 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_executor_plugin_skypilot import planning, preflight, scripts
 from snakemake_executor_plugin_skypilot.arriving import remove
 from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask, import_sky
+from snakemake_executor_plugin_skypilot.errors import first_line
 from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, jobs_of, minutes_of, name_of
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog, Secrets
-from snakemake_executor_plugin_skypilot.names import STATE, log_path
+from snakemake_executor_plugin_skypilot.names import STATE, log_path, project_name, run_of
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode, refuse_undecided, strictest, wanted_node
 from snakemake_executor_plugin_skypilot.opening import open_run
 from snakemake_executor_plugin_skypilot.prices import Prices
@@ -57,6 +58,7 @@ class Executor(RemoteExecutor):
         self._jobs: list[RemoteJob] = []
         self._is_over = False
         self._is_cancelled = False
+        self._is_too_dear = False
         self.next_seconds_between_status_checks = SECONDS_BETWEEN_LOOKS
         preflight.load_environment(self._root / settings.env_file)
         self._kept_back = KeptBack(self._root, (self._root / settings.env_file,) if settings.env_file else ())
@@ -107,7 +109,7 @@ class Executor(RemoteExecutor):
             task,
             partial(self._fill, folder, inputs_of(job), files.resume),
             files,
-            MaskedLog(log, self._secrets.values()),
+            MaskedLog(log, self._hidden_values),
             expected=Expected(minutes_of(job), prices),
             shared=self._run,
         )
@@ -120,6 +122,7 @@ class Executor(RemoteExecutor):
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Report the jobs whose threads are through; the others are looked at again."""
+        self._heed_cap()
         for info in active_jobs:
             assert info.aux is not None
             thread: RemoteJob | None = info.aux.get("thread")
@@ -138,7 +141,20 @@ class Executor(RemoteExecutor):
                     end = f"The end of its output:\n{last}" if last else ""
                     self._report_problem(info, f"{thread.problem}\n{end}", aux_logs=[str(info.aux["log"])])
 
+    def _heed_cap(self) -> None:
+        """End all nodes when the run has come to what it may cost: a job may hang, and a forecast may be wrong."""
+        cap, run = self._settings.max_price_total, self._run
+        if cap is None or run is None or self._is_too_dear or run.ledger.dollars <= cap:
+            return
+        self._is_too_dear = True
+        self._logger.error(
+            f"The run has come to ${cap:g} (max-price-total): its nodes are ended. What is finished stays: raise it "
+            "and run again."
+        )
+        self._stop_jobs()
+
     def _report_problem(self, info: SubmittedJobInfo, said: str, **shown: Any) -> None:
+        said = self._hidden.masked(said)
         if info.job.is_group():
             # Of a group Snakemake shows its rules, and no message.
             self._logger.error(said)
@@ -150,19 +166,24 @@ class Executor(RemoteExecutor):
             return
         self._is_cancelled = True
         self._heed_no_signal()
-        for job in self._jobs:
-            job.cancel()
-        try:
-            self._cloud.cancel()
-        except Exception as error:  # SkyPilot's server may be gone; the nodes are ended in any case.
-            self._logger.error(self._hidden.masked(f"What is being rented could not be stopped: {error}"))
-        self._run.pool.close()
+        self._stop_jobs()
         deadline = time.monotonic() + PATIENCE_S
         for job in self._jobs:
             # One that an interrupt came before has not started.
             if job.ident is not None:
                 job.join(timeout=max(0.0, deadline - time.monotonic()))
         # A node that a job's thread asked for in the last moment.
+        self._run.pool.close()
+
+    def _stop_jobs(self) -> None:
+        """Make all jobs give up, and end all nodes."""
+        assert self._run is not None
+        for job in self._jobs:
+            job.cancel()
+        try:
+            self._cloud.cancel()
+        except Exception as error:  # SkyPilot's server may be gone; the nodes are ended in any case.
+            self._logger.error(self._hidden.masked(f"What is being rented could not be stopped: {error}"))
         self._run.pool.close()
 
     def shutdown(self) -> None:
@@ -181,9 +202,24 @@ class Executor(RemoteExecutor):
         if self._settings.keep_running:
             self._logger.warning("Nodes are kept running, and cost money: end them with sky down NAME.")
         else:
+            self._end_strays(self._run.name)
             self._lock.release()
         if summary := self._run.ledger.summary():
             self._logger.info(summary)
+
+    def _end_strays(self, run: str) -> None:
+        """End what the cloud made of a request that nobody waited for any more."""
+        if not self._cloud.may_have_strays:
+            return
+        project = project_name(self._root, self._settings.project)
+        try:
+            for pod, node in self._cloud.strays(project).items():
+                if run_of(node, project) == run:
+                    self._cloud.end_stray(pod)
+                    self._logger.info(f"Ended {node}, which was rented after it had been given up.")
+        except Exception as error:
+            said = f"Whether the cloud has rented what was given up could not be seen: {first_line(error)}"
+            self._logger.error(self._hidden.masked(f"{said}\nThe next run looks again."))
 
     def _prepare(self, jobs: Sequence[Job]) -> None:
         """Check what the jobs need, say what they are going to cost, and open the run."""
@@ -260,7 +296,11 @@ class Executor(RemoteExecutor):
 
     @cached_property
     def _hidden(self) -> Secrets:
-        return Secrets([*self._secrets.values(), *preflight.secret_values(preflight.RUNPOD_KEY).values()])
+        return Secrets(self._hidden_values)
+
+    @cached_property
+    def _hidden_values(self) -> list[str]:
+        return [*self._secrets.values(), *preflight.secret_values(preflight.RUNPOD_KEY).values()]
 
     @cached_property
     def _python(self) -> str:

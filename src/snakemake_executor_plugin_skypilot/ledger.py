@@ -91,6 +91,12 @@ class Ledger:
             self._rents.append(rent)
         return rent
 
+    @property
+    def dollars(self) -> float:
+        """What the run has cost so far."""
+        with self._lock:
+            return sum(rent.dollars for rent in self._rents)
+
     def close(self, rent: Rent, outcome: str) -> None:
         """Note that it has it no more."""
         rent.ended, rent.outcome = rent.ended or time.time(), outcome

@@ -6,6 +6,7 @@ import fcntl
 import io
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from snakemake_executor_plugin_skypilot.errors import CONTROL
@@ -48,7 +49,8 @@ class MaskedLog(io.TextIOBase):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.name = str(path)
         self._file = path.open("a", encoding="utf-8", errors="replace")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        with suppress(BlockingIOError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._secrets = Secrets(secrets)
         self._last: deque[str] = deque(maxlen=n_last)
         self._unfinished = ""

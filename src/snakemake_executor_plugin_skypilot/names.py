@@ -16,13 +16,12 @@ STATE = "skypilot"
 def project_name(directory: Path, chosen: str | None = None) -> str:
     """What the names of a project's nodes begin with, up to the run.
 
-    Without a chosen name it holds the folder's, and four digits of where the folder is, so that two checkouts of a
+    It holds the chosen name or the folder's, and four digits of where the folder is, so that two checkouts of a
     workflow do not take each other's nodes for their own.
     """
-    if chosen is not None:
-        return f"{PREFIX}-{_plain(chosen)}"
-    place = f"{socket.gethostname()}:{directory.resolve()}"
-    return f"{PREFIX}-{_plain(directory.resolve().name)[:20]}-{hashlib.sha256(place.encode()).hexdigest()[:4]}"
+    directory = directory.resolve()
+    place = hashlib.sha256(f"{socket.gethostname()}:{directory}".encode()).hexdigest()[:4]
+    return f"{PREFIX}-{_plain(chosen or directory.name)[:20]}-{place}"
 
 
 def new_run() -> str:
@@ -38,6 +37,12 @@ def node_name(project: str, run: str, number: int) -> str:
 def run_of(name: str, project: str) -> str | None:
     """The run that rented a node; None if it is not of this project."""
     found = re.fullmatch(rf"{re.escape(project)}-([0-9a-f]{{6}})-\d+", name)
+    return found.group(1) if found else None
+
+
+def node_of_pod(name: str, project: str) -> str | None:
+    """The node of a project that a pod belongs to, if any: to its name SkyPilot adds the user's and the pod's part."""
+    found = re.fullmatch(rf"({re.escape(project)}-[0-9a-f]{{6}}-\d+)-.*", name)
     return found.group(1) if found else None
 
 

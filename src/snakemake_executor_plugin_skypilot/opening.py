@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_skypilot.cloud import Cloud
+from snakemake_executor_plugin_skypilot.errors import first_line
 from snakemake_executor_plugin_skypilot.ledger import Ledger
 from snakemake_executor_plugin_skypilot.masked_log import Secrets
 from snakemake_executor_plugin_skypilot.names import node_name, project_name
 from snakemake_executor_plugin_skypilot.pool import NodePool
 from snakemake_executor_plugin_skypilot.remote_job import Run
-from snakemake_executor_plugin_skypilot.runs import RUNS, RunLock, orphans
+from snakemake_executor_plugin_skypilot.runs import RUNS, RunLock, is_orphan, orphans
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
+from snakemake_executor_plugin_skypilot.watching import ends_itself
 
 
 def open_run(
@@ -34,7 +36,13 @@ def open_run(
     arriving = state / "arriving"
     shutil.rmtree(arriving, ignore_errors=True)
     project = project_name(root, settings.project)
-    _tell_orphans(cloud, project, state / RUNS, warn=logger.warning, end=settings.end_orphans)
+    _tell_orphans(
+        cloud,
+        project,
+        state / RUNS,
+        warn=lambda what: logger.warning(secrets.masked(what)),
+        end=settings.end_orphans,
+    )
     lock = RunLock(state / RUNS)
 
     def report(problem: str) -> None:
@@ -72,13 +80,23 @@ def _tell_orphans(cloud: Cloud, project: str, runs: Path, *, warn: Callable[[str
     if left:
         # Only now: asking the cloud takes SkyPilot seconds for each node.
         left = orphans(cloud.nodes(refresh=True), project, runs)
-    names = [node["name"] for node in left]
+    try:
+        pods = {pod: node for pod, node in cloud.strays(project).items() if is_orphan(node, project, runs)}
+    except Exception as error:  # Whatever the cloud's library raises: SkyPilot's own list is there.
+        warn(f"Whether the cloud has nodes that SkyPilot does not know could not be seen: {first_line(error)}")
+        pods = {}
+    names = [*(node["name"] for node in left), *pods.values()]
     if not names:
         return
     if end:
         warn(f"Ending nodes that earlier runs left: {', '.join(names)}")
-        for name in names:
-            cloud.end(name)
-    else:
-        remedy = "They end themselves when idle; --skypilot-end-orphans, or sky down, ends them now."
-        warn(f"Earlier runs left nodes, which cost money: {', '.join(names)}. {remedy}")
+        for node in left:
+            cloud.end(node["name"])
+        for pod in pods:
+            cloud.end_stray(pod)
+        return
+    staying = [*(node["name"] for node in left if not ends_itself(node)), *pods.values()]
+    how = f"All but {', '.join(staying)} end" if staying else "They end"
+    how = "They do not end" if len(staying) == len(names) else how
+    remedy = f"{how} themselves when idle; --skypilot-end-orphans ends them now."
+    warn(f"Earlier runs left nodes, which cost money: {', '.join(names)}. {remedy}")

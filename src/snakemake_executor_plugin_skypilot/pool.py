@@ -23,6 +23,8 @@ class Node:
     """What it was rented for."""
     is_ready: bool = False
     """Whether it has been set up: a job of before ran on it."""
+    has_failed: bool = False
+    """Whether its last job failed."""
     is_up: bool = False
     """Whether its launch has come to an end."""
     in_use: bool = True
@@ -101,7 +103,7 @@ class NodePool:
 
         Args:
             node: The node.
-            is_sound: Whether its job ran to its end there, well or not, so that the next one can.
+            is_sound: Whether the next job can run there.
         """
         with self._changed:
             node.in_use, node.unused_since = False, time.time()

@@ -180,7 +180,9 @@ class RemoteJob(threading.Thread):
             rent = self._shared.ledger.open(self._rent(node), at_most=self._shared.max_price_total)
             is_sound = False
             succeeded = self._paid_for(node, rent)
-            is_sound = True
+            # One job may fail by itself; where two in a row do it may be the node, which would fail all that follow.
+            is_sound = succeeded or not node.has_failed
+            node.has_failed = not succeeded
         finally:
             self._shared.pool.give_back(node, is_sound=is_sound)
         if not succeeded:

@@ -60,7 +60,12 @@ def belongs_to_a_run(node: str, state: Path) -> bool:
     return is_alive(node.split("-")[-2], state / RUNS)
 
 
+def is_orphan(node: str, project: str, folder: Path) -> bool:
+    """Whether a node, by its name, is one of a run of this project that is over."""
+    run = run_of(node, project)
+    return run is not None and not is_alive(run, folder)
+
+
 def orphans(nodes: Sequence[Any], project: str, folder: Path) -> list[Any]:
     """Of SkyPilot's nodes those of runs of this project that are over."""
-    runs = {node["name"]: run_of(node["name"], project) for node in nodes}
-    return [node for node in nodes if (run := runs[node["name"]]) is not None and not is_alive(run, folder)]
+    return [node for node in nodes if is_orphan(node["name"], project, folder)]

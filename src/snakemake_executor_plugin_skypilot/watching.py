@@ -55,10 +55,14 @@ def rented_nodes(sky: Any, project: str) -> list[RentedNode]:
     return [_node(sky, record, queues.get(record["name"])) for record in records]
 
 
+def ends_itself(record: Any) -> bool:
+    """Whether a node, as SkyPilot has it, ends itself when it is idle."""
+    return record["autostop"] >= 0 and record["to_down"]
+
+
 def _node(sky: Any, record: Any, queue: Any) -> RentedNode:
     resources = getattr(record["handle"], "launched_resources", None)
     job = _running_job(sky, queue) if queue is not None else None
-    ends = record["autostop"] >= 0 and record["to_down"]
     what = "being launched"
     if resources is not None:
         spot = ", spot" if resources.use_spot else ""
@@ -71,7 +75,7 @@ def _node(sky: Any, record: Any, queue: Any) -> RentedNode:
         launched_at=float(record["launched_at"]),
         job=None if job is None else job["job_name"],
         job_id=None if job is None else job["job_id"],
-        idle_minutes_left=record["autostop"] if ends else None,
+        idle_minutes_left=record["autostop"] if ends_itself(record) else None,
     )
 
 

@@ -130,7 +130,7 @@ class Lab:
         return [event for event in self.state["events"] if event["event"] == kind]
 
     def steer(self, action: str, **values: object) -> None:
-        """Have something happen: preempt, cut, refuse, break (see stand_in/runpod_api.py)."""
+        """Have something happen: preempt, cut, refuse, late, break (see stand_in/runpod_api.py)."""
         query = "&".join(f"{name}={value}" for name, value in values.items())
         with urlopen(Request(f"http://127.0.0.1:{self.port}/{action}?{query}", data=b"")) as answer:
             answer.read()

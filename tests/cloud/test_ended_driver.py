@@ -33,6 +33,28 @@ def test_interrupted(lab: Lab, folder: Path, start: Start) -> None:
     assert lab.pods == [], driver.said
 
 
+@pytest.mark.parametrize("answered_after_s", [15, 45])
+def test_interrupted_while_a_pod_is_asked_for(lab: Lab, folder: Path, start: Start, answered_after_s: int) -> None:
+    """A pod that RunPod makes of a request that was broken off by Ctrl-C is ended, too.
+
+    SkyPilot's library waits 30 s for an answer. Of what comes later the run's own end knows nothing: the next run does.
+    """
+    lab.steer("late", seconds=answered_after_s)
+    n_created = len(lab.events("created"))
+    driver = start(SHORT)
+    wait_for(lambda: bool(lab.events("asked")) or not driver.is_running, seconds=120)
+    driver.signal(signal.SIGINT)
+    assert driver.wait(180) != 0
+    wait_for(lambda: len(lab.events("created")) > n_created, seconds=60)
+    if lab.pods:
+        assert answered_after_s > 30, driver.said
+        later = start("results/short-1.txt", "--skypilot-end-orphans")
+        later.wait_until("Ending nodes that earlier runs left")
+        later.signal(signal.SIGINT)
+        assert later.wait(180) != 0
+    assert lab.pods == []
+
+
 def test_killed(lab: Lab, folder: Path, start: Start) -> None:
     """SIGKILL: the node ends itself some time after its job; a run that starts before that names it."""
     driver = start(SHORT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,12 @@ def test_files_of_a_job(lab: Lab, folder: Path, start: Start) -> None:
     """Outputs come back bit-identical, nothing else does, and the secrets are where they belong alone."""
     n_before = len(lab.events("created"))
     driver = start("results/x.bin")
+    shown: set[str] = set()
+    while driver.is_running:
+        shown |= _commands_with_tokens()
+        time.sleep(0.1)
     assert driver.wait() == 0, driver.all_said
+    assert shown == set(), "command lines, which everybody on a machine can see"
 
     given = (folder / "data/in.bin").read_bytes()
     assert (folder / "results/x.bin").read_bytes() == given
@@ -45,6 +52,16 @@ def test_files_of_a_job(lab: Lab, folder: Path, start: Start) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def _commands_with_tokens() -> set[str]:
+    """Command lines of this machine's processes, those in pods among them, that a token is in."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if _shows_token(path):
+                found.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace")[:300])
+    return found
 
 
 def _shows_token(path: Path) -> bool:

@@ -6,6 +6,7 @@ It understands what SkyPilot and the runpod library send, and is steered by test
     POST /preempt?id=ID[&how=exited] take a pod away: gone from the list, or listed as EXITED as an interrupted one is
     POST /cut?id=ID&seconds=S        no network to a pod for some seconds
     POST /refuse?n=N                 no capacity for the next N requests for a pod
+    POST /late?seconds=S             the next request for a pod is answered, and the pod listed, after S seconds
     POST /break?n=N&status=500       answer the next N queries with an error
     POST /break?n=N&seconds=S        answer the next N queries late
 
@@ -43,6 +44,7 @@ class Account:
         self.pods: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.refusals = 0
+        self.late_s = 0.0
         self.breaks = 0
         self.break_status = 500
         self.break_seconds = 0.0
@@ -58,6 +60,10 @@ class Account:
     def create(self, query: str, *, spot: bool) -> dict[str, Any]:
         """Rent a pod; it boots in the background."""
         fields = _fields(query)
+        late_s, self.late_s = self.late_s, 0.0
+        if late_s:
+            self.note("asked")
+            time.sleep(late_s)
         with self._lock:
             if self.refusals > 0:
                 self.refusals -= 1
@@ -248,6 +254,8 @@ class Handler(BaseHTTPRequestHandler):
                 ACCOUNT.cut(wanted["id"], wanted["seconds"])
             case "/refuse":
                 ACCOUNT.refusals = int(wanted["n"])
+            case "/late":
+                ACCOUNT.late_s = float(wanted["seconds"])
             case "/break":
                 ACCOUNT.breaks = int(wanted["n"])
                 ACCOUNT.break_status = int(wanted.get("status", 500))

@@ -13,7 +13,7 @@ import pytest
 from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_skypilot import cloud as cloud_module
-from snakemake_executor_plugin_skypilot import running_node
+from snakemake_executor_plugin_skypilot import running_node, runpod_pods
 from snakemake_executor_plugin_skypilot.cloud import Cloud, NodeTask
 from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
@@ -62,6 +62,7 @@ class _Sky:
 
     def exec(self, task: Any, **settings: Any) -> str:
         self.asked.append(("exec", settings))
+        self.launched = task
         return "request"
 
     def stream_and_get(self, request: str, output_stream: Any) -> tuple[int, Any]:
@@ -148,6 +149,7 @@ def test_node_without_accelerator(fake: _Sky, cloud: Cloud, tmp_path: Path) -> N
         ("FetchClusterInfoError", True, NodeLostError),
         ("RequestInterruptedError", True, NodeLostError),
         ("RequestCancelled", True, CancelledError),
+        ("RuntimeError", True, NodeLostError),
         ("CommandError", False, NodeLostError),
         ("CommandError", True, WorkflowError),
         ("NotSupportedError", True, None),
@@ -157,7 +159,7 @@ def test_launches_that_go_wrong(
     fake: _Sky, cloud: Cloud, tmp_path: Path, name: str, there: bool, expected: type[Exception] | None
 ) -> None:
     """What may pass, what was the node's end, and what is a mistake; what nobody foresaw stays what it is."""
-    kind = getattr(fake.exceptions, name)
+    kind = getattr(fake.exceptions, name, RuntimeError)
     special = {
         "CommandError": (1, "rsync", "no \x1b[31mroute", "detail"),
         "FetchClusterInfoError": (fake.exceptions.FetchClusterInfoError.Reason.HEAD,),
@@ -190,6 +192,58 @@ def test_cancelled_while_launching(fake: _Sky, cloud: Cloud, tmp_path: Path) -> 
     with pytest.raises(CancelledError):
         cloud.launch(_task(tmp_path), "n1", io.StringIO())
     assert [what for what, _ in fake.asked].count("launch") == 1
+
+
+def test_what_was_broken_off_is_ended_when_it_has_been_answered(
+    fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cloud may go on with a request for a node: ended at once, nothing would be there, and SkyPilot forget it."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    cloud.launch(_task(tmp_path), "good", io.StringIO())
+    cloud.end("good")
+    assert waits == [] and not cloud.may_have_strays
+    fake.launch_problem = ConnectionError("refused")
+    with pytest.raises(NoCapacityError):
+        cloud.launch(_task(tmp_path), "n0", io.StringIO())
+    cloud.end("n0")
+    assert waits == [pytest.approx(cloud_module.LATE_ANSWER_S, abs=1)] and cloud.may_have_strays
+
+
+def test_nodes_that_only_the_cloud_knows(fake: _Sky, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RunPod's own list, less what SkyPilot knows; other clouds are not asked."""
+    project, node = "smk-p-0a1b", "smk-p-0a1b-00aaff-1"
+    pods = {
+        "a": {"name": f"{node}-fcd1e5cf-head"},
+        "b": {"name": "smk-p-0a1b-00aaff-12-fcd1e5cf-head"},
+        "c": {"name": "smk-p-0a1c-00aaff-1-fcd1e5cf-head"},
+        "d": {"name": "somebody-elses"},
+    }
+    library = SimpleNamespace(list_instances=lambda: pods)
+    monkeypatch.setattr(runpod_pods, "_library", lambda: library)
+    assert cloud.strays(project) == {"a": node, "b": "smk-p-0a1b-00aaff-12"}
+    fake.records = [{"name": node}]
+    assert cloud.strays(project) == {"b": "smk-p-0a1b-00aaff-12"}
+    elsewhere = Cloud("aws/us-east-1", image=None, keep_running=False, launch_minutes=5)
+    assert elsewhere.strays(project) == {}
+
+
+def test_secrets_are_in_no_command_line(fake: _Sky, cloud: Cloud, tmp_path: Path) -> None:
+    """SkyPilot sends as a file what is too long for ssh's command line, and the secrets are in the same script."""
+    from sky.utils.command_runner import MAX_INLINE_COMMAND_LENGTH  # pyright: ignore[reportMissingImports]
+
+    cloud.launch(_task(tmp_path)._replace(secrets={}), "n0", io.StringIO())
+    assert len(fake.launched.run) < 1000
+    cloud.start(_task(tmp_path)._replace(secrets={"HF_TOKEN": "s3cret"}), "n0", io.StringIO())
+    assert len(fake.launched.run) > MAX_INLINE_COMMAND_LENGTH
+
+
+def test_what_is_sent_has_time(cloud: Cloud, tmp_path: Path) -> None:
+    """Sending weights may take longer than a node may take to be ready."""
+    before = cloud._limit_s(_task(tmp_path))
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(60 * 10**9)
+    assert cloud._limit_s(_task(tmp_path)) == pytest.approx(before + 60_000, rel=1e-3)
 
 
 def test_never_ready(fake: _Sky, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

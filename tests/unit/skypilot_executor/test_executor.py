@@ -88,6 +88,16 @@ def test_unforeseen(folder: Path) -> None:
     assert _notes(folder, "end") == _notes(folder, "launch")
 
 
+def test_a_run_that_has_come_to_its_price_is_ended(folder: Path) -> None:
+    """Whatever was said before: a job may hang."""
+    arguments = ["--skypilot-max-price-total", "0.02", "--keep-going", "--retries", "1"]
+    with _start(folder, "out/wait-1.txt", "out/good-1.txt", *arguments) as run:
+        said, _ = run.communicate(timeout=60)
+    assert run.returncode == 1 and said.count("The run has come to $0.02 (max-price-total)") == 1, said
+    assert (folder / "out/good-1.txt").exists()
+    assert _notes(folder, "end") == _notes(folder, "launch") and len(_notes(folder, "launch")) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("broken", [False, True])
 def test_ended_from_outside(folder: Path, number: signal.Signals, broken: bool) -> None:

@@ -24,6 +24,7 @@ def test_a_run_finds_its_own_nodes(tmp_path: Path) -> None:
     chosen, longer = project_name(tmp_path, "sweep"), project_name(tmp_path, "sweep-abcdef")
     assert run_of(node_name(longer, run, 0), chosen) is None
     assert run_of("somebody-elses", project) is None
+    assert project_name(tmp_path / "a", "sweep") != project_name(tmp_path / "b", "sweep"), "each has its own locks"
 
 
 @pytest.mark.parametrize("chosen", ["My Sweep!", "ÜBER", "a" * 3, "--", None])

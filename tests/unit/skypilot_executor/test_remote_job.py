@@ -142,6 +142,17 @@ def test_failure(tmp_path: Path) -> None:
     assert (lab.ended, lab.outcomes, job.last_lines) == (["n0"], ["failed"], ["what the node says, and ***"])
 
 
+def test_a_node_on_which_two_jobs_in_a_row_fail_is_ended(tmp_path: Path) -> None:
+    """It may be the node's fault, and the next job would fail there too."""
+    lab = _Lab(tmp_path, _Cloud(follows=[False, True, False, False]), reuse=1)
+    for _ in range(5):
+        job = lab.job()
+        job.start()
+        job.join(20)
+    calls = [call for call in lab.cloud.calls if "bring" not in call]
+    assert calls == ["launch n0", "start n0", "start n0", "start n0", "launch n1"]
+
+
 @pytest.mark.parametrize(
     "cloud",
     [
