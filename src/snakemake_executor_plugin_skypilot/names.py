@@ -1,4 +1,4 @@
-"""Names of nodes (smk-PROJECT-RUN-NUMBER, by which a run finds its own and what an earlier one left) and of logs."""
+"""Names of nodes (smk-PROJECT-PLACE-RUN-NUMBER: a run finds its own, and what an earlier one left) and of logs."""
 
 from __future__ import annotations
 

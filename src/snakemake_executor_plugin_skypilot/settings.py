@@ -62,7 +62,9 @@ class ExecutorSettings(ExecutorSettingsBase):
         10, "A node without a job ends itself after so many minutes, whatever became of this process."
     )
     launch_minutes: int = _setting(
-        20, "A node that is not ready after so many minutes is given up for another: it may have been taken away."
+        20,
+        "A node that is not ready after so many minutes, and a second for each MB that is sent, is given up for "
+        "another: it may have been taken away.",
     )
     keep_running: bool = _setting(False, "End no node, not even when idle: to look at what happened. They cost money.")
     resume_seconds: int = _setting(
@@ -76,11 +78,15 @@ class ExecutorSettings(ExecutorSettingsBase):
     max_price_per_hour: float | None = _setting(None, "Rent no node that costs more dollars an hour.", float)
     max_price_total: float | None = _setting(
         None,
-        "Start nothing if what the run spent, and what its jobs take by their resource `runtime`, is more dollars.",
+        "Start nothing if what the run spent, and what its jobs take by their resource `runtime`, is more dollars; end "
+        "all nodes when it has spent that.",
         float,
     )
     project: str | None = _setting(
-        None, "Name in the names of nodes, smk-PROJECT-RUN-NUMBER. Default: that of the working directory.", str
+        None,
+        "Name in the names of nodes, smk-PROJECT-PLACE-RUN-NUMBER (PLACE: four digits of where the working directory "
+        "is). Default: that of the working directory.",
+        str,
     )
     end_orphans: bool = _setting(
         False, "End the nodes that earlier runs of this directory left, before anything is rented."
