@@ -47,7 +47,7 @@ def edge_note(summary: pl.DataFrame) -> str | None:
         return None
     return (
         "Rates marked > (<) are the highest (lowest) of their grid: a better one may lie beyond, and the optimiser is "
-        "shown below its best. scale_sweep.multiples is the grid."
+        "shown below its best. The grid is `multiples` of the sweep's section."
     )
 
 
