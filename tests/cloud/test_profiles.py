@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,20 @@ def test_the_cost_is_the_catalogues(shipped: Path) -> None:
         assert row["on_demand"] == pytest.approx(row["on_demand_per_hour"] * row["minutes"] / 60, rel=0.1)
         assert row["spot"] / row["on_demand"] == pytest.approx(spot / on_demand)
     assert rows["kimi-k2"]["on_demand"] > rows["mixtral"]["on_demand"] > rows["qwen3-0.6b"]["on_demand"]
+
+
+@pytest.mark.parametrize("sweep", ["demo", "survey"])
+def test_the_cost_is_what_a_run_reckons_with(shipped: Path, sweep: str) -> None:
+    """Those of training experiments, too: they are most of the demo's."""
+    told = run(shipped, "outlier_moe", "cost", "--sweep", sweep, "--no-hub", "--format", "json")
+    assert told.returncode == 0, told.stderr
+    rows = json.loads(told.stdout)
+    assert ("upcycle" in {row["model"] for row in rows}) == (sweep == "demo")
+    arguments = ["--profile", "profiles/runpod", "--config", f"sweep={sweep}", "--skypilot-max-price-total", "0.01"]
+    done = run(shipped, "snakemake", *arguments)
+    reckoned = re.search(r"may not cost more than \$0\.01\.\n\s+key: .*\n\s+got: \$([\d.]+)", done.stdout + done.stderr)
+    assert reckoned is not None, done.stdout + done.stderr
+    assert float(reckoned[1]) == pytest.approx(sum(row["reserved"] for row in rows), abs=0.005)
 
 
 def test_beyond_the_cap_nothing_starts(shipped: Path) -> None:

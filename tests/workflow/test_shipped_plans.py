@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from outlier_moe.planning.training import training_jobs
+from outlier_moe.study import validated_study
 from tests.workflow.study_folder import ROOT, StudyFolder
 
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)+)", re.MULTILINE)
@@ -35,6 +37,20 @@ def test_every_sweep_plans(shipped: StudyFolder, sweep: str) -> None:
     wanted = [model for model, entry in registry.items() if sweep in entry["sweeps"] and "unavailable" not in entry]
     jobs = shipped.planned("--config", f"sweep={sweep}")
     assert jobs["record_outliers"] == len(wanted) > 0
+
+
+@pytest.mark.parametrize("experiments", [["upcycle", "lm_scale_sweep"], ["scale_sweep"]])
+def test_the_price_of_training_counts_the_jobs_that_train(shipped: StudyFolder, experiments: list[str]) -> None:
+    chosen = {"experiments": experiments, "scale_sweep_preset": "laptop"}
+    jobs = shipped.planned("--config", f"experiments=[{','.join(experiments)}]", "scale_sweep_preset=laptop")
+    texts = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
+    training = {name for text in texts for name, body in RULE.findall(text) if "**TRAINING_NODE" in body}
+    document = yaml.safe_load((shipped.path / "config/config.yaml").read_text()) | chosen
+    study = validated_study(document, shipped.path / "workflow/schemas/config.schema.yaml")
+    counted = training_jobs(study)
+    assert list(counted) == experiments
+    assert sum(counted.values()) == sum(n for rule, n in jobs.items() if rule in training) > 0
+    assert training_jobs(study | {"sweep": "full"}) == training_jobs(study | {"models": ["mixtral"]}) == {}
 
 
 def test_chosen_models_take_the_place_of_the_sweep(shipped: StudyFolder) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
+from outlier_moe.planning.training import experiments_of
 from outlier_moe.presets import (
     LEAST_LAYER_FRACTION,
     LEAST_POSITION_FRACTION,
@@ -85,10 +86,7 @@ config.update(STUDY)
 ENTRIES = [entry for entry in CHOSEN if entry.unavailable is None]
 MODELS = [entry.id for entry in ENTRIES]
 PRESETS = presets(STUDY)
-# Training experiments that belong to this study: those of the demo, unless models were chosen.
-EXPERIMENTS = (
-    STUDY["experiments"] if STUDY["sweep"] == "demo" and not STUDY["models"] else []
-)
+EXPERIMENTS = experiments_of(STUDY)
 UPCYCLING_TABLES = (
     expand(
         "results/upcycle/{table}.parquet",

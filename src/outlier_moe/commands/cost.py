@@ -1,11 +1,11 @@
-"""`outlier-moe cost`: what recording models on rented nodes costs, by the prices of the hour."""
+"""`outlier-moe cost`: what a study on rented nodes costs, by the prices of the hour."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -15,12 +15,13 @@ from outlier_moe.commands.skypilot import import_skypilot
 from outlier_moe.terminal.presentation import Column, show_frame
 
 if TYPE_CHECKING:
-    from outlier_moe.planning.cluster import Cluster, Tier
+    from outlier_moe.planning.cluster import Accelerator, Cluster, Tier
     from outlier_moe.planning.plan import ModelPlan
     from snakemake_executor_plugin_skypilot.prices import Offer
 
 _COLUMNS = {
-    "model": Column("model"),
+    "model": Column("model or\nexperiment"),
+    "jobs": Column("jobs", "count"),
     "tier": Column("tier"),
     "node": Column("cheapest node"),
     "mode": Column("runs"),
@@ -38,17 +39,21 @@ class Catalogue(NamedTuple):
     offers: Mapping[tuple[str, int], Offer]
     """By card and how many of them."""
 
-    def changed(self, cluster: Cluster) -> Cluster:
-        """The same nodes at the catalogue's prices; a card that is not sold now keeps the price that the file has."""
-        return replace(cluster, tiers=tuple(self._repriced(tier) for tier in cluster.tiers))
+    def cheapest(self, tier: Tier) -> tuple[Accelerator, float]:
+        """The card of a tier's cheapest node on demand, and the node's price; the file's of one that is not sold."""
 
-    def _repriced(self, tier: Tier) -> Tier:
-        cards = []
-        for card in tier.accelerators:
+        def price(card: Accelerator) -> float:
             offer = self.offers.get((card.name, tier.count))
-            price = offer.on_demand if offer is not None else None
-            cards.append(card if price is None else replace(card, price_per_hour=price / tier.count))
-        return replace(tier, accelerators=tuple(cards))
+            in_file = tier.count * card.price_per_hour
+            return in_file if offer is None or offer.on_demand is None else offer.on_demand
+
+        card = min(tier.accelerators, key=price)
+        return card, price(card)
+
+    def spot(self, tier: Tier) -> float | None:
+        """The price of a tier's cheapest node that may be taken away; None if none is sold so."""
+        offers = [self.offers.get((card.name, tier.count)) for card in tier.accelerators]
+        return min((offer.spot for offer in offers if offer is not None and offer.spot is not None), default=None)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -59,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """
     parser = commands.add_parser(
         "cost",
-        help="what recording on rented nodes costs, by the prices of the hour",
+        help="what a study on rented nodes costs, by the prices of the hour",
         description="What rented nodes cost, by SkyPilot's catalogue. Rents nothing. Wants the set-up of make cloud.",
     )
     add_choices(parser)
@@ -78,15 +83,13 @@ def run(arguments: argparse.Namespace) -> None:
     """
     # Before models are planned, which takes a while.
     sky = import_skypilot()
-    read: list[Catalogue] = []
-
-    def at_catalogue_prices(cluster: Cluster) -> Cluster:
-        read.append(_catalogue(cluster, arguments.infra, sky.catalog))
-        return read[0].changed(cluster)
-
-    plans, cluster, workload, _ = plan_chosen(arguments, at_catalogue_prices)
-    rows = [_row(plan, cluster, read[0]) for plan in plans]
-    title = f"Recording {workload.n_sequences} x {workload.sequence_length} tokens, each model on a node of its own"
+    # By the prices of the file, as a run plans them.
+    planned = plan_chosen(arguments)
+    cluster, workload = planned.cluster, planned.workload
+    catalogue = _catalogue(cluster, arguments.infra, sky.catalog)
+    rows = [_row(plan, cluster, catalogue, workload.shards) for plan in planned.plans]
+    rows += [_training_row(name, n_jobs, cluster, catalogue) for name, n_jobs in planned.training.items()]
+    title = f"Recording {workload.n_sequences} x {workload.sequence_length} tokens, each job on a node of its own"
     show_frame(pl.DataFrame(rows, infer_schema_length=None), _COLUMNS, output_format=arguments.format, title=title)
     if arguments.format == "table":
         _total(rows, cluster)
@@ -107,43 +110,54 @@ def _catalogue(cluster: Cluster, infra: str, catalog: Any) -> Catalogue:
     return Catalogue(offers)
 
 
-def _row(plan: ModelPlan, cluster: Cluster, catalogue: Catalogue) -> dict[str, Any]:
+def _row(plan: ModelPlan, cluster: Cluster, catalogue: Catalogue, n_jobs: int) -> dict[str, Any]:
     """The node that SkyPilot would take for a model, which is the cheapest an hour of its tier, and its price."""
     from outlier_moe.planning.effort import node_on
+    from outlier_moe.planning.rented import SLACK
 
-    empty = dict.fromkeys(_COLUMNS, None) | {"model": plan.entry.id, "tier": "none fits"}
     if plan.node is None:
-        return empty
+        empty = dict.fromkeys((*_COLUMNS, "reserved"), None)
+        return empty | {"model": plan.entry.id, "jobs": n_jobs, "tier": "none fits"}
     tier = plan.node.tier
-    card = min(tier.accelerators, key=lambda card: card.price_per_hour)
-    node = node_on(plan.effort, tier, card, plan.node.mode, cluster)
+    node = node_on(plan.effort, tier, catalogue.cheapest(tier)[0], plan.node.mode, cluster)
     assert node is not None
-    offer = catalogue.offers.get((card.name, tier.count))
-    spot_per_hour = offer.spot if offer is not None else None
-    hours = node.time_s / 3600
+    mode = "whole" if node.mode == "resident" else "by layer"
+    # As the jobs' resource runtime has it.
+    reserved_minutes = n_jobs * math.ceil(SLACK * plan.node.time_s / 60)
+    rent = _rent(tier, catalogue, minutes=node.time_s / 60, reserved_minutes=reserved_minutes)
+    return {"model": plan.entry.id, "jobs": n_jobs, "tier": tier.name, "mode": mode} | rent
+
+
+def _training_row(experiment: str, n_jobs: int, cluster: Cluster, catalogue: Catalogue) -> dict[str, Any]:
+    """What the jobs of a training experiment are reckoned with."""
+    tier, minutes = cluster.training_tier, n_jobs * cluster.training_minutes
+    rent = _rent(tier, catalogue, minutes=minutes, reserved_minutes=minutes)
+    return {"model": experiment, "jobs": n_jobs, "tier": tier.name, "mode": "training"} | rent
+
+
+def _rent(tier: Tier, catalogue: Catalogue, *, minutes: float, reserved_minutes: float) -> dict[str, Any]:
+    card, on_demand = catalogue.cheapest(tier)
+    spot = catalogue.spot(tier)
+    reserved = spot if tier.spot and spot is not None else on_demand
     return {
-        "model": plan.entry.id,
-        "tier": tier.name,
         "node": f"{card.name}:{tier.count}",
-        "mode": "whole" if node.mode == "resident" else "by layer",
-        "minutes": round(node.time_s / 60),
-        "on_demand_per_hour": tier.count * card.price_per_hour,
-        "spot_per_hour": spot_per_hour,
-        "on_demand": hours * tier.count * card.price_per_hour,
-        "spot": None if spot_per_hour is None else hours * spot_per_hour,
+        "minutes": round(minutes),
+        "on_demand_per_hour": on_demand,
+        "spot_per_hour": spot,
+        "on_demand": minutes / 60 * on_demand,
+        "spot": None if spot is None else minutes / 60 * spot,
+        "reserved": reserved_minutes / 60 * reserved,
     }
 
 
 def _total(rows: list[dict[str, Any]], cluster: Cluster) -> None:
-    from outlier_moe.planning.rented import SLACK
-
     on_demand = sum(row["on_demand"] or 0 for row in rows)
     # Where no spot price is known, the other one.
     spot = sum(row["spot"] or row["on_demand"] or 0 for row in rows)
     # A run makes sure of more than is expected before it starts.
-    reserved = SLACK * on_demand
+    reserved = sum(row["reserved"] or 0 for row in rows)
     over = "; that is more than it may" if reserved > cluster.max_price_total else ""
     sys.stdout.write(
         f"In all ${on_demand:.2f} on demand, ${spot:.2f} spot. A run reckons with up to ${reserved:.2f}, of at most "
-        f"${cluster.max_price_total:g}{over}. Nodes that are kept for several models cost less.\n"
+        f"${cluster.max_price_total:g}{over}. Nodes that are kept for several jobs cost less.\n"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -81,6 +80,8 @@ class Planned(NamedTuple):
     """What can be rented."""
     workload: Workload
     """The study."""
+    training: dict[str, int]
+    """Jobs of each training experiment that belongs to what is chosen."""
     device: str
     """Where a model would run on this machine."""
 
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
     """
-    plans, cluster, workload, device = plan_chosen(arguments)
+    plans, cluster, workload, _, device = plan_chosen(arguments)
     rows = [_row(plan) for plan in plans]
     frame = pl.DataFrame(rows)
     if arguments.format == "table":
@@ -105,14 +106,11 @@ def run(arguments: argparse.Namespace) -> None:
         _warn(plans, cluster.max_price_total)
 
 
-def plan_chosen(
-    arguments: argparse.Namespace, change_prices: Callable[[Cluster], Cluster] = lambda cluster: cluster
-) -> Planned:
+def plan_chosen(arguments: argparse.Namespace) -> Planned:
     """The plans of the models that a command line chooses.
 
     Args:
         arguments: The command line, with what `add_choices` added.
-        change_prices: Gives the prices of the hour to what can be rented.
 
     Raises:
         StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
@@ -120,15 +118,17 @@ def plan_chosen(
     # torch and transformers, which the other commands do without.
     from outlier_moe.planning.cluster import load_cluster
     from outlier_moe.planning.plan import plan_models, this_machine
+    from outlier_moe.planning.training import training_jobs
     from outlier_moe.planning.workload import study_workload
 
     study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
     registry = load_registry(arguments.registry, arguments.schemas / "models.schema.yaml")
-    cluster = change_prices(load_cluster(arguments.cluster, arguments.schemas / "cluster.schema.yaml"))
+    cluster = load_cluster(arguments.cluster, arguments.schemas / "cluster.schema.yaml")
     if arguments.models and arguments.sweep:
         raise StudyError("Both models and a sweep are named.", key="--sweep", remedy="Name either.")
     named = arguments.models or ([] if arguments.sweep else study["models"])
-    chosen = registry.chosen(named, sweep=arguments.sweep or study["sweep"])
+    study |= {"models": named, "sweep": arguments.sweep or study["sweep"]}
+    chosen = registry.chosen(named, sweep=study["sweep"])
     workload, here = study_workload(study), this_machine()
     for entry in chosen:
         if entry.unavailable is not None:
@@ -139,7 +139,7 @@ def plan_chosen(
         if plan.note is not None:
             sys.stderr.write(f"{plan.entry.id} is planned from the registry's figures. {plan.note}\n")
         plans.append(plan)
-    return Planned(plans, cluster, workload, here.device)
+    return Planned(plans, cluster, workload, training_jobs(study), here.device)
 
 
 def _row(plan: ModelPlan) -> dict[str, Any]:
