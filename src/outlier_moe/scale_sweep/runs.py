@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 from torch.optim import Optimizer
 
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
@@ -28,7 +29,7 @@ ALL_MEASURES = "measures.parquet"
 RUN = "run.json"
 MODEL = "model"
 N_SETTING_UP = 2
-"""Steps at the start whose time does not count: everything is set up in them."""
+"""Steps at the start whose cost does not count: everything is set up in them."""
 
 
 def train_and_measure(subject: Subject, output: Path, options: RunOptions, *, label: str) -> None:
@@ -132,7 +133,6 @@ def _ended_badly(measures: pl.DataFrame) -> bool:
 
 def _facts(subject: Subject, trained: Trained, options: RunOptions, *, ended_badly: bool) -> dict[str, Any]:
     diverged_at = trained.n_steps if trained.diverged_at is None and ended_badly else trained.diverged_at
-    times = trained.history["time_s"].slice(min(N_SETTING_UP, max(0, len(trained.history) - 1)))
     return {
         "n_parameters": sum(p.numel() for p in subject.model.parameters()),
         "d_model": subject.model.config.hidden_size,
@@ -144,7 +144,24 @@ def _facts(subject: Subject, trained: Trained, options: RunOptions, *, ended_bad
         "seed": options.training.seed,
         **{f"optimizer_{name}": value for name, value in asdict(options.optimizer).items()},
         "time_training_s": trained.history["time_s"].sum(),
-        # Not the median: SOAP and Shampoo do much of their work in one step of many.
-        "step_time_s": times.mean(),
+        "step_time_s": step_time(trained.history, subject.model.device),
         "data": subject.identity,
     }
+
+
+def step_time(history: pl.DataFrame, device: torch.device) -> float:
+    """The mean cost of a step in seconds, without the first few: on a CPU the processor time of all threads.
+
+    The time by the clock would tell how busy a machine is with other work. An accelerator has no other; there it is
+    the time by the clock. Not the median: SOAP and Shampoo do much of their work in one step of many.
+
+    Args:
+        history: Of the run: `Trained.history`. Steps without a processor time, which a job has taken that was killed
+            before there was such a column, do not count; if no other has one, the time by the clock is taken.
+        device: Of the model.
+    """
+    steps = history.slice(min(N_SETTING_UP, max(0, len(history) - 1)))
+    clock = "processor_time_s" if device.type == "cpu" else "time_s"
+    if clock not in steps.columns or steps[clock].null_count() == len(steps):
+        clock = "time_s"
+    return steps.select(pl.col(clock).mean()).item()

@@ -61,8 +61,9 @@ class Trained(NamedTuple):
     """What a run came to."""
 
     history: pl.DataFrame
-    """A row a step: `step`, `loss`, `learning_rate`, `gradient_norm`, `n_units`, `units_per_s`, `time_s`,
-    `n_accumulate`, and the figures of the loss function."""
+    """A row a step: `step`, `loss`, `learning_rate`, `gradient_norm`, `n_units`, `units_per_s`, `time_s` (by the
+    clock), `processor_time_s` (of all threads of the process), `n_accumulate`, and the figures of the loss function.
+    Steps that were taken before there was such a column have none."""
     n_steps: int
     """Steps that were done."""
     diverged_at: int | None
@@ -184,7 +185,7 @@ class _Run:
 
     def step(self) -> dict[str, Any]:
         """Take a step, in more parts if memory runs out; returns its line of the history."""
-        started = time.monotonic()
+        started, started_working = time.monotonic(), time.process_time()
         set_learning_rates(self.optimizers, lr_fraction(self.n_done, self.options))
         means = self._gradients(self.task.batches(self.n_done))
         # Infinity leaves gradients as they are and tells their norm.
@@ -193,7 +194,7 @@ class _Run:
         n_units = means.pop("n_units")
         row = {name: float(value) for name, value in means.items()}
         self._update(row["loss"], norm)
-        time_s = time.monotonic() - started
+        time_s, processor_time_s = time.monotonic() - started, time.process_time() - started_working
         return {
             "step": self.n_done,
             **row,
@@ -202,6 +203,7 @@ class _Run:
             "n_units": n_units,
             "units_per_s": n_units / time_s,
             "time_s": time_s,
+            "processor_time_s": processor_time_s,
             "n_accumulate": self.n_accumulate,
         }
 

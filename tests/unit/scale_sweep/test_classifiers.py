@@ -28,6 +28,7 @@ from outlier_moe.scale_sweep.classifiers import (
 )
 from outlier_moe.scale_sweep.figures import SweptRun, metrics_of_run
 from outlier_moe.scale_sweep.measures import Row
+from outlier_moe.scale_sweep.runs import step_time
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.training import loop
 from outlier_moe.training.steps import Batch
@@ -289,9 +290,8 @@ def test_a_layer_whose_gelu_is_dead_is_in_all_tables(
 
     def dead(*args: Any, **options: Any) -> Any:
         model = plain(*args, **options)
-        first = model.get_submodule("vit.layers.1.mlp.fc1")
-        nn.init.zeros_(first.weight)
-        nn.init.constant_(first.bias, -100.0)
+        nn.init.zeros_(model.get_parameter("vit.layers.1.mlp.fc1.weight"))
+        nn.init.constant_(model.get_parameter("vit.layers.1.mlp.fc1.bias"), -100.0)
         return model
 
     monkeypatch.setattr(classifiers, "new_vit", dead)
@@ -310,7 +310,37 @@ def test_a_layer_whose_gelu_is_dead_is_in_all_tables(
 def test_the_time_of_a_step_counts_the_long_ones(run: Path) -> None:
     history = pl.read_parquet(run / "run/training_history.parquet")
     facts = json.loads((run / "run/run.json").read_text())
-    assert facts["step_time_s"] == pytest.approx(sum(history["time_s"][2:]) / 4)
+    assert facts["step_time_s"] == pytest.approx(sum(history["processor_time_s"][2:]) / 4)
+
+
+def test_the_cost_of_a_step_is_by_the_clock_where_no_other_is_known() -> None:
+    times = {"time_s": [9.0, 9.0, 2.0, 4.0, 6.0], "processor_time_s": [9.0, 9.0, None, 2.0, 3.0]}
+    history, cpu = pl.DataFrame(times), torch.device("cpu")
+    assert step_time(history, cpu) == 2.5
+    assert step_time(history, torch.device("cuda")) == 4
+    # A job of an older version was killed behind step 3, or behind its last.
+    assert step_time(history[:3], cpu) == step_time(history[:3].drop("processor_time_s"), cpu) == 2
+    assert step_time(history[:1], cpu) == 9
+
+
+def test_a_run_goes_on_from_steps_that_know_no_processor_time(
+    classifier: Classifier, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop._Run.step
+
+    def as_before(of: Any) -> dict[str, Any]:
+        row = plain(of) if of.n_done < 4 else _die()
+        return {name: value for name, value in row.items() if name != "processor_time_s"}
+
+    monkeypatch.setattr(loop._Run, "step", as_before)
+    with pytest.raises(Killed):
+        train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    monkeypatch.undo()
+    train_classifier(classifier, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    history = pl.read_parquet(tmp_path / "run/training_history.parquet")
+    assert history["processor_time_s"].is_null().to_list() == 3 * [True] + 3 * [False]
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["step_time_s"] == pytest.approx(history["processor_time_s"].mean())
 
 
 def test_a_diverged_run_is_a_result(sweep: dict[str, Any], images: Path, run: Path, tmp_path: Path) -> None:

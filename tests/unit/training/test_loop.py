@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def weights(of: TrainingTask) -> dict[str, torch.Tensor]:
 
 
 def without_times(trained: Trained) -> list[dict[str, Any]]:
-    return trained.history.drop("time_s", "units_per_s").to_dicts()
+    return trained.history.drop("time_s", "processor_time_s", "units_per_s").to_dicts()
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,16 @@ def test_bfloat16_is_autocast_and_leaves_the_model_as_it_was(tmp_path: Path) -> 
     assert seen == [torch.bfloat16]
     assert of.model(torch.ones(1, 6)).dtype == torch.float32
     assert next(of.model.parameters()).dtype == torch.float32
+
+
+def test_waiting_takes_no_processor_time(tmp_path: Path) -> None:
+    def slow(step: int) -> Batch:
+        time.sleep(0.05)
+        return batches(step)
+
+    last = train(task(slow), OPTIONS, tmp_path).history[-1]
+    assert last["time_s"].item() > 0.05
+    assert 0 < last["processor_time_s"].item() < last["time_s"].item()
 
 
 def test_the_schedule_warms_up_and_ends_where_it_should() -> None:
