@@ -1,7 +1,7 @@
 """What a sweep says: how each figure goes with scale, and how optimisers differ, with intervals over seeds and tests.
 
-Intervals are BCa intervals over resampled seeds; of three seeds there are ten different resamples, so that they are
-rough. Tests take no side.
+Slopes and differences are means of one value for each seed, and so have two intervals: Student's, and the bootstrap's
+over resampled seeds, which is too narrow where seeds are few (`seed_intervals.coverage_said`). Tests take no side.
 
 A q-value accounts for the tests of its family (Benjamini-Hochberg). A test that cannot give a p-value of `LEVEL`
 however its values lie, for they are too few or tied, is in no family (Tarone 1990): it would only dilute those that
@@ -15,29 +15,25 @@ scales are tested with the seed as the unit, too, which no p-value below 2 / 2**
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import dataframely as dy
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from outlier_moe.scale_sweep.figures import COST
+from outlier_moe.scale_sweep.seed_intervals import SeedIntervals, seed_intervals
 from outlier_moe.scale_sweep.study import ALL_SCALES
 from outlier_moe.schemas.sweeps import SweepComparison, SweepTrend
 from outlier_moe.statistics.comparable import false_discovery_rates_within
-from outlier_moe.statistics.intervals import Interval, bca_interval
 from outlier_moe.statistics.permutations import kendall
 from outlier_moe.statistics.rank_tests import RankTest, paired
 
-N_RESAMPLES = 2000
-
 LEVEL = 0.05
 """A test whose smallest attainable p-value is above has no q-value."""
-
-Values = Float64[np.ndarray, "seed _value"]
 
 
 def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
@@ -51,7 +47,7 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
 
     Returns:
         One row per (figure, moment, optimizer): `slope` of the figure per doubling of the parameters with its
-        interval, Kendall's tau of all runs with its two-sided p-value by permutation, and their q-values. Families are
+        intervals, Kendall's tau of all runs with its two-sided p-value by permutation, and their q-values. Families are
         the figures, and the cost of a step.
     """
     rows = []
@@ -71,22 +67,21 @@ def _trend(
     x: Float64[np.ndarray, " scale"], values: Float64[np.ndarray, "seed scale"], seed: int, confidence_level: float
 ) -> dict[str, Any]:
     if len(x) < 2:
-        return _row(None, None, RankTest(reason="one scale only"))
+        return _row(None, SeedIntervals(), RankTest(reason="one scale only"))
     if np.ptp(x) == 0:
-        return _row(None, None, RankTest(reason="all scales have as many parameters"))
+        return _row(None, SeedIntervals(), RankTest(reason="all scales have as many parameters"))
     if len(values) == 0:
-        return _row(None, None, RankTest(reason="no seed has a value at every scale"))
-
-    def slope(chosen: Values) -> float:
-        return float(np.polyfit(x, chosen.mean(axis=0), 1)[0])
-
-    interval = _over_seeds(slope, values, seed, confidence_level)
+        return _row(None, SeedIntervals(), RankTest(reason="no seed has a value at every scale"))
+    centred = x - x.mean()
+    # Without each seed's mean, so that the slope of equal values is 0 to the last digit.
+    slopes = (values - values.mean(axis=1, keepdims=True)) @ centred / (centred @ centred)
+    slope, intervals = float(slopes.mean()), seed_intervals(slopes, seed=seed, confidence_level=confidence_level)
     found = kendall(np.tile(x, len(values)), values.ravel(), seed=seed)
     if found is None:
-        return _row(slope(values), interval, RankTest(reason="the figure is the same for all"))
+        return _row(slope, intervals, RankTest(reason="the figure is the same for all"))
     too_few = _too_few(f"{values.size} runs", found.smallest_p_value)
     test = RankTest(found.coefficient, p_value=found.p_value, smallest_p_value=found.smallest_p_value, reason=too_few)
-    return _row(slope(values), interval, test, interval.reason)
+    return _row(slope, intervals, test)
 
 
 def _too_few(values: str, smallest: float | None) -> str | None:
@@ -104,7 +99,7 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
 
     Returns:
         One row per (figure, moment, scale, optimizer, other): the mean `difference` (optimizer minus other) with its
-        interval, the effect of the signed-rank test (the share of pairs above 0 less that below) with its two-sided
+        intervals, the effect of the signed-rank test (the share of pairs above 0 less that below) with its two-sided
         p-value, the q-values of these, and where scales are pooled the p-value of the same test of whole seeds.
         Families are the figures at single scales and over all scales, and the cost of a step at single scales and over
         all.
@@ -130,51 +125,31 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
     if len(values):
         # One set for the mean, its interval and the test: a seed that diverged at one scale would tilt the mean alone.
         differences = values.ravel()
-        interval = _over_seeds(lambda chosen: float(chosen.mean()), values, seed, confidence_level)
-        why = interval.reason
+        intervals = seed_intervals(values.mean(axis=1), seed=seed, confidence_level=confidence_level)
     else:
         differences = pairs["difference"].to_numpy().astype(np.float64)
-        interval, why = None, "no seed has a pair at every scale"
+        intervals = SeedIntervals(reason="no seed has a pair at every scale")
     test = paired(differences, seed=seed)
     of_seeds = paired(values.mean(axis=1), seed=seed).p_value if values.shape[1] > 1 else None
     n_differing = int(np.count_nonzero(differences))
     of_those = "pairs" if n_differing == len(differences) else "pairs that differ"
     test = test._replace(reason=test.reason or _too_few(f"{n_differing} {of_those}", test.smallest_p_value))
-    row = _row(float(differences.mean()), interval, test, why)
+    row = _row(float(differences.mean()), intervals, test)
     row["difference"] = row.pop("slope")
     return {"n_seeds": len(values), "n_pairs": len(differences), "p_value_of_seeds": of_seeds} | row
 
 
-def _over_seeds(figure: Callable[[Values], float], values: Values, seed: int, confidence_level: float) -> Interval:
-    """The interval of a figure of some seeds' values."""
-    n = len(values)
-    draws: Int64[np.ndarray, "resample seed"] = np.random.default_rng(seed).integers(0, n, (N_RESAMPLES, n))
-    # Few seeds have few different draws: each is looked at once.
-    kinds, which = np.unique(np.sort(draws, axis=1), axis=0, return_inverse=True)
-    resamples = np.array([figure(values[kind]) for kind in kinds])[which.ravel()]
-    left_out = np.array([figure(np.delete(values, index, axis=0)) for index in range(n)]) if n > 1 else values[:, 0]
-    found = bca_interval(figure(values), resamples, [left_out], confidence_level=confidence_level)
-    # What is resampled are seeds here.
-    return found._replace(reason=None if found.reason is None else found.reason.replace("sequence", "seed"))
-
-
-def _row(estimate: float | None, interval: Interval | None, test: RankTest, why: str | None = None) -> dict[str, Any]:
-    """What both tables say of a figure.
-
-    Args:
-        estimate: The slope or difference.
-        interval: Its interval.
-        test: The test.
-        why: Why there is no interval.
-    """
+def _row(estimate: float | None, intervals: SeedIntervals, test: RankTest) -> dict[str, Any]:
+    """What both tables say of a figure: its slope or difference, and of both the rest."""
+    found = intervals._asdict()
+    reasons = [reason for reason in (found.pop("reason"), test.reason) if reason is not None]
     return {
         "slope": estimate,
-        "low": None if interval is None else interval.low,
-        "high": None if interval is None else interval.high,
+        **found,
         "effect": test.effect,
         "p_value": test.p_value,
         "smallest_p_value": test.smallest_p_value,
-        "reason": "; ".join(reason for reason in (why, test.reason) if reason is not None) or None,
+        "reason": "; ".join(reasons) or None,
     }
 
 

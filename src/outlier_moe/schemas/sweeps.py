@@ -147,7 +147,10 @@ class SweepTrend(dy.Schema):
     """Change of the figure per doubling of the parameters."""
     low = dy.Float64(nullable=True)
     high = dy.Float64(nullable=True)
-    """Interval of the slope, over resampled seeds."""
+    """Student's interval of the slope: the seeds' own slopes are its sample."""
+    bootstrap_low = dy.Float64(nullable=True)
+    bootstrap_high = dy.Float64(nullable=True)
+    """BCa interval over resampled seeds. Of few it is too narrow: `seed_intervals.SIMULATED` says by how much."""
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """Kendall's tau of all runs."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
@@ -176,14 +179,17 @@ class SweepComparison(dy.Schema):
     optimizer = dy.String(primary_key=True)
     other = dy.String(primary_key=True)
     n_seeds = dy.Int64(min=0)
-    """Those that are resampled; 0 if none has a pair at every scale."""
+    """Those that intervals are over; 0 if none has a pair at every scale."""
     n_pairs = dy.Int64(min=1)
     """Pairs of runs of one scale and seed, which share weights and data."""
     difference = dy.Float64()
     """The mean of optimizer less other."""
     low = dy.Float64(nullable=True)
     high = dy.Float64(nullable=True)
-    """Its interval, over resampled seeds."""
+    """Student's interval: its sample are the seeds' own differences, each the mean over the scales."""
+    bootstrap_low = dy.Float64(nullable=True)
+    bootstrap_high = dy.Float64(nullable=True)
+    """As in `trends.parquet`."""
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """The share of the pairs above 0 less the share below."""
     p_value = dy.Float64(nullable=True, min=0, max=1)

@@ -218,7 +218,7 @@ def test_a_measure_that_is_not_finite_is_no_figure(tmp_path: Path) -> None:
 def test_one_seed_or_one_scale_has_no_interval_and_says_why() -> None:
     single = made_up(lambda size, optimizer: size, seeds=1)
     assert trends(single)["low"].null_count() == 2
-    few = "fewer than two seeds: there is nothing to resample; 3 runs cannot give p below 0.33"
+    few = "fewer than two seeds: there is no spread to see; 3 runs cannot give p below 0.33"
     assert trends(single)["reason"].unique().to_list() == [few]
     assert trends(single.filter(scale="small"))["reason"].unique().to_list() == ["one scale only"]
     assert comparisons(single.filter(optimizer="muon")).is_empty()
