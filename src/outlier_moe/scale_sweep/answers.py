@@ -16,7 +16,6 @@ scales are tested with the seed as the unit, too, which no p-value below 2 / 2**
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import dataframely as dy
@@ -89,11 +88,51 @@ def _too_few(values: str, smallest: float | None) -> str | None:
     return None if smallest is None or smallest <= LEVEL else f"{values} cannot give p below {smallest:.2g}"
 
 
-def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
+PAIRS = {
+    "figure": pl.String,
+    "moment": pl.String,
+    "scale": pl.String,
+    "seed": pl.Int64,
+    "optimizer": pl.String,
+    "other": pl.String,
+    "difference": pl.Float64,
+    "target_loss_nats": pl.Float64,
+    "gap_steps": pl.Float64,
+}
+"""A pair of runs of one scale and seed, as `comparisons` takes them."""
+
+
+def pairs_of(
+    figures: pl.DataFrame, *, target_loss_nats: float | None = None, gap_steps: float | None = None
+) -> pl.DataFrame:
+    """The differences of each two optimisers' runs of one scale and seed, optimizer less other: `PAIRS`.
+
+    Args:
+        figures: As for `trends`. The optimizer of a pair is the one that comes first.
+        target_loss_nats: The training loss that the figures are read at, if it is one.
+        gap_steps: The most steps between two checkpoints that they are read from.
+    """
+    names = figures["optimizer"].unique(maintain_order=True).to_list()
+    place = {name: index for index, name in enumerate(names)}
+    runs = _finite(figures).select("figure", "moment", "scale", "seed", "optimizer", "value")
+    pairs = runs.join(
+        runs.rename({"optimizer": "other", "value": "other_value"}),
+        on=["figure", "moment", "scale", "seed"],
+        maintain_order="left_right",
+    ).filter(pl.col("optimizer").replace_strict(place) < pl.col("other").replace_strict(place))
+    return pairs.select(
+        *("figure", "moment", "scale", "seed", "optimizer", "other"),
+        difference=pl.col("value") - pl.col("other_value"),
+        target_loss_nats=pl.lit(target_loss_nats, pl.Float64),
+        gap_steps=pl.lit(gap_steps, pl.Float64),
+    ).cast(PAIRS)  # type: ignore[arg-type]
+
+
+def comparisons(pairs: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
     """How each two optimisers differ, scale by scale and over all scales; a seed's runs share weights and data.
 
     Args:
-        figures: As for `trends`.
+        pairs: What `pairs_of` gave.
         seed: Decides the resamples.
         confidence_level: Of the intervals.
 
@@ -104,17 +143,16 @@ def comparisons(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float
         Families are the figures at single scales and over all scales, and the cost of a step at single scales and over
         all.
     """
-    order = figures["optimizer"].unique(maintain_order=True).to_list()
     rows = []
-    for (figure, moment), group in _groups(_finite(figures), "figure", "moment"):
-        wide = group.pivot("optimizer", index=["scale", "seed"], values="value")
-        for optimizer, other in combinations([name for name in order if name in wide.columns], 2):
-            pairs = wide.select("scale", "seed", difference=pl.col(optimizer) - pl.col(other)).drop_nulls()
-            scales = pairs["scale"].unique(maintain_order=True).to_list()
-            for scale in [*scales, *([ALL_SCALES] if len(scales) > 1 else [])]:
-                chosen = pairs if scale == ALL_SCALES else pairs.filter(scale=scale)
-                found = {"figure": figure, "moment": moment, "scale": scale, "optimizer": optimizer, "other": other}
-                rows.append(found | _difference(chosen, seed, confidence_level))
+    for _, of_figure in _groups(pairs, "figure", "moment"):
+        for key, of_pair in _groups(of_figure, "figure", "moment", "optimizer", "other"):
+            found = dict(zip(("figure", "moment", "optimizer", "other"), key, strict=True))
+            scales = _groups(of_pair, "scale")
+            for (scale,), chosen in scales:
+                where = chosen.select("target_loss_nats", "gap_steps").row(0, named=True)
+                rows.append(found | {"scale": scale} | where | _difference(chosen, seed, confidence_level))
+            if len(scales) > 1:
+                rows.append(found | {"scale": ALL_SCALES} | _difference(of_pair, seed, confidence_level))
     is_pooled = pl.col("scale") == ALL_SCALES
     return _with_q(rows, SweepComparison, pl.when(is_pooled).then(pl.lit("all scales")).otherwise(pl.lit("one scale")))
 

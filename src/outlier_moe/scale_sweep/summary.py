@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from outlier_moe.scale_sweep.answers import comparisons, trends
+from outlier_moe.scale_sweep.answers import comparisons, pairs_of, trends
 from outlier_moe.scale_sweep.figures import COST, MOMENTS, TARGET, SweptRun, at_moments, figures_over_steps, target_loss
 from outlier_moe.schemas.completing import completed
 from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
@@ -35,7 +36,15 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     """Put the runs of a sweep together."""
     facts = pl.DataFrame([_facts(run) for run in runs], infer_schema_length=None, schema_overrides=_OF_RUN)
     over_steps = [figures_over_steps(pl.read_parquet(run.metrics)) for run in runs]
-    targets = _targets(runs, over_steps, facts)
+    curves = [
+        _Curve(run, steps)
+        for run, steps, diverged_at in zip(runs, over_steps, facts["diverged_at"], strict=True)
+        if diverged_at is None
+    ]
+    targets = {
+        scale: target_loss([curve.steps for curve in curves if curve.run.scale == scale])
+        for scale in facts["scale"].unique(maintain_order=True)
+    }
     rows, dynamics = [], []
     for run, steps in zip(runs, over_steps, strict=True):
         dynamics.append(steps.select(*(pl.lit(value).alias(name) for name, value in run.key.items()), pl.all()))
@@ -43,20 +52,37 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=_OF_FIGURE)
     # A diverged run's last figures are those of a checkpoint before it did.
     compared = figures.filter(~pl.col("is_diverged"))
-    # Nothing is asked of what is chosen or the same by definition.
-    is_given = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
-    known = compared.filter(pl.col("value").is_not_null(), pl.col("moment") != "start", ~is_given)
+    known = compared.filter(pl.col("moment") != "start", ~_IS_GIVEN)
+    pairs = [pairs_of(known.filter(moment="end")), *_pairs_at_matched_loss(curves)]
     return SweepTables(
         summary=completed(SweepSummary, _summary(facts, compared, targets)),
         runs=SweptRunFacts.validate(facts.select(SweptRunFacts.column_names()), cast=True),
         figures=SweptFigure.validate(figures.select(SweptFigure.column_names()), cast=True),
         dynamics=completed(SweepCheckpoint, pl.concat(dynamics, how="diagonal_relaxed")),
         trends=trends(known),
-        comparisons=comparisons(known),
+        comparisons=comparisons(pl.concat(pairs)),
     )
 
 
+class _Curve(NamedTuple):
+    """A run that did not diverge."""
+
+    run: SweptRun
+    steps: pl.DataFrame
+    """Its figures at every checkpoint."""
+
+
+# Nothing is asked of what is chosen or the same by definition.
+_IS_GIVEN = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
+
 _OF_RUN = {"diverged_at": pl.Int64, "grid_edge": pl.String}
+_OF_MATCHED = {
+    "scale": pl.String,
+    "optimizer": pl.String,
+    "seed": pl.Int64,
+    "figure": pl.String,
+    "value": pl.Float64,
+}
 _OF_FIGURE = {
     "value": pl.Float64,
     "step": pl.Float64,
@@ -99,19 +125,26 @@ def _times(metrics: Path) -> dict[str, float]:
     return {f"time_{name}_s": spent.get(name, 0.0) for name in ("evaluation", "recording", "measures")}
 
 
-def _targets(
-    runs: Sequence[SweptRun], over_steps: Sequence[pl.DataFrame], facts: pl.DataFrame
-) -> dict[str, float | None]:
-    """The matched training loss of each scale."""
-    targets = {}
-    for scale in facts["scale"].unique(maintain_order=True):
-        chosen = [
-            steps
-            for run, steps, diverged_at in zip(runs, over_steps, facts["diverged_at"], strict=True)
-            if run.scale == scale and diverged_at is None
-        ]
-        targets[scale] = target_loss(chosen)
-    return targets
+def _pairs_at_matched_loss(curves: Sequence[_Curve]) -> list[pl.DataFrame]:
+    """The runs of each two optimisers, scale by scale, at the training loss that all runs of the two reached there."""
+    optimizers = list(dict.fromkeys(curve.run.optimizer for curve in curves))
+    tables = []
+    for scale in dict.fromkeys(curve.run.scale for curve in curves):
+        for two in combinations(optimizers, 2):
+            of_two = [(name, scale) for name in two]
+            chosen = [curve for key in of_two for curve in curves if (curve.run.optimizer, curve.run.scale) == key]
+            target = target_loss([curve.steps for curve in chosen])
+            matched = [at_moments(curve.steps, target)["matched"] for curve in chosen]
+            rows = [
+                {"scale": scale, "optimizer": run.optimizer, "seed": run.seed, "figure": figure, "value": value}
+                for (run, _), found in zip(chosen, matched, strict=True)
+                for figure, value in found.values.items()
+            ]
+            # Of a scale where one of the two diverged there are no pairs.
+            figures = pl.DataFrame(rows, schema=_OF_MATCHED).with_columns(moment=pl.lit("matched"))
+            gap_steps = max((found.gap_steps for found in matched if found.gap_steps is not None), default=None)
+            tables.append(pairs_of(figures.filter(~_IS_GIVEN), target_loss_nats=target, gap_steps=gap_steps))
+    return tables
 
 
 def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, float | None]) -> pl.DataFrame:
@@ -130,6 +163,8 @@ def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, floa
         means = chosen.pivot("figure", index=key, values="value", aggregate_function="mean")
         means = means.rename({name: f"{name}{suffix}" for name in means.columns if name not in key})
         table = table.join(means, on=key, how="left", maintain_order="left")
+    start = figures.filter(moment="start", figure=TARGET).group_by(key).agg(start_loss_nats=pl.col("value").mean())
+    table = table.join(start, on=key, how="left", maintain_order="left")
     # Where the matched figures are read, of the seeds that have them.
     matched = figures.filter(moment="matched", figure=TARGET).group_by(key)
     where = matched.agg(

@@ -85,7 +85,10 @@ class _OfScale(dy.Schema):
     n_diverged = dy.Int64(min=0)
     """Of the seeds: those are in no mean."""
     target_loss_nats = dy.Float64(nullable=True, min=0)
-    """The matched training loss; null if every run of the scale diverged."""
+    """The matched training loss; null if every run of the scale diverged. Two optimisers are compared at one of their
+    own: `comparisons.parquet`."""
+    start_loss_nats = dy.Float64(nullable=True, min=0)
+    """The training loss before the first step, the mean of the seeds: how far the matched one is from guessing."""
     n_matched = dy.Int64(min=0)
     """Seeds that have figures there: not those that start at or below it."""
     step_matched = dy.Float64(nullable=True, min=0)
@@ -169,6 +172,9 @@ class SweepTrend(dy.Schema):
 class SweepComparison(dy.Schema):
     """`comparisons.parquet`: how two optimisers differ.
 
+    At the moment `matched` each two are compared at a loss of their own: what all optimisers reached is what the
+    slowest did, which may be hardly better than guessing.
+
     The scale `all` pools the pairs of the seeds that have one at every scale; of all seeds, without an interval, if
     none has.
     """
@@ -182,6 +188,11 @@ class SweepComparison(dy.Schema):
     """Those that intervals are over; 0 if none has a pair at every scale."""
     n_pairs = dy.Int64(min=1)
     """Pairs of runs of one scale and seed, which share weights and data."""
+    target_loss_nats = dy.Float64(nullable=True, min=0)
+    """At the moment `matched`, the training loss at which the two are compared: what all runs of both at this scale
+    that did not diverge reached. Null at the end, and over all scales, each of which has its own."""
+    gap_steps = dy.Float64(nullable=True, min=0)
+    """The most steps between two checkpoints that a figure there is read from; null where the target is."""
     difference = dy.Float64()
     """The mean of optimizer less other."""
     low = dy.Float64(nullable=True)

@@ -14,7 +14,8 @@ from dataframely.exc import ValidationError
 from scipy import stats
 
 from outlier_moe.cli import main
-from outlier_moe.scale_sweep.answers import comparisons, trends
+from outlier_moe.scale_sweep.answers import comparisons as comparisons_of_pairs
+from outlier_moe.scale_sweep.answers import pairs_of, trends
 from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, at_moments, figures_over_steps, target_loss
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal, show_summary
@@ -58,6 +59,10 @@ def test_what_is_not_there_has_no_figures_there_and_says_why(losses: list[float 
     assert found[:3] == ({"train_loss_nats": None, "hoyer": None}, None, None)
     assert found.reason is not None and reason in found.reason
     assert target_loss([]) is None
+
+
+def comparisons(figures: pl.DataFrame) -> pl.DataFrame:
+    return comparisons_of_pairs(pairs_of(figures))
 
 
 SIZES = {"small": 1_000_000, "medium": 4_000_000, "large": 16_000_000}
@@ -284,6 +289,57 @@ def test_of_the_gaps_at_matched_loss_the_widest_is_told(tmp_path: Path) -> None:
     assert summarise_sweep(runs).summary["gap_steps_matched"].to_list() == [10, 0]
 
 
+def swept(folder: Path, losses: dict[str, list[float | None]]) -> list[SweptRun]:
+    """Two runs of each optimiser, whose weights' rank is a hundredth of the training loss, and of Muon's 0.1 more."""
+    runs = [write_run(folder, name, seed, of) for name, of in losses.items() for seed in (0, 1)]
+    for run in runs:
+        rows = pl.read_parquet(run.metrics)
+        loss = rows.filter(place="train")
+        rank = pl.col("value") / 100 + (0.1 if run.optimizer == "muon" else 0.0)
+        ranks = loss.with_columns(metric=pl.lit("weight_effective_rank_share"), place=pl.lit("fc1"), value=rank)
+        rows.filter(pl.col("metric") != "weight_effective_rank_share").vstack(ranks).write_parquet(run.metrics)
+    return runs
+
+
+LOSSES: dict[str, list[float | None]] = {
+    "sgd": [2.3, 2.29, 2.28],
+    "adamw": [2.3, 1.0, 0.4],
+    "muon": [2.3, 0.5, 0.1],
+}
+
+
+def test_each_two_optimisers_are_compared_at_the_loss_that_both_reached(tmp_path: Path) -> None:
+    """What all reached is what SGD did, which is hardly better than guessing."""
+    tables = summarise_sweep(swept(tmp_path, LOSSES))
+    assert tables.summary["target_loss_nats"].to_list() == [2.28] * 3
+    assert tables.summary["start_loss_nats"].to_list() == [2.3] * 3
+    found = tables.comparisons.filter(figure="weight_effective_rank")
+    matched = {(row["optimizer"], row["other"]): row for row in found.filter(moment="matched").to_dicts()}
+    assert {pair: row["target_loss_nats"] for pair, row in matched.items()} == {
+        ("sgd", "adamw"): 2.28,
+        ("sgd", "muon"): 2.28,
+        ("adamw", "muon"): 0.4,
+    }
+    # At one loss the ranks of two differ by what does not go with the loss.
+    assert [row["difference"] for row in matched.values()] == pytest.approx([0.0, -0.1, -0.1])
+    assert {row["gap_steps"] for row in matched.values()} == {10.0}
+    at_end = found.filter(moment="end")
+    assert at_end.select("target_loss_nats", "gap_steps").null_count().row(0) == (3, 3)
+    assert at_end["difference"].to_list() == pytest.approx([0.0188, -0.0782, -0.097])
+    # The figures, and so the trends, are those of the loss that all reached.
+    shown = tables.figures.filter(moment="matched", figure="weight_effective_rank", optimizer="adamw")
+    assert shown["value"].to_list() == pytest.approx([0.0228] * 2)
+
+
+def test_a_pair_whose_run_starts_at_the_matched_loss_or_diverged_is_in_no_comparison(tmp_path: Path) -> None:
+    losses = LOSSES | {"sgd": [2.3, 9.0, None], "adamw": [2.3, 2.4, 2.5]}
+    tables = summarise_sweep(swept(tmp_path, losses))
+    assert "matched" not in tables.comparisons["moment"].to_list()
+    assert set(tables.comparisons.select("optimizer", "other").rows()) == {("adamw", "muon")}
+    [sgd, *_] = tables.summary.to_dicts()
+    assert sgd["start_loss_nats"] is None
+
+
 def test_the_command_shows_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path, "adamw", 0, [2.0, 1.0, 0.5])
     (tmp_path / "lm_scale_sweep").mkdir()
@@ -313,10 +369,10 @@ def test_a_rate_at_the_edge_of_its_grid_is_marked(tmp_path: Path, capsys: pytest
     show_summary(tables.summary, output_format="table", title="sweep")
     printed = capsys.readouterr().out
     assert "…" not in printed, "whole in 120 columns"
-    assert "up to 10 steps apart" in printed
-    [adamw, muon] = [line for line in printed.splitlines() if "tiny" in line]
+    assert "up to 10 steps apart" in " ".join(printed.split())
+    [adamw, muon] = [line for line in printed.splitlines() if line.strip().startswith("tiny")]
     assert "0.1 >" in adamw and ">" not in muon
-    assert "a better one may lie beyond" in printed
+    assert "a better one may lie beyond" in " ".join(printed.split())
     show_summary(tables.summary.filter(optimizer="muon"), output_format="table", title="sweep")
     assert "may lie beyond" not in capsys.readouterr().out
 
