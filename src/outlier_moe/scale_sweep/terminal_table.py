@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import polars as pl
 
 from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.study import GridEdge
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+
+WIDTH = 120
+"""Characters of a line, which is what a pipe gets."""
 
 EDGE_MARKS: dict[GridEdge, str] = {"lowest": " <", "highest": " >"}
 
@@ -26,7 +31,7 @@ TABLE = {
     "peak": Column("peak", "magnitude"),
     "step_time_s": Column("s per\nstep"),
 }
-"""Within 120 characters, which is what a pipe gets; the other figures are in the files, the pictures and the report."""
+"""Within `WIDTH`; the other figures are in the files, the pictures and the report."""
 
 
 def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:
@@ -52,15 +57,20 @@ def edge_note(summary: pl.DataFrame) -> str | None:
 
 
 def matched_note(summary: pl.DataFrame) -> str | None:
-    """Where the columns at matched loss are read, if any of them lies between two checkpoints."""
+    """Where the columns at matched loss are read, and how far that loss is from the one at the start."""
     known = summary.drop_nulls("step_matched")
-    steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
-    if not any(gaps):
+    if known.is_empty():
         return None
+    steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
+    between = f", by a line between two checkpoints, which are up to {max(gaps):.3g} steps apart" if any(gaps) else ""
+    losses = known.group_by("scale", maintain_order=True).agg(
+        pl.col("target_loss_nats").first(), pl.col("start_loss_nats").mean()
+    )
+    told = ", ".join(f"{target:.3f} at {scale} ({start:.3f} at the start)" for scale, target, start in losses.rows())
     return (
         "m. loss: where the training loss first is what all runs of the scale reached: after "
-        f"{min(steps):.3g} to {max(steps):.3g} steps,\n"
-        f"by a line between two checkpoints, which are up to {max(gaps):.3g} steps apart."
+        f"{min(steps):.3g} to {max(steps):.3g} steps{between}. It is {told}. comparisons.parquet holds each two "
+        "optimisers against each other at the loss that these two reached."
     )
 
 
@@ -72,4 +82,4 @@ def show_summary(summary: pl.DataFrame, *, output_format: OutputFormat, title: s
     show_frame(for_terminal(summary), TABLE, output_format=output_format, title=title)
     for note in (matched_note(summary), edge_note(summary)):
         if note is not None:
-            print(note)
+            print(textwrap.fill(note, WIDTH, break_long_words=False, break_on_hyphens=False))

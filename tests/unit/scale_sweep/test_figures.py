@@ -369,12 +369,19 @@ def test_a_rate_at_the_edge_of_its_grid_is_marked(tmp_path: Path, capsys: pytest
     show_summary(tables.summary, output_format="table", title="sweep")
     printed = capsys.readouterr().out
     assert "…" not in printed, "whole in 120 columns"
+    # A line is broken where it would be longer.
     assert "up to 10 steps apart" in " ".join(printed.split())
+    assert max(map(len, printed.splitlines())) <= 120
     [adamw, muon] = [line for line in printed.splitlines() if line.strip().startswith("tiny")]
     assert "0.1 >" in adamw and ">" not in muon
     assert "a better one may lie beyond" in " ".join(printed.split())
     show_summary(tables.summary.filter(optimizer="muon"), output_format="table", title="sweep")
     assert "may lie beyond" not in capsys.readouterr().out
+
+
+def test_the_matched_loss_stands_beside_that_of_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(summarise_sweep(swept(tmp_path, LOSSES)).summary, output_format="table", title="sweep")
+    assert "It is 2.280 at tiny (2.300 at the start)." in " ".join(capsys.readouterr().out.split())
 
 
 def test_tables_have_every_figure_within_its_range(tmp_path: Path) -> None:
