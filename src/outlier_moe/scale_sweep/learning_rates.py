@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from outlier_moe.scale_sweep.runs import last_loss
-from outlier_moe.scale_sweep.scaling_rules import tuning_steps, warmup_steps
+from outlier_moe.scale_sweep.scaling_rules import saving_interval, tuning_steps, warmup_steps
 from outlier_moe.scale_sweep.study import GridEdge
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject
 from outlier_moe.whole_outputs import remove_whole, whole_file
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 UNMEASURED = {"n_checkpoints": 1, "n_recorded": 1}
 """Of a study's section while rates are tried: nothing is measured along the way, whatever the study says."""
+N_STATES = 5
+"""Of a trial, evenly spaced: those that it goes on from when it is killed."""
 
 
 class ChosenRate(NamedTuple):
@@ -53,7 +55,7 @@ def try_rates(
         label: What the log calls it.
     """
     rows: list[dict[str, Any]] = []
-    # What is done is not done again after a kill.
+    # What is done is not done again after a kill: rates that are through, and the steps to a trial's last state.
     work = output.with_name(f".{output.stem}.work")
     for multiple in sorted(sweep["multiples"]):
         options = _shortened(options_of(ChosenRate(multiple)), sweep)
@@ -81,7 +83,11 @@ def _shortened(options: RunOptions, sweep: Mapping[str, Any]) -> RunOptions:
     n_steps = tuning_steps(options.training.n_steps, sweep["tuning_share"])
     n_warmup = warmup_steps(sweep["training"]["warmup_fraction"], n_steps)
     training = replace(
-        options.training, n_steps=n_steps, n_warmup_steps=n_warmup, checkpoint_every=n_steps, visit_at=()
+        options.training,
+        n_steps=n_steps,
+        n_warmup_steps=n_warmup,
+        checkpoint_every=saving_interval(n_steps, N_STATES),
+        visit_at=(),
     )
     return replace(options, training=training)
 

@@ -72,22 +72,28 @@ def test_the_best_rate_on_validation_is_chosen(run: Path) -> None:
     assert not list(run.glob(".*"))
 
 
+# Each of the two rates is tried for two steps, with a state behind each.
+@pytest.mark.parametrize(("dies_in", "all_taken"), [(3, [0, 1, 0, 0, 1]), (4, [0, 1, 0, 1, 1])])
 def test_a_killed_grid_goes_on_in_the_one_folder_that_is_brought_back(
-    classifier: Classifier, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dies_in: int,
+    all_taken: list[int],
+    classifier: Classifier,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain, taken = loop._Run.step, []
 
     def noting(of: Any) -> dict[str, Any]:
         taken.append(of.n_done)
-        # Each of the two rates is tried for two steps.
-        return _die() if len(taken) == 3 else plain(of)
+        return _die() if len(taken) == dies_in else plain(of)
 
     monkeypatch.setattr(loop._Run, "step", noting)
     with pytest.raises(Killed):
         try_learning_rates(classifier, tmp_path / "rates.parquet")
     assert [path.name for path in tmp_path.iterdir()] == [".rates.work"]
     try_learning_rates(classifier, tmp_path / "rates.parquet")
-    assert taken == [0, 1, 0, 0, 1] and [path.name for path in tmp_path.iterdir()] == ["rates.parquet"]
+    assert taken == all_taken and [path.name for path in tmp_path.iterdir()] == ["rates.parquet"]
     assert_frame_equal(pl.read_parquet(tmp_path / "rates.parquet"), pl.read_parquet(run / "rates.parquet"))
 
 
