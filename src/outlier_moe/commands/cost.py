@@ -12,6 +12,7 @@ import polars as pl
 
 from outlier_moe.commands.plan import add_choices, plan_chosen
 from outlier_moe.commands.skypilot import import_skypilot
+from outlier_moe.errors import StudyError
 from outlier_moe.terminal.presentation import Column, show_frame
 
 if TYPE_CHECKING:
@@ -100,7 +101,11 @@ def _catalogue(cluster: Cluster, infra: str, catalog: Any) -> Catalogue:
     from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators
     from snakemake_executor_plugin_skypilot.prices import Prices
 
-    prices, offers = Prices(infra, catalog), {}
+    try:
+        prices = Prices(infra, catalog)
+    except RentalError as error:
+        raise StudyError(str(error)) from None
+    offers = {}
     wanted = {(card.name, tier.count) for tier in cluster.tiers for card in tier.accelerators}
     for name, count in sorted(wanted):
         try:

@@ -12,13 +12,16 @@ def import_skypilot() -> Any:
     """SkyPilot, with this folder's .env in the environment, where keys may be.
 
     Raises:
-        StudyError: If it is not installed.
+        StudyError: If it is not installed, or .env cannot be read.
     """
     from snakemake_executor_plugin_skypilot.cloud import import_sky
     from snakemake_executor_plugin_skypilot.errors import RentalError
     from snakemake_executor_plugin_skypilot.preflight import load_environment
 
-    load_environment(Path(".env"))
+    try:
+        load_environment(Path(".env"))
+    except RentalError as error:
+        raise StudyError(str(error)) from None
     try:
         return import_sky()
     except RentalError:

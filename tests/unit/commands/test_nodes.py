@@ -218,3 +218,12 @@ def test_without_skypilot_the_remedy_is_said(
     monkeypatch.setitem(sys.modules, "sky", None)
     assert main(command) == 1
     assert "make cloud" in capsys.readouterr().err
+
+
+def test_an_env_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes("KEY=\u00fc\n".encode("latin-1"))
+    assert main(["nodes"]) == 1
+    assert ".env" in capsys.readouterr().err
