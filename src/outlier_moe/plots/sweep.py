@@ -17,7 +17,7 @@ START_GREY = "#87909c"
 """Between the colours of both themes."""
 CHOSEN = "chosen_scale"
 """The parameter that says whose steps are shown."""
-_SHARED = ("y", "low", "high", "last", "start")
+_HEIGHTS = ("y", "low", "high", "last", "start")
 """Columns that the marks of a panel have their heights of."""
 _NUMBER = ",.4~r"
 
@@ -58,7 +58,9 @@ def size_chart(
     shown = figures.filter(pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null())
     rows = [*_at_moments(shown), *_at_start(shown)]
     layers = _size_layers(rows)
-    charts = [_panel(title, figure, rows, layers, width, height) for figure, title in panels.items()]
+    there = {row["figure"] for row in rows}
+    shown_panels = {figure: title for figure, title in panels.items() if figure in there}
+    charts = [_panel(title, figure, rows, layers, width, height) for figure, title in shown_panels.items()]
     lines = [
         f"solid: at the end; dashed: at matched training loss; {_of_seeds(rows, 'bars')}",
         "grey: at initialisation, the mean of all runs" + ("; crosses: runs that diverged" if _crosses(rows) else ""),
@@ -135,7 +137,7 @@ def dynamics_chart(
     scales = list(sizes)
     base = alt.Chart().encode(
         # Checkpoints are the denser the earlier, step 0 among them.
-        x=alt.X("step:Q", title="step", scale=alt.Scale(type="symlog"), axis=_step_axis(rows)),
+        x=_steps(rows),
         color=_colour(rows),
     )
     if len(scales) > 1:
@@ -184,14 +186,15 @@ def _panel(
     title: str, figure: str, rows: Sequence[Row], layers: Iterable[tuple[str, alt.Chart]], width: int, height: int
 ) -> Layered:
     """One figure's panel, on an axis that suits it."""
-    values = [row[name] for row in rows if row["figure"] == figure for name in _SHARED if row.get(name) is not None]
+    of_figure = [row for row in rows if row["figure"] == figure]
+    heights = {name: [row[name] for row in of_figure if row.get(name) is not None] for name in _HEIGHTS}
+    values = [value for of_mark in heights.values() for value in of_mark]
     kind = axis_kind(figure, values)
     domain = domain_of(np.array(values, np.float64), kind, room=0.06, from_zero=figure in COUNTS)
-    drawn = [chart.encode(y=_height(column, figure, kind, domain)) for column, chart in layers]
-    shown = f"{title}{_AXES[kind]}"
-    chart = alt.layer(*drawn).transform_filter(f"datum.figure === '{figure}'")
-    heading = alt.Title(shown, fontWeight="normal", fontSize=12, anchor="middle", offset=6)
-    return chart.properties(width=width, height=height, title=heading)
+    drawn = [chart.encode(y=_height(column, figure, kind, domain)) for column, chart in layers if heights[column]]
+    heading = alt.Title(f"{title}{_AXES[kind]}", fontWeight="normal", fontSize=12, anchor="middle", offset=6)
+    chosen = [alt.FilterTransform(filter=f"datum.figure === '{figure}'")]
+    return sized(alt.layer(*drawn), transform=chosen, width=width, height=height, title=heading)
 
 
 def _height(column: str, figure: str, kind: ScaleKind, domain: tuple[float, float]) -> alt.Y:
@@ -233,8 +236,11 @@ def _crosses(rows: Sequence[Row]) -> bool:
     return any(row.get("last") is not None for row in rows)
 
 
-def _step_axis(rows: Sequence[Row]) -> alt.Axis:
-    return alt.Axis(values=sorted({row["step"] for row in rows}), format="~s", labelOverlap=True)
+def _steps(rows: Sequence[Row]) -> alt.X:
+    steps = sorted({row["step"] for row in rows})
+    scale = alt.Scale(type="symlog", domain=[0, max([1, *steps])], nice=False)
+    axis = alt.Axis(values=steps, format="~s", labelOverlap="greedy", labelSeparation=5)
+    return alt.X("step:Q", title="step", scale=scale, axis=axis)
 
 
 def _colour(rows: Sequence[Row]) -> alt.Color:

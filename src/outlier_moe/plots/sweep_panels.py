@@ -82,3 +82,11 @@ def axis_kind(figure: str, values: Sequence[float]) -> ScaleKind:
     if low > 0:
         return "log" if high > LEAST_SPREAD * low else "linear"
     return "symlog" if high > LEAST_SYMLOG else "linear"
+
+
+def short_title(figure: str) -> str:
+    """What a sentence calls a figure."""
+    title = TITLES.get(figure, figure.replace("_", " "))
+    for unit in (" (share)", " (number)", " (0 to 1)", " (s, of this machine)", " / min(m, n)"):
+        title = title.removesuffix(unit)
+    return title

@@ -47,7 +47,8 @@ const STRETCH = 1.6;
 // As many panels beside each other as have room, none wider than the element.
 function panels(element, spec) {
   const isNarrow = element.clientWidth < NARROW;
-  const room = element.clientWidth - (isNarrow ? 0 : LEGEND);
+  // Of panels with axes of their own kinds the legend stands above.
+  const room = element.clientWidth - (isNarrow || spec.concat ? 0 : LEGEND);
   const own = (spec.spec ?? spec.concat[0]).width;
   const columns = Math.max(1, Math.min(spec.columns ?? 1, Math.floor(room / (own + BESIDE))));
   const width = Math.min(STRETCH * own, Math.max(room / columns - BESIDE, 120));
