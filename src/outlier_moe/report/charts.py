@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -16,6 +17,8 @@ from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
 from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+from outlier_moe.report.sentences import Statement
+from outlier_moe.report.tables import Table
 
 
 class Picture(NamedTuple):
@@ -42,6 +45,12 @@ class PictureGroup(NamedTuple):
     """What they have in common."""
     pictures: list[Picture]
     """The pictures."""
+    statements: Sequence[Statement] = ()
+    """What stands out, question by question."""
+    tables: Sequence[Table] = ()
+    """The numbers behind it."""
+    caveats: Sequence[str] = ()
+    """How far it can be trusted."""
 
 
 def _spec(chart: alt.TopLevelMixin) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
         groups = [
             *comparison_pictures(inputs, contents),
             *upcycling_pictures(inputs.upcycling),
-            *sweep_pictures(inputs.sweeps),
+            *sweep_pictures(inputs.sweeps, inputs.study),
         ]
         of_models = {model.name: model_pictures(inputs, model) for model in contents.models}
     text = template.render(

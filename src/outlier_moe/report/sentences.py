@@ -24,6 +24,15 @@ class Finding(NamedTuple):
     """The numbers behind it, one statement each."""
 
 
+class Statement(NamedTuple):
+    """What is said of one question."""
+
+    head: str
+    """The question, and what its answer rests on."""
+    lines: list[str]
+    """What is found."""
+
+
 def counted(n: int, noun: str) -> str:
     """A number and its noun."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

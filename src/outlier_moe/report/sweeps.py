@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
-from outlier_moe.plots.sweep import PANELS, sweep_charts
+from outlier_moe.plots.sweep import sweep_charts
+from outlier_moe.plots.sweep_panels import TITLES
 from outlier_moe.report.charts import Picture, PictureGroup
-from outlier_moe.report.tables import Table, plain_table
-from outlier_moe.scale_sweep.study import ALL_SCALES
+from outlier_moe.report.sweep_answers import LEVEL, answer_tables, difference_questions, standing_out, trend_questions
+from outlier_moe.report.sweep_caveats import caveats, start_losses
+from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
+from outlier_moe.scale_sweep.figures import COST, MOMENTS
 
 Sweep = Mapping[str, pl.DataFrame]
 """The tables of `scale_sweep.summary.SweepTables`, by name."""
@@ -21,25 +25,58 @@ _TITLES = {
 _PICTURES = {
     "performance": (
         "Performance against size",
-        "Means of the seeds: solid at the end, dashed at matched loss; crosses are runs that diverged.",
+        "The loss at initialisation, in grey, is that of guessing. The time of a step is of the machine that trained,"
+        " on a CPU the processor time of all threads.",
     ),
-    "ranks": ("Rank against size", "Of weight matrices, of the residual stream, and of what the head reads."),
+    "ranks": (
+        "Rank against size",
+        "Of weight matrices, of the residual stream, and of what the head reads. Effective ranks are shares of the"
+        " largest rank there can be; stable ranks and participation ratios are numbers, and matrices grow with size.",
+    ),
     "sparsity": ("Sparsity against size", "Behind the GELU, in three ways; near 0 is below 0.001."),
-    "outliers": ("Outliers against size", "Of the residual stream, each the mean over the layers but for the largest."),
-    "dynamics": ("Over the steps", "At the largest scale, the mean of the seeds."),
+    "outliers": (
+        "Outliers against size",
+        "Of the residual stream, each the mean over the layers but for the largest; systematic features are counted by"
+        " the default preset.",
+    ),
+    "dynamics": (
+        "Over the steps",
+        "At one scale, which can be chosen where there are several; the axes are the same for all. Dotted lines, if"
+        " there are any, are runs that diverged.",
+    ),
 }
-_ANSWERS = ("weight_effective_rank", "hoyer", "generalisation_gap_nats", "kurtosis_of_feature_rms", "step_time_s")
-"""The figures whose trends and differences the text says."""
 _TABLES = {
-    "summary": "means of the seeds at the end, and at matched training loss",
+    "summary": "a row per scale and optimiser: rates, losses at the start and where they match, means of the seeds",
+    "figures": "every figure at initialisation, at matched training loss and at the end: the mean of the seeds [lowest "
+    "to highest]; runs that diverged are left out",
     "trends": "slopes per doubling of the parameters; Kendall's tau with two-sided p-values by permutation of runs",
     "comparisons": "differences of optimisers, paired by seed; signed-rank tests of the pairs, two-sided",
     "runs": "every run",
 }
+_HEADLINES = (
+    "train_loss_nats",
+    "test_loss_nats",
+    "test_accuracy",
+    "generalisation_gap_nats",
+    "weight_effective_rank",
+    "feature_effective_rank",
+    "head_effective_rank",
+    "hoyer",
+    "kurtosis_of_feature_rms",
+    "peak",
+    "n_systematic",
+    COST,
+)
+"""The figures of the summary, at all moments beside each other; those of the table of figures are all there are."""
 
 
-def sweep_pictures(sweeps: Mapping[str, Sweep]) -> list[PictureGroup]:
-    """A group of pictures for each sweep that was run."""
+def sweep_pictures(sweeps: Mapping[str, Sweep], study: Mapping[str, Any] | None = None) -> list[PictureGroup]:
+    """A group of pictures for each sweep that was run.
+
+    Args:
+        sweeps: The tables of each.
+        study: The study, which knows what was tried.
+    """
     groups = []
     for name, tables in sweeps.items():
         charts = sweep_charts(figures=tables["figures"], dynamics=tables["dynamics"])
@@ -50,18 +87,35 @@ def sweep_pictures(sweeps: Mapping[str, Sweep]) -> list[PictureGroup]:
             Picture(f"{name}-{chart}", *_PICTURES[chart], of.to_dict(validate=False), is_wide=True)
             for chart, of in charts.items()
         ]
-        groups.append(PictureGroup(_TITLES[name], _text(tables), pictures))
+        questions = [*difference_questions(tables["comparisons"]), *trend_questions(tables["trends"])]
+        groups.append(
+            PictureGroup(
+                _TITLES[name],
+                _text(tables),
+                pictures,
+                statements=standing_out(questions),
+                tables=answer_tables(name, tables["comparisons"], tables["trends"]),
+                caveats=caveats(name, tables, study or {}),
+            )
+        )
     return groups
 
 
 def sweep_tables(sweeps: Mapping[str, Sweep]) -> list[Table]:
     """The tables of each sweep, those first that are of figures and not of runs."""
     return [
-        plain_table(f"{name}-{table}", f"{_TITLES[name]}: {table}", f"{text[0].upper()}{text[1:]}.", tables[table])
+        _shown(table, name, f"{_TITLES[name]}: {table}", f"{text[0].upper()}{text[1:]}.", tables)
         for name, tables in sweeps.items()
         for table, text in _TABLES.items()
         if not tables[table].is_empty()
     ]
+
+
+def _shown(table: str, name: str, title: str, text: str, tables: Sweep) -> Table:
+    if table == "figures":
+        return _figures_table(f"{name}-figures", title, text, tables["figures"])
+    frame = _headlines(tables) if table == "summary" else tables[table]
+    return plain_table(f"{name}-{table}", title, text, frame)
 
 
 def _text(tables: Sweep) -> str:
@@ -69,90 +123,56 @@ def _text(tables: Sweep) -> str:
     n_seeds, n_diverged = runs["seed"].n_unique(), runs["diverged_at"].count()
     seeds = "one seed, no repetition" if n_seeds == 1 else f"{n_seeds} seeds"
     ended = "none diverged" if not n_diverged else f"{n_diverged} diverged and are in no comparison"
-    parts = [f"{len(runs)} runs ({seeds}), {ended}."]
-    parts += _edges(tables["summary"])
-    parts += _matched(tables["summary"])
-    if n_seeds > 1:
-        parts.append("Intervals of 95 % are over resampled seeds, and so few seeds make them rough.")
-        parts += _unit(tables)
-    for figure in _ANSWERS:
-        said = [*_trends(tables["trends"], figure), *_differences(tables["comparisons"], figure)]
-        if said:
-            title = _TITLE_OF[figure]
-            parts.append(f"{title[0].upper()}{title[1:]}: {'; '.join(said)}.")
-    return " ".join(parts)
+    return (
+        f"{len(runs)} runs ({seeds}), {ended}. What stands out at q ≤ {LEVEL:g}, with each optimiser's figures taken at"
+        " the end of training and where training losses match:"
+    )
 
 
-def _edges(summary: pl.DataFrame) -> list[str]:
-    """Whose learning rate is not known to be the best, for it lies at the edge of what was tried."""
-    rows = summary.filter(pl.col("grid_edge").is_not_null()).iter_rows(named=True)
-    said = [
-        f"{row['optimizer']} at {row['scale']} (the {row['grid_edge']}, {row['learning_rate']:.2g})" for row in rows
+def _headlines(tables: Sweep) -> pl.DataFrame:
+    """The summary's facts, and the headline figures at all moments beside each other."""
+    summary, figures = tables["summary"], tables["figures"]
+    if "start_loss_nats" not in summary.columns:
+        start_loss = pl.col("scale").replace_strict(start_losses(tables), default=None, return_dtype=pl.Float64)
+        summary = summary.with_columns(start_loss_nats=start_loss)
+    of_figures = {f"{name}{suffix}" for name in [*TITLES, COST] for suffix in ("", "_matched")}
+    facts = [name for name in summary.columns if name not in of_figures and name != "start_loss_nats"]
+    facts.insert(facts.index("target_loss_nats"), "start_loss_nats")
+    start = figures.filter(pl.col("figure").is_in(_HEADLINES), moment="start")
+    means = start.group_by("scale", "figure").agg(pl.col("value").mean())
+    wide = means.with_columns(pl.col("figure") + "_start").pivot("figure", index="scale", values="value")
+    table = summary.join(wide, on="scale", how="left", maintain_order="left")
+    shown = [f"{name}{suffix}" for name in _HEADLINES for suffix in ("_start", "_matched", "")]
+    return table.select(*facts, *(name for name in shown if name in table.columns))
+
+
+def _figures_table(name: str, title: str, text: str, figures: pl.DataFrame) -> Table:
+    """Every figure of every scale and optimiser, its moments beside each other."""
+    known = figures.filter(~pl.col("is_diverged"), pl.col("figure") != "learning_rate")
+    means = known.drop_nulls("value").group_by("figure", "scale", "optimizer", "moment", maintain_order=True)
+    found = means.agg(mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), n=pl.len())
+    cells = {row[:4]: row[4:] for row in found.iter_rows()}
+    # Sorted as pictures show them.
+    order = {figure: place for place, figure in enumerate(TITLES)}
+    keys = sorted(dict.fromkeys(key[:3] for key in cells), key=lambda key: order.get(key[0], len(order)))
+    heads = [("figure", False), ("scale", False), ("optimiser", False)]
+    heads += [
+        ({"start": "at initialisation", "matched": "at matched loss"}.get(one, "at the end"), True) for one in MOMENTS
     ]
-    if not said:
-        return []
-    return [f"At the edge of the grid of learning rates, so that a better one may lie beyond: {', '.join(said)}."]
-
-
-def _matched(summary: pl.DataFrame) -> list[str]:
-    """Where figures at matched loss are read, and from how far apart."""
-    known = summary.drop_nulls("step_matched")
-    if known.is_empty():
-        return []
-    steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
-    said = f"The matched loss of a scale is reached after {min(steps):.3g} to {max(steps):.3g} steps (means of seeds)"
-    if any(gaps):
-        said += f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart"
-    missing = sum(summary.select(pl.col("n_seeds") - pl.col("n_diverged") - pl.col("n_matched")).to_series().to_list())
-    return [f"{said}; {missing} runs start at or below it and have none." if missing else f"{said}."]
-
-
-def _unit(tables: Sweep) -> list[str]:
-    """What the tests of all scales together count as one observation."""
-    comparisons, n_scales = tables["comparisons"], tables["runs"]["scale"].n_unique()
-    pooled = comparisons.filter(scale=ALL_SCALES) if len(comparisons) else comparisons
-    if pooled.is_empty():
-        return []
-    n_pairs, n_seeds = max(pooled["n_pairs"].to_list()), max(pooled["n_seeds"].to_list())
-    return [
-        f"Differences over all scales are tested by {n_pairs} pairs ({n_seeds} seeds at {n_scales} scales) and trends "
-        "by single runs, all taken as independent; of whole seeds (the table's p_value_of_seeds) no p-value below "
-        f"{min(1.0, 2 / 2**n_seeds):.2g} can come."
-    ]
-
-
-_TITLE_OF = {figure: title for panels in PANELS.values() for figure, title in panels.items()}
-
-
-def _trends(trends: pl.DataFrame, figure: str) -> list[str]:
-    if trends.is_empty():
-        return []
-    rows = trends.filter(figure=figure, moment="end").filter(pl.col("slope").is_not_null())
-    return [
-        f"{row['optimizer']} {row['slope']:+.3g} per doubling of the parameters{_interval(row)}"
-        for row in rows.iter_rows(named=True)
-    ]
-
-
-def _differences(comparisons: pl.DataFrame, figure: str) -> list[str]:
-    if comparisons.is_empty():
-        return []
-    said = []
-    for moment, where in (("end", "at the end"), ("matched", "at matched loss")):
-        rows = comparisons.filter(figure=figure, moment=moment)
-        pooled = rows.filter(scale=ALL_SCALES)
-        said += [
-            f"{row['optimizer']} less {row['other']} {row['difference']:+.3g} {where}{_interval(row)}"
-            for row in (pooled if len(pooled) else rows).iter_rows(named=True)
+    rows = [
+        [
+            Cell(TITLES.get(figure, figure.replace("_", " ")), f"{order.get(figure, len(order)):03}"),
+            Cell(scale, scale),
+            Cell(optimizer, optimizer),
+            *(_mean_cell(cells.get((figure, scale, optimizer, moment))) for moment in MOMENTS),
         ]
-    return said
+        for figure, scale, optimizer in keys
+    ]
+    return Table(name, title, text, heads, rows)
 
 
-def _interval(row: Mapping[str, object]) -> str:
-    """An interval and a q-value, as far as there are any."""
-    parts = []
-    if row["low"] is not None:
-        parts.append(f"{row['low']:.3g} to {row['high']:.3g}")
-    if row["q_value"] is not None:
-        parts.append(f"q = {row['q_value']:.2g}")
-    return f" ({', '.join(parts)})" if parts else ""
+def _mean_cell(found: tuple[float, float, float, int] | None) -> Cell:
+    if found is None:
+        return Cell("–", kind="number")
+    mean, low, high, n = found
+    return Cell(f"{mean:z.4g}", sort_key(mean), "number", "" if n == 1 else f"{low:z.3g} to {high:z.3g}")

@@ -1,0 +1,198 @@
+"""How far a sweep's answers can be trusted: rates, matched losses, intervals of few seeds, tests, and times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from outlier_moe.report.sentences import counted, listed
+from outlier_moe.scale_sweep.figures import COST, TARGET
+from outlier_moe.scale_sweep.seed_intervals import coverage_said
+from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
+
+NEARLY_THE_START = 0.05
+"""Share of the loss at the start below which what it has fallen by is next to nothing."""
+_CLASSES = {"digits": 10, "cifar10": 10}
+"""Classes of the sources of images that have a fixed number of them."""
+
+Tables = Mapping[str, pl.DataFrame]
+
+
+def caveats(name: str, tables: Tables, study: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of a sweep before its answers.
+
+    Args:
+        name: The sweep.
+        tables: Its tables, those of `scale_sweep.summary.SweepTables` by name.
+        study: The study; what is not known of it is not spoken of.
+    """
+    summary = tables["summary"]
+    return [
+        *_rates(name, summary, study),
+        *_edges(summary),
+        *_matched(summary),
+        *_targets(name, tables, study),
+        *_intervals(tables),
+        *_unit(tables),
+        *_times(summary),
+    ]
+
+
+def _is_tuned(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> bool:
+    """Whether several learning rates were tried."""
+    if name in study:
+        section = chosen_sweep(study) if name == "scale_sweep" and "scale_sweep_preset" in study else study[name]
+        if "multiples" in section:
+            return len(section["multiples"]) > 1
+        if name == "lm_scale_sweep":
+            return False
+    one_each = summary.group_by("optimizer").agg(pl.col("learning_rate").n_unique())["learning_rate"]
+    return summary["grid_edge"].count() > 0 or any(n > 1 for n in one_each)
+
+
+def _rates(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> list[str]:
+    """The learning rates, whether they were tried, and whose differ between scales."""
+    said, differing = [], []
+    for (optimizer,), rows in summary.group_by("optimizer", maintain_order=True):
+        rates = {scale: f"{rate:.2g}" for scale, rate in rows.select("scale", "learning_rate").iter_rows()}
+        if len(set(rates.values())) == 1:
+            where = f" at {'all scales' if len(rates) > 1 else next(iter(rates))}"
+            said.append(f"{optimizer} {next(iter(rates.values()))}{where}")
+        else:
+            differing.append(str(optimizer))
+            said.append(f"{optimizer} {', '.join(f'{rate} at {scale}' for scale, rate in rates.items())}")
+    listed_rates = "; ".join(said)
+    if not _is_tuned(name, summary, study):
+        return [
+            f"Learning rates were fixed, and no others were tried: {listed_rates}. What looks like a difference between"
+            " optimisers may be one between rates that suit them more or less."
+        ]
+    text = f"Learning rates, each the best of its grid by the held-out loss: {listed_rates}."
+    if differing:
+        text += (
+            f" The rates of {listed(differing)} differ between scales, so that what goes with size there goes with the"
+            " rate as well, outliers above all."
+        )
+    return [text]
+
+
+def _edges(summary: pl.DataFrame) -> list[str]:
+    """Whose learning rate is not known to be the best, for it lies at the edge of what was tried."""
+    rows = summary.filter(pl.col("grid_edge").is_not_null()).iter_rows(named=True)
+    said = [
+        f"{row['optimizer']} at {row['scale']} (the {row['grid_edge']}, {row['learning_rate']:.2g})" for row in rows
+    ]
+    if not said:
+        return []
+    return [f"At the edge of the grid of learning rates, so that a better one may lie beyond: {', '.join(said)}."]
+
+
+def _matched(summary: pl.DataFrame) -> list[str]:
+    """Where figures at matched loss are read, and from how far apart."""
+    known = summary.drop_nulls("step_matched")
+    if known.is_empty():
+        return []
+    steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
+    said = f"The matched loss of a scale is reached after {min(steps):.3g} to {max(steps):.3g} steps (means of seeds)"
+    if any(gaps):
+        said += f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart"
+    missing = sum(summary.select(pl.col("n_seeds") - pl.col("n_diverged") - pl.col("n_matched")).to_series().to_list())
+    return [f"{said}; {missing} runs start at or below it and have none." if missing else f"{said}."]
+
+
+def start_losses(tables: Tables) -> dict[str, float]:
+    """The training loss at the start of each scale, the mean of its runs."""
+    known = tables["figures"].filter(pl.col("value").is_not_null(), moment="start", figure=TARGET)
+    means = known.group_by("scale", maintain_order=True).agg(pl.col("value").mean())
+    return dict(means.iter_rows())
+
+
+def _targets(name: str, tables: Tables, study: Mapping[str, Any]) -> list[str]:
+    """What the matched losses are beside those at the start, and where that is next to nothing."""
+    start = start_losses(tables)
+    targets = dict(tables["summary"].select("scale", "target_loss_nats").drop_nulls().unique("scale").iter_rows())
+    known = [scale for scale in start if scale in targets]
+    if not known:
+        return []
+    pairs = ", ".join(f"{targets[scale]:.4g} at {scale} (at the start {start[scale]:.4g})" for scale in known)
+    n_classes = _n_classes(name, tables, study)
+    guess = "" if n_classes is None else f"; to guess one of {n_classes} classes costs {math.log(n_classes):.4g}"
+    text = f"Matched training loss in nats: {pairs}{guess}."
+    if near := [scale for scale in known if _is_near(start[scale], targets[scale])]:
+        text += (
+            f" At {listed(near)} it lies within {100 * NEARLY_THE_START:g} % of that at the start: matched there means"
+            " nearly guessing, and figures at matched loss are of models that have learnt next to nothing."
+        )
+    return [text + _near_pairs(tables["comparisons"], start)]
+
+
+def _is_near(start: float, target: float) -> bool:
+    return start - target <= NEARLY_THE_START * start
+
+
+def _near_pairs(comparisons: pl.DataFrame, start: Mapping[str, float]) -> str:
+    """The same of the loss that two optimisers alone have reached, where they are compared at that."""
+    if "target_loss_nats" not in comparisons.columns:
+        return ""
+    columns = ["scale", "optimizer", "other", "target_loss_nats"]
+    rows = comparisons.filter(pl.col("scale") != ALL_SCALES, moment="matched").drop_nulls("target_loss_nats")
+    near, n_pairs = [], 0
+    for scale, optimizer, other, target in rows.select(columns).unique(columns[:3], maintain_order=True).iter_rows():
+        n_pairs += 1
+        if scale in start and _is_near(start[scale], target):
+            near.append(f"{optimizer} and {other} at {scale} ({target:.4g})")
+    if not n_pairs:
+        return ""
+    own = " Pictures and trends are at that; two optimisers are compared at the loss that both have reached"
+    if not near:
+        return f"{own}, which is nearly the start for none of them."
+    return f"{own}; that, too, is nearly the start for {', '.join(near)}."
+
+
+def _n_classes(name: str, tables: Tables, study: Mapping[str, Any]) -> int | None:
+    """The classes of a classifier's images, where they are known."""
+    if "n_classes" in tables["runs"].columns:
+        return tables["runs"]["n_classes"].drop_nulls().first()  # type: ignore[return-value]
+    if name != "scale_sweep":
+        return None
+    return _CLASSES.get(study.get(name, {}).get("images", {}).get("source"))
+
+
+def _intervals(tables: Tables) -> list[str]:
+    """What intervals of so few seeds are worth."""
+    comparisons, trends = tables["comparisons"], tables["trends"]
+    of_intervals = [table.filter(pl.col("low").is_not_null()) for table in (comparisons, trends) if len(table)]
+    numbers: Sequence[int] = sorted({n for table in of_intervals for n in table["n_seeds"].to_list() if n > 1})
+    if not numbers:
+        return []
+    said = coverage_said(numbers[0])
+    return [f"{said[0].upper()}{said[1:]}."]
+
+
+def _unit(tables: Tables) -> list[str]:
+    """What the tests of all scales together count as one observation."""
+    comparisons, n_scales = tables["comparisons"], tables["runs"]["scale"].n_unique()
+    pooled = comparisons.filter(scale=ALL_SCALES) if len(comparisons) else comparisons
+    if pooled.is_empty():
+        return []
+    n_pairs, n_seeds = max(pooled["n_pairs"].to_list()), max(pooled["n_seeds"].to_list())
+    if not n_seeds:
+        return []
+    return [
+        f"Differences over all scales are tested by {n_pairs} pairs ({counted(n_seeds, 'seed')} at {n_scales} scales)"
+        " and trends by single runs, all taken as independent; of whole seeds (p value of seeds in the table of"
+        f" comparisons) no p-value below {min(1.0, 2 / 2**n_seeds):.2g} can come."
+    ]
+
+
+def _times(summary: pl.DataFrame) -> list[str]:
+    """What the time of a step is."""
+    if COST not in summary.columns or not summary[COST].count():
+        return []
+    return [
+        "The time of a step is of the machine that trained, and no property of an optimiser alone: on a CPU the"
+        " processor time of all threads, on an accelerator the time by the clock."
+    ]

@@ -1,0 +1,65 @@
+"""What is said of a sweep's rates, matched losses and intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from outlier_moe.report.sweep_caveats import caveats
+from outlier_moe.report.sweeps import Sweep
+from tests.swept_tables import made_up_sweep
+
+TRIED = {
+    "scale_sweep_preset": "laptop",
+    "scale_sweep": {"images": {"source": "digits"}, "presets": {"laptop": {"multiples": [0.1, 1.0]}}},
+}
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return made_up_sweep(tmp_path_factory.mktemp("repeated"), n_seeds=3, diverges=False)
+
+
+def said(tables: Sweep, study: dict[str, Any], name: str = "scale_sweep") -> str:
+    return " ".join(caveats(name, tables, study))
+
+
+def test_rates_that_were_not_tried_are_said_to_be_fixed(repeated: Sweep) -> None:
+    text = said(repeated, {"lm_scale_sweep": {"multiples": [1.0]}}, "lm_scale_sweep")
+    assert "Learning rates were fixed, and no others were tried: adamw 0.1 at all scales; muon 0.1" in text
+    assert "best of its grid" in said(repeated, {"lm_scale_sweep": {"multiples": [0.3, 1.0]}}, "lm_scale_sweep")
+
+
+def test_rates_that_differ_between_scales_are_said_to_be_in_the_way(repeated: Sweep) -> None:
+    text = said(repeated, TRIED)
+    assert "each the best of its grid by the held-out loss: adamw 0.1 at all scales; muon 0.1 at all scales." in text
+    assert "differ between scales" not in text
+    rate = pl.when((pl.col("scale") == "w16") & (pl.col("optimizer") == "muon")).then(0.02).otherwise("learning_rate")
+    other = {**repeated, "summary": repeated["summary"].with_columns(learning_rate=rate)}
+    text = said(other, TRIED)
+    assert "muon 0.1 at w8, 0.02 at w16. The rates of muon differ between scales" in text
+
+
+def test_a_matched_loss_near_the_start_is_said_to_be_nearly_guessing(repeated: Sweep) -> None:
+    text = said(repeated, TRIED)
+    assert "1 at w8 (at the start 1.99), 1 at w16 (at the start 1.99); to guess one of 10 classes costs 2.303." in text
+    assert "nearly guessing" not in text
+    near = pl.when(scale="w8").then(1.95).otherwise("target_loss_nats")
+    other = {**repeated, "summary": repeated["summary"].with_columns(target_loss_nats=near)}
+    assert "At w8 it lies within 5 % of that at the start: matched there means nearly guessing" in said(other, TRIED)
+    assert "classes" not in said(repeated, {}, "lm_scale_sweep")
+
+
+def test_the_loss_at_which_two_are_compared_is_told_where_it_is_their_own(repeated: Sweep) -> None:
+    own = pl.when(scale="w8").then(1.95).when(scale="w16").then(1.0).otherwise(None)
+    other = {**repeated, "comparisons": repeated["comparisons"].with_columns(target_loss_nats=own)}
+    assert "that, too, is nearly the start for adamw and muon at w8 (1.95)." in said(other, TRIED)
+
+
+def test_intervals_of_few_seeds_and_the_time_of_a_step_are_told(repeated: Sweep) -> None:
+    # Made-up runs of one seed are much alike, which gives no interval.
+    trends = repeated["trends"].with_columns(low=pl.lit(0.0), high=pl.lit(1.0))
+    assert "Intervals of 95 % from 3 seeds hold the true value in" in said({**repeated, "trends": trends}, TRIED)
+    assert "on a CPU the processor time of all threads" in said(repeated, TRIED)
