@@ -44,7 +44,7 @@ REVISIONS = {
     "bundle_vega": 1,
     "plot_comparison": 1,
     "plot_model": 2,
-    "write_report": 2,
+    "write_report": 3,
     "tokenize_training_text": 1,
     "train_dense": 1,
     "upcycle_dense": 1,
@@ -58,7 +58,7 @@ REVISIONS = {
     "try_language_model_rates": 1,
     "train_language_model": 3,
     "summarise_sweep": 5,
-    "plot_sweep": 2,
+    "plot_sweep": 3,
 }
 
 
