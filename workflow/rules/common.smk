@@ -54,7 +54,7 @@ REVISIONS = {
     "plot_upcycling": 1,
     "prepare_images": 2,
     "try_learning_rates": 2,
-    "train_classifier": 4,
+    "train_classifier": 5,
     "try_language_model_rates": 1,
     "train_language_model": 3,
     "summarise_sweep": 5,

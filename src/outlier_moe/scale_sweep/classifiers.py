@@ -133,7 +133,7 @@ def _subject(of: Classifier, options: RunOptions) -> Subject:
     images = ImageParts(of.images, of.geometry)
     seed, n_classes = options.training.seed, images.facts["n_classes"]
     model = new_vit(of.scale, of.geometry, seed=seed, n_classes=n_classes)
-    shown: dict[str, Batch] = {part: images.first(part, of.sweep["n_evaluated"]) for part in PARTS}
+    shown = _shown(images, of.sweep["n_evaluated"])
     probe = images.first("validation", of.sweep["n_recorded"])["pixel_values"]
     per_side = of.geometry.patches_per_side
     positions = np.tile(np.arange(per_side**2 + 1, dtype=np.uint32), (len(probe), 1))
@@ -159,6 +159,16 @@ def _subject(of: Classifier, options: RunOptions) -> Subject:
         identity=images.facts,
         unit="images",
     )
+
+
+def _shown(images: ImageParts, n_images: int) -> dict[str, Batch]:
+    """The images of each part that losses are of, the same at every checkpoint, as losses are matched.
+
+    Of those to train on no more than of those to test on: a gap between the two is no surer than its surer side, and
+    of a small source, which has many more to train on, they would take most of the time.
+    """
+    n_most = {"train": min(n_images, images.size("test"))}
+    return {part: images.first(part, n_most.get(part, n_images)) for part in PARTS}
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> StepLoss:

@@ -124,6 +124,21 @@ def test_gaps_are_those_of_test_and_training_images(run: Path) -> None:
     assert value["generalisation_gap_accuracy", "test"] == pytest.approx(accuracy_gap)
 
 
+def test_as_many_images_to_train_on_are_evaluated_as_to_test_on_at_every_checkpoint(
+    sweep: dict[str, Any], images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, seen = classifiers.evaluated, []
+
+    def noting(model: nn.Module, batch: Batch, part: str, *, chunk: int) -> list[Row]:
+        seen.append((part, len(batch["labels"])))
+        return plain(model, batch, part, chunk=chunk)
+
+    monkeypatch.setattr(classifiers, "evaluated", noting)
+    of = classifier_of(sweep | {"n_evaluated": 2000}, images, scale="w16", optimizer="sgd")
+    train_classifier(of, run / "rates.parquet", tmp_path / "run", RECORDING, seed=0)
+    assert seen == 3 * [("validation", 180), ("train", 270), ("test", 270)]
+
+
 def test_checkpoints_are_recorded_with_the_tables_of_any_model(run: Path) -> None:
     recording = read_recording(run / "run/recordings/step_00000006/outliers")
     assert len(recording.sites()) == 4 * 2 * 3
