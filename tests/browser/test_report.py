@@ -183,6 +183,22 @@ def test_the_sweeps_section_says_what_it_rests_on(browser: Chrome, study_folder:
         keep_picture(browser, f"{section}.png", of=f"[data-chart={section}]")
 
 
+def test_the_steps_of_another_scale_can_be_chosen(browser: Chrome, study_folder: Path) -> None:
+    opened(browser, study_folder)
+    draw_everything(browser)
+    chart = "document.querySelector('[data-chart=scale_sweep-dynamics]')"
+    title = f"return {chart}.textContent"
+    assert "w16: 4,000 parameters" in browser.execute_script(title)
+    choose = f"const choice = {chart}.querySelector('select'); choice.value = 'w8';"
+    browser.execute_script(
+        f"{choose} choice.dispatchEvent(new Event('input')); choice.dispatchEvent(new Event('change'))"
+    )
+    settled(browser)
+    assert "w8: 1,000 parameters" in browser.execute_script(title)
+    diverged = f"return {chart}.querySelectorAll('path[aria-label*=\"diverged\"]').length"
+    assert browser.execute_script(diverged) > 0, "the run that diverged is at this scale"
+
+
 def draw_everything(browser: Chrome) -> None:
     """Make the window as tall as the page, so that every chart is drawn."""
     from selenium.webdriver.support.ui import WebDriverWait

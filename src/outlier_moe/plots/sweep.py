@@ -229,7 +229,7 @@ def _of_seeds(rows: Sequence[Row], marks: str) -> str:
     if numbers == [1]:
         return "one seed, no repetition"
     ends = " to ".join(str(number) for number in dict.fromkeys([numbers[0], numbers[-1]]))
-    return f"means of {ends} seeds, {marks} from the lowest to the highest"
+    return f"means of {ends} seeds; {marks} from the lowest to the highest"
 
 
 def _crosses(rows: Sequence[Row]) -> bool:
@@ -239,7 +239,7 @@ def _crosses(rows: Sequence[Row]) -> bool:
 def _steps(rows: Sequence[Row]) -> alt.X:
     steps = sorted({row["step"] for row in rows})
     scale = alt.Scale(type="symlog", domain=[0, max([1, *steps])], nice=False)
-    axis = alt.Axis(values=steps, format="~s", labelOverlap="greedy", labelSeparation=5)
+    axis = alt.Axis(values=steps, format="~s", labelFlush=False, labelOverlap="greedy", labelSeparation=3)
     return alt.X("step:Q", title="step", scale=scale, axis=axis)
 
 

@@ -66,7 +66,7 @@ TITLES: Mapping[str, str] = {
 
 COUNTS = {"n_systematic"}
 """Figures that are whole numbers from 0 on."""
-SPREADING = {*PANELS["outliers"], "step_time_s"}
+SPREADING = {*PANELS["outliers"], "share_near_zero", "step_time_s"}
 """Figures that may differ by orders of magnitude between optimisers."""
 LEAST_SPREAD = 3.0
 """The ratio of the largest to the smallest value from which they are shown on a logarithmic axis."""

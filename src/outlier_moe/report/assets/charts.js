@@ -56,7 +56,15 @@ function panels(element, spec) {
   const parts = spec.spec
     ? { spec: { ...spec.spec, width } }
     : { concat: spec.concat.map((one) => ({ ...one, width })) };
-  return { ...spec, ...legend, columns, ...parts };
+  const title = isNarrow && spec.title ? { title: folded(spec.title) } : {};
+  return { ...spec, ...legend, ...title, columns, ...parts };
+}
+
+// A title's clauses in lines of their own: its length would decide how wide the picture is.
+function folded(title) {
+  const clauses = (text) => text.split("; ");
+  if (title.text?.expr) return { ...title, text: { expr: `split(${title.text.expr}, "; ")` } };
+  return { ...title, text: Array.isArray(title.text) ? title.text.flatMap(clauses) : clauses(title.text) };
 }
 
 const widths = new Map();
