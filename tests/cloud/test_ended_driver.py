@@ -40,9 +40,9 @@ def test_interrupted_while_a_pod_is_asked_for(lab: Lab, folder: Path, start: Sta
     SkyPilot's library waits 30 s for an answer. Of what comes later the run's own end knows nothing: the next run does.
     """
     lab.steer("late", seconds=answered_after_s)
-    n_created = len(lab.events("created"))
+    n_asked, n_created = len(lab.events("asked")), len(lab.events("created"))
     driver = start(SHORT)
-    wait_for(lambda: bool(lab.events("asked")) or not driver.is_running, seconds=120)
+    wait_for(lambda: len(lab.events("asked")) > n_asked or not driver.is_running, seconds=120)
     driver.signal(signal.SIGINT)
     assert driver.wait(180) != 0
     wait_for(lambda: len(lab.events("created")) > n_created, seconds=60)
