@@ -45,7 +45,7 @@ def _facts(size: int, seed: int, *, diverged_at: int | None, edge: str | None) -
     sizes = {"n_parameters": size, "d_model": 8, "n_layers": 1, "n_steps": 10, "batch_size": 4, "n_accumulate": 1}
     optimizer = {"optimizer_lr": 0.1, "optimizer_grid_edge": edge, "optimizer_weight_decay": 0.1}
     times = {"time_training_s": 1.0, "step_time_s": 0.01 * (1 + seed)}
-    return {**sizes, **optimizer, **times, "diverged_at": diverged_at}
+    return {**sizes, **optimizer, **times, "diverged_at": diverged_at, "data": {"n_classes": 10}}
 
 
 def _measures(step: int, rank: float, seed: int) -> list[tuple[int, str, str, float]]:

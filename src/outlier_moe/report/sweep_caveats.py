@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -15,8 +15,6 @@ from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
 
 NEARLY_THE_START = 0.05
 """Share of the loss at the start below which what it has fallen by is next to nothing."""
-_CLASSES = {"digits": 10, "cifar10": 10}
-"""Classes of the sources of images that have a fixed number of them."""
 
 Tables = Mapping[str, pl.DataFrame]
 
@@ -34,7 +32,7 @@ def caveats(name: str, tables: Tables, study: Mapping[str, Any]) -> list[str]:
         *_rates(name, summary, study),
         *_edges(summary),
         *_matched(summary),
-        *_targets(name, tables, study),
+        *_targets(tables),
         *_intervals(tables),
         *_unit(tables),
         *_times(summary),
@@ -110,7 +108,7 @@ def start_losses(tables: Tables) -> dict[str, float]:
     return dict(means.iter_rows())
 
 
-def _targets(name: str, tables: Tables, study: Mapping[str, Any]) -> list[str]:
+def _targets(tables: Tables) -> list[str]:
     """What the matched losses are beside those at the start, and where that is next to nothing."""
     start = start_losses(tables)
     targets = dict(tables["summary"].select("scale", "target_loss_nats").drop_nulls().unique("scale").iter_rows())
@@ -118,7 +116,7 @@ def _targets(name: str, tables: Tables, study: Mapping[str, Any]) -> list[str]:
     if not known:
         return []
     pairs = ", ".join(f"{targets[scale]:.4g} at {scale} (at the start {start[scale]:.4g})" for scale in known)
-    n_classes = _n_classes(name, tables, study)
+    n_classes = cast(int | None, tables["runs"]["n_classes"].drop_nulls().first())
     guess = "" if n_classes is None else f"; to guess one of {n_classes} classes costs {math.log(n_classes):.4g}"
     text = f"Matched training loss in nats: {pairs}{guess}."
     if near := [scale for scale in known if _is_near(start[scale], targets[scale])]:
@@ -150,15 +148,6 @@ def _near_pairs(comparisons: pl.DataFrame, start: Mapping[str, float]) -> str:
     if not near:
         return f"{own}, which is nearly the start for none of them."
     return f"{own}; that, too, is nearly the start for {', '.join(near)}."
-
-
-def _n_classes(name: str, tables: Tables, study: Mapping[str, Any]) -> int | None:
-    """The classes of a classifier's images, where they are known."""
-    if "n_classes" in tables["runs"].columns:
-        return tables["runs"]["n_classes"].drop_nulls().first()  # type: ignore[return-value]
-    if name != "scale_sweep":
-        return None
-    return _CLASSES.get(study.get(name, {}).get("images", {}).get("source"))
 
 
 def _intervals(tables: Tables) -> list[str]:

@@ -75,7 +75,7 @@ class _Curve(NamedTuple):
 # Nothing is asked of what is chosen or the same by definition.
 _IS_GIVEN = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
 
-_OF_RUN = {"diverged_at": pl.Int64, "grid_edge": pl.String}
+_OF_RUN = {"diverged_at": pl.Int64, "grid_edge": pl.String, "n_classes": pl.Int64}
 _OF_MATCHED = {
     "scale": pl.String,
     "optimizer": pl.String,
@@ -114,6 +114,7 @@ def _facts(run: SweptRun) -> dict[str, Any]:
         "learning_rate": facts["optimizer_lr"],
         "grid_edge": facts["optimizer_grid_edge"],
         "weight_decay": facts["optimizer_weight_decay"],
+        "n_classes": facts["data"].get("n_classes"),
         **_times(run.metrics),
     }
 

@@ -40,8 +40,10 @@ class SweptRunFacts(dy.Schema):
     grid_edge = dy.String(nullable=True)
     """The end of the grid of learning rates that the best lay at; null inside of it, or where none was tried."""
     weight_decay = dy.Float64(min=0)
+    n_classes = dy.Int64(nullable=True, min=2)
+    """Of the images; null where tokens are told."""
     step_time_s = dy.Float64(min=0)
-    """The mean, without the first two."""
+    """The mean, without the first two: on a CPU processor time of all threads, else by the clock."""
     time_training_s = dy.Float64(min=0)
     time_evaluation_s = dy.Float64(min=0)
     """Of losses and accuracies, at all checkpoints."""

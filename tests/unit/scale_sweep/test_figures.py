@@ -248,6 +248,7 @@ def write_run(
         "optimizer_weight_decay": 0.1,
         "time_training_s": 5.0,
         "step_time_s": 0.02,
+        "data": {"n_classes": 4},
     }
     (folder / "run.json").write_text(json.dumps(facts))
     rows = [(10 * i, "loss_nats", "train", None, loss) for i, loss in enumerate(losses)]
@@ -365,6 +366,7 @@ def test_a_rate_at_the_edge_of_its_grid_is_marked(tmp_path: Path, capsys: pytest
         write_run(tmp_path, "muon", 0, [2.0, 1.2]),
     ]
     tables = summarise_sweep(runs)
+    assert tables.runs["n_classes"].to_list() == [4, 4]
     assert tables.runs["grid_edge"].to_list() == tables.summary["grid_edge"].to_list() == ["highest", None]
     show_summary(tables.summary, output_format="table", title="sweep")
     printed = capsys.readouterr().out
