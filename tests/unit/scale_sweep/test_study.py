@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from snakemake.utils import update_config
 
 from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
@@ -28,6 +29,16 @@ def test_presets_are_those_of_the_issue_and_the_schema_has_them_too() -> None:
     bare = {key: document[key] for key in document if "scale_sweep" not in key}
     for key in ("scale_sweep", "lm_scale_sweep", "scale_sweep_preset"):
         assert validated_study(bare, SCHEMA)[key] == full[key]
+
+
+def test_the_sweep_on_fashion_mnist_is_right() -> None:
+    """Its file is put over the configuration as Snakemake does, key by key."""
+    document = read_yaml(ROOT / "config/config.yaml")
+    changed = read_yaml(ROOT / "config/fashion-mnist.yaml")
+    update_config(document, changed)
+    sweep = chosen_sweep(validated_study(document, SCHEMA))
+    assert (sweep["image_size"], len(sweep["seeds"]), sweep["images"]["source"]) == (28, 6, "idx")
+    assert sweep["scales"] == ["w32", "w64", "w96"] and sweep["images"]["validation_share"] == 0.1
 
 
 def test_the_section_takes_the_place_of_the_preset() -> None:
