@@ -220,6 +220,21 @@ def files_of(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
+def test_a_wider_grid_with_the_same_choice_costs_no_step(
+    classifier: Classifier, run: Path, trained_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rate lies in its grid is written down, and is nothing that a run's state depends on."""
+    shutil.copytree(trained_only, tmp_path, dirs_exist_ok=True)
+    tried = pl.read_parquet(run / "rates.parquet")
+    beyond = tried.filter(~pl.col("is_chosen")).with_columns(learning_rate=pl.lit(0.0), multiple=pl.lit(0.0))
+    above = beyond.with_columns(learning_rate=pl.lit(9.0), multiple=pl.lit(9e9))
+    pl.concat([beyond.head(1), tried, above.head(1)]).write_parquet(tmp_path / "wider.parquet")
+    monkeypatch.setattr(loop._Run, "step", _die)
+    train_classifier(classifier, tmp_path / "wider.parquet", tmp_path / "run", RECORDING, seed=0)
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["optimizer_grid_edge"] is None != json.loads((run / "run/run.json").read_text())["optimizer_grid_edge"]
+
+
 def test_a_kill_while_a_runs_folder_is_removed_starts_it_anew(
     classifier: Classifier, run: Path, trained_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
