@@ -22,7 +22,7 @@ def training_jobs(study: Mapping[str, Any]) -> dict[str, int]:
         "upcycle": 2 * trained,
         "scale_sweep": _jobs_of_sweep(images, len(images["scales"]), tries_rates=True),
         # One learning rate is taken as it is.
-        "lm_scale_sweep": _jobs_of_sweep(text, len(text["d_models"]), tries_rates=len(text.get("multiples", ())) > 1),
+        "lm_scale_sweep": _jobs_of_sweep(text, len(text["d_models"]), tries_rates=len(text["multiples"]) > 1),
     }
     return {experiment: jobs[experiment] for experiment in experiments_of(study)}
 
