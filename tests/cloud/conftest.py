@@ -37,6 +37,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def folder(lab: Lab, request: pytest.FixtureRequest) -> Path:
     """A folder with the small workflow; below the laboratory's, which pods do not see."""
+    lab.steer("anew")
     made = lab.folder / request.node.name
     shutil.copytree(Path(__file__).parent / "workflow", made)
     (made / "data").mkdir()

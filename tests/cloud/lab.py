@@ -126,11 +126,11 @@ class Lab:
         return self.state["pods"]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """What happened of a kind."""
+        """What has happened of a kind in this test."""
         return [event for event in self.state["events"] if event["event"] == kind]
 
     def steer(self, action: str, **values: object) -> None:
-        """Have something happen: preempt, cut, refuse, late, break (see stand_in/runpod_api.py)."""
+        """Have something happen: preempt, cut, refuse, late, break, anew (see stand_in/runpod_api.py)."""
         query = "&".join(f"{name}={value}" for name, value in values.items())
         with urlopen(Request(f"http://127.0.0.1:{self.port}/{action}?{query}", data=b"")) as answer:
             answer.read()

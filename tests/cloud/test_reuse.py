@@ -18,7 +18,7 @@ def test_one_node_for_all(lab: Lab, folder: Path, start: Start) -> None:
     n_before = len(lab.events("created"))
     wanted = [*SHORT, "results/failed.txt", "results/full/big.bin", "results/counted-45.txt"]
     driver = start(*wanted, "--skypilot-reuse", "1", "--keep-going", "--skypilot-idle-minutes", "10")
-    driver.wait_until("To be rented")
+    driver.wait_until("rule work_shortly")
     # While the node is rented: it is tried again.
     lab.steer("break", n=1, status=500)
     wait_for(lambda: _output_has(folder, "goes on from 0"), seconds=600)

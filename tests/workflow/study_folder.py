@@ -48,7 +48,7 @@ class StudyFolder:
         return {rule: int(n) for rule, n in jobs.items()}
 
 
-def make_study(path: Path, models: dict[str, str], **study: Any) -> StudyFolder:
+def make_study(path: Path, models: dict[str, str], /, **study: Any) -> StudyFolder:
     """A copy of the workflow whose registry has tiny models and a small text.
 
     Args:

@@ -9,6 +9,7 @@ It understands what SkyPilot and the runpod library send, and is steered by test
     POST /late?seconds=S             the next request for a pod is answered, and the pod listed, after S seconds
     POST /break?n=N&status=500       answer the next N queries with an error
     POST /break?n=N&seconds=S        answer the next N queries late
+    POST /anew                       forget events, and what is still to happen
 
 usage: runpod_api.py PORT KEY FOLDER
 """
@@ -42,16 +43,18 @@ class Account:
         self.folder = folder
         self.public_key = ""
         self.pods: dict[str, dict[str, Any]] = {}
-        self.events: list[dict[str, Any]] = []
-        self.refusals = 0
-        self.late_s = 0.0
-        self.breaks = 0
-        self.break_status = 500
-        self.break_seconds = 0.0
+        self.start_anew()
         self._n_pods = 0
         self._boots: dict[str, threading.Thread] = {}
         self._servers: dict[str, ThreadingHTTPServer] = {}
         self._lock = threading.Lock()
+
+    def start_anew(self) -> None:
+        """Nothing has happened, and nothing is going to."""
+        self.events: list[dict[str, Any]] = []
+        self.refusals = self.breaks = 0
+        self.late_s = self.break_seconds = 0.0
+        self.break_status = 500
 
     def note(self, event: str, **facts: object) -> None:
         """Add an event, with its time."""
@@ -254,6 +257,8 @@ class Handler(BaseHTTPRequestHandler):
                 ACCOUNT.cut(wanted["id"], wanted["seconds"])
             case "/refuse":
                 ACCOUNT.refusals = int(wanted["n"])
+            case "/anew":
+                ACCOUNT.start_anew()
             case "/late":
                 ACCOUNT.late_s = float(wanted["seconds"])
             case "/break":
