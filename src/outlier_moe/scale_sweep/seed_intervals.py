@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from scipy import stats
+from scipy.special import stdtrit
 
 from outlier_moe.statistics.intervals import ROUNDING, bca_interval
 
@@ -92,7 +92,7 @@ def seed_intervals(values: OfSeeds, *, seed: int = 0, confidence_level: float = 
     if np.ptp(values) <= ROUNDING * np.abs(values).max():
         return SeedIntervals(reason="all seeds give the same figure")
     mean = float(values.mean())
-    half = float(stats.t.ppf((1 + confidence_level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + confidence_level) / 2) * values.std(ddof=1) / np.sqrt(n))
     draws: Int64[np.ndarray, "resample seed"] = np.random.default_rng(seed).integers(0, n, (N_RESAMPLES, n))
     # Sorted, so that the same seeds drawn in another order have the same mean to the last digit.
     resamples = values[np.sort(draws, axis=1)].mean(axis=1)
