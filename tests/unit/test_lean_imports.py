@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
-from outlier_moe.lean_imports import without
+from outlier_moe.lean_imports import uncollected, without
 
 
 def test_a_library_is_hidden_meanwhile_and_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +19,16 @@ def test_a_library_is_hidden_meanwhile_and_there_again(monkeypatch: pytest.Monke
     import wave
 
     assert wave.open is not None
+
+
+def test_what_is_there_after_the_imports_is_not_looked_through_again() -> None:
+    made = [object()]
+    with pytest.raises(ZeroDivisionError), uncollected():
+        assert not gc.isenabled()
+        made.append(made)
+        _ = 1 / 0
+    assert gc.isenabled()
+    assert not any(made is tracked for tracked in gc.get_objects())
 
 
 @pytest.mark.parametrize("module", ["comparison", "statistics.study_checks", "report.page", "edge_counts"])

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.scale_sweep.images import ImageOptions, prepare_images
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.scale_sweep.images import ImageOptions, prepare_images
 
 with reporting_to(snakemake.log[0]):
     prepare_images(Path(snakemake.output.images), ImageOptions(**snakemake.params.images))

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.recording.record import record_outliers
-from outlier_moe.reporting import reporting_to
-from outlier_moe.sharding import Shard
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.recording.options import RecordOptions
+    from outlier_moe.recording.record import record_outliers
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.sharding import Shard
 
 with reporting_to(snakemake.log[0]):
     options = RecordOptions(

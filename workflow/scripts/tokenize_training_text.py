@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.training.text_stream import TextOptions, tokenize_training_text
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.training.text_stream import TextOptions, tokenize_training_text
 
 with reporting_to(snakemake.log[0]):
     options = {name: value for name, value in snakemake.params.text.items() if name != "corpus"}

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.reporting import reporting_to
-from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.recording.options import RecordOptions
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier
 
 with reporting_to(snakemake.log[0]):
     params = snakemake.params

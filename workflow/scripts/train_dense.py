@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.upcycling.phases import train_dense
-from outlier_moe.upcycling.settings import phase_options
-from outlier_moe.upcycling.study import model_sizes
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.upcycling.phases import train_dense
+    from outlier_moe.upcycling.settings import phase_options
+    from outlier_moe.upcycling.study import model_sizes
 
 with reporting_to(snakemake.log[0]):
     section = dict(snakemake.params.items())

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.scale_sweep.language import language_model_of, try_language_model_rates
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.scale_sweep.language import language_model_of, try_language_model_rates
 
 with reporting_to(snakemake.log[0]):
     model = language_model_of(

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.scale_sweep.classifiers import classifier_of, try_learning_rates
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.scale_sweep.classifiers import classifier_of, try_learning_rates
 
 with reporting_to(snakemake.log[0]):
     classifier = classifier_of(

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.upcycling.phases import verify_equivalence
-from outlier_moe.upcycling.study import EXACT
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.upcycling.phases import verify_equivalence
+    from outlier_moe.upcycling.study import EXACT
 
 with reporting_to(snakemake.log[0]):
     verify_equivalence(

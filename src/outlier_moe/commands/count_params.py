@@ -6,6 +6,7 @@ import argparse
 
 import polars as pl
 
+from outlier_moe.lean_imports import uncollected
 from outlier_moe.terminal.presentation import Column, show_frame
 
 _COLUMNS = {
@@ -31,9 +32,10 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
 
 def _run(arguments: argparse.Namespace) -> None:
     # torch and transformers, which the other commands do without.
-    from outlier_moe.scale_sweep import vit
-    from outlier_moe.training.parameter_counts import count_parameters
-    from outlier_moe.upcycling import pairs
+    with uncollected():
+        from outlier_moe.scale_sweep import vit
+        from outlier_moe.training.parameter_counts import count_parameters
+        from outlier_moe.upcycling import pairs
 
     rows = []
     for model in (*pairs.counted_models(), *vit.counted_models()):

@@ -11,6 +11,7 @@ import polars as pl
 
 from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
+from outlier_moe.lean_imports import uncollected
 from outlier_moe.registry import load_registry
 from outlier_moe.study import validated_study
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
@@ -116,10 +117,11 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
         StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
     """
     # torch and transformers, which the other commands do without.
-    from outlier_moe.planning.cluster import load_cluster
-    from outlier_moe.planning.plan import plan_models, this_machine
-    from outlier_moe.planning.training import training_jobs
-    from outlier_moe.planning.workload import study_workload
+    with uncollected():
+        from outlier_moe.planning.cluster import load_cluster
+        from outlier_moe.planning.plan import plan_models, this_machine
+        from outlier_moe.planning.training import training_jobs
+        from outlier_moe.planning.workload import study_workload
 
     study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
     registry = load_registry(arguments.registry, arguments.schemas / "models.schema.yaml")
