@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from importlib.machinery import SourceFileLoader
 from types import CodeType
@@ -14,6 +15,9 @@ from hypothesis import settings
 from jaxtyping import _import_hook, install_import_hook
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+# What is imported and collected lasts until the end: Python need not look through it time and again.
+gc.disable()
 
 # Before anything imports huggingface_hub: what a test wants of a hub, it has to put there itself.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -58,3 +62,9 @@ class _WholeStudiesFirst(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Scopes with the most tests are started first."""
     return _WholeStudiesFirst(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for in what tests make."""
+    gc.freeze()
+    gc.enable()
