@@ -192,7 +192,11 @@ def main() -> None:
     print(f"\n{arguments.model}, {torch.get_num_threads()} threads, median of {arguments.repeats}:")
     for name, speed in medians.items():
         print(f"  {name:8} {speed:10,.0f} {contest.unit}/s, last loss {found[name][-1].loss:.4f}")
+    ratios = [mine.units_per_s / theirs.units_per_s for mine, theirs in zip(*found.values(), strict=True)]
     print(f"  ours / Trainer: {medians['ours'] / medians['Trainer']:.3f}")
+    if len(ratios) > 1:
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"  of runs that followed each other: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}")
 
 
 if __name__ == "__main__":
