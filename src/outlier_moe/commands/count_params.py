@@ -50,7 +50,9 @@ def _run(arguments: argparse.Namespace) -> None:
                 "n_parameters": counts.total,
                 "n_active_parameters": counts.active,
                 "batch_size": None if model.memory is None else model.memory.batch_size,
-                "step_memory_gib": None if model.memory is None else model.memory.total / 2**30,
+                **({} if model.memory is None else model.memory.in_gib()),
             }
         )
-    show_frame(pl.DataFrame(rows), _COLUMNS, output_format=arguments.format, title="models of the experiments")
+    # Not all models have all columns.
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    show_frame(table, _COLUMNS, output_format=arguments.format, title="models of the experiments")

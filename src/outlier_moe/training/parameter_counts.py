@@ -29,6 +29,14 @@ class StepMemory(NamedTuple):
         """All of it."""
         return self.parameters + self.gradients + self.optimizer_state + self.activations
 
+    def in_gib(self) -> dict[str, float]:
+        """All of it and each part, in GiB, by the names of a table's columns."""
+        parts = ("parameters", "gradients", "optimizer_state", "activations")
+        return {
+            "step_memory_gib": self.total / 2**30,
+            **{f"{part}_gib": getattr(self, part) / 2**30 for part in parts},
+        }
+
 
 @dataclass(frozen=True)
 class CountedModel:

@@ -44,7 +44,11 @@ def test_the_command_lists_them_with_the_memory_of_a_step(capsys: pytest.Capture
     rows = {row["model"]: row for row in json.loads(capsys.readouterr().out) if row["experiment"] == "scale_sweep"}
     assert {name: row["n_parameters"] for name, row in rows.items()} == COUNTS
     assert [row["batch_size"] for row in rows.values()] == [4096, 2048, 2048, 1024, 1024]
-    assert all(row["step_memory_gib"] > 16 * row["n_parameters"] / 2**30 for row in rows.values())
+    parts = ("parameters_gib", "gradients_gib", "optimizer_state_gib", "activations_gib")
+    for row in rows.values():
+        assert row["step_memory_gib"] == pytest.approx(sum(row[part] for part in parts))
+        assert row["parameters_gib"] == row["gradients_gib"] == 4 * row["n_parameters"] / 2**30
+        assert row["optimizer_state_gib"] == 2 * row["parameters_gib"]
 
 
 def test_the_table_says_in_which_precision_the_memory_is(capsys: pytest.CaptureFixture[str]) -> None:
