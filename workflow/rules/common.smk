@@ -55,8 +55,8 @@ REVISIONS = {
     "prepare_images": 2,
     "try_learning_rates": 2,
     "train_classifier": 5,
-    "try_language_model_rates": 1,
-    "train_language_model": 3,
+    "try_language_model_rates": 2,
+    "train_language_model": 4,
     "summarise_sweep": 5,
     "plot_sweep": 3,
 }

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from outlier_moe.errors import StudyError
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.learning_rates import UNMEASURED, ChosenRate, chosen_rate, try_rates
 from outlier_moe.scale_sweep.measures import Row
@@ -64,7 +65,7 @@ def language_model_of(
 
 
 def try_language_model_rates(of: LanguageModel, output: Path) -> None:
-    """Train a language model shortly at every learning rate of the grid and choose the best on the held-out windows.
+    """Train a language model shortly at every learning rate of the grid and choose the best on the windows for that.
 
     Args:
         of: The model.
@@ -135,20 +136,23 @@ def _subject(of: LanguageModel, options: RunOptions) -> Subject:
     tokenizer = AutoTokenizer.from_pretrained(of.text / "tokenizer")
     seed, length = options.training.seed, of.sizes.sequence_length
     model = new_model(model_config("simple", of.sizes, end_of_text=tokenizer.eos_token_id), seed=seed)
-    streams = {"train": of.text / "train.npy", "test": of.text / "held_out.npy"}
-    shown = {part: first_windows(stream, of.sweep["n_evaluated"], length) for part, stream in streams.items()}
-    probe = first_windows(streams["test"], of.sweep["n_recorded"], length)
+    train, held_out = of.text / "train.npy", of.text / "held_out.npy"
+    shown = {
+        "train": first_windows(train, of.sweep["n_evaluated"], length),
+        **_held_out_parts(held_out, of.sweep["n_evaluated"], length),
+    }
+    probe = first_windows(held_out, of.sweep["n_recorded"], length)
 
     def evaluate(model: nn.Module, part: str, chunk: int) -> list[Row]:
         return [_loss(model, shown[part], part, chunk=chunk)]
 
     return Subject(
         model=model,
-        batches=token_windows(streams["train"], batch_size=options.batch_size, sequence_length=length, seed=seed),
+        batches=token_windows(train, batch_size=options.batch_size, sequence_length=length, seed=seed),
         loss=language_loss(),
         evaluate=evaluate,
         n_evaluated={part: len(windows) for part, windows in shown.items()},
-        held_out="test",
+        held_out="validation",
         head=model.get_submodule("lm_head"),
         probe={"input_ids": probe},
         positions=probe.numpy().astype(np.uint32),
@@ -156,6 +160,22 @@ def _subject(of: LanguageModel, options: RunOptions) -> Subject:
         identity=json.loads((of.text / FACTS).read_text(encoding="utf-8")),
         unit="tokens",
     )
+
+
+def _held_out_parts(stream: Path, n_each: int, length: int) -> dict[str, Int[Tensor, "window position"]]:
+    """The windows that are reported, and those behind them by which a learning rate is chosen."""
+    windows = first_windows(stream, 2 * n_each, length)
+    n_test = (len(windows) + 1) // 2
+    if n_test == len(windows):
+        raise StudyError(
+            "The held-out text is too short for windows to choose learning rates by and others to report.",
+            file=stream,
+            key="upcycle.text.held_out_fraction",
+            expected=f"at least 2 windows of {length} tokens",
+            got=len(windows),
+            remedy="Hold more out, take a longer text, or shorter sequences.",
+        )
+    return {"test": windows[:n_test], "validation": windows[n_test:]}
 
 
 def _loss(model: nn.Module, windows: Int[Tensor, "window position"], part: str, *, chunk: int) -> Row:
