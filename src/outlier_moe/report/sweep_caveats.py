@@ -163,17 +163,17 @@ def _intervals(tables: Tables) -> list[str]:
 
 def _unit(tables: Tables) -> list[str]:
     """What the tests of all scales together count as one observation."""
-    comparisons, n_scales = tables["comparisons"], tables["runs"]["scale"].n_unique()
-    pooled = comparisons.filter(scale=ALL_SCALES) if len(comparisons) else comparisons
+    comparisons = tables["comparisons"]
+    pooled = comparisons.filter(pl.col("n_seeds") > 0, scale=ALL_SCALES) if len(comparisons) else comparisons
     if pooled.is_empty():
         return []
-    n_pairs, n_seeds = max(pooled["n_pairs"].to_list()), max(pooled["n_seeds"].to_list())
-    if not n_seeds:
-        return []
+    # Of one row, as two optimisers may share fewer scales and seeds than there are.
+    n_pairs, n_seeds = max(pooled.select("n_pairs", "n_seeds").iter_rows())
+    most_seeds = max(pooled["n_seeds"].to_list())
     return [
-        f"Differences over all scales are tested by {n_pairs} pairs ({counted(n_seeds, 'seed')} at {n_scales} scales)"
-        " and trends by single runs, all taken as independent; of whole seeds (p value of seeds in the table of"
-        f" comparisons) no p-value below {min(1.0, 2 / 2**n_seeds):.2g} can come."
+        f"Differences over all scales are tested by {n_pairs} pairs ({counted(n_seeds, 'seed')} at"
+        f" {n_pairs // n_seeds} scales) and trends by single runs, all taken as independent; of whole seeds (p value of"
+        f" seeds in the table of comparisons) no p-value below {min(1.0, 2 / 2**most_seeds):.2g} can come."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -9,6 +10,7 @@ import pytest
 
 from outlier_moe.report.sweep_caveats import caveats
 from outlier_moe.report.sweeps import Sweep
+from outlier_moe.scale_sweep.answers import comparisons, pairs_of
 from tests.swept_tables import made_up_sweep
 
 TRIED = {
@@ -64,3 +66,11 @@ def test_intervals_of_few_seeds_and_the_time_of_a_step_are_told(repeated: Sweep)
     trends = repeated["trends"].with_columns(low=pl.lit(0.0), high=pl.lit(1.0))
     assert "Intervals of 95 % from 3 seeds hold the true value in" in said({**repeated, "trends": trends}, TRIED)
     assert "on a CPU the processor time of all threads" in said(repeated, TRIED)
+
+
+def test_scales_at_which_an_optimiser_diverged_are_in_no_number_of_pairs(tmp_path: Path) -> None:
+    three = made_up_sweep(tmp_path, n_seeds=3, diverges=False, sizes={"w8": 1000, "w16": 4000, "w32": 8000})
+    assert "tested by 9 pairs (3 seeds at 3 scales)" in said(three, TRIED)
+    kept = three["figures"].filter(~((pl.col("scale") == "w8") & (pl.col("optimizer") == "muon")))
+    fewer = {**three, "comparisons": comparisons(pairs_of(kept))}
+    assert "tested by 6 pairs (3 seeds at 2 scales)" in said(fewer, TRIED)
