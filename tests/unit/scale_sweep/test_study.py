@@ -69,6 +69,27 @@ def test_a_mistake_is_named(changes: dict[str, Any], key: str, got: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("section", "key", "place"),
+    [
+        ("scale_sweep", "seeds", "seeds.0"),
+        ("scale_sweep", "tuning_seed", "tuning_seed"),
+        ("lm_scale_sweep", "seeds", "seeds.0"),
+        ("lm_scale_sweep", "tuning_seed", "tuning_seed"),
+        ("upcycle", "seeds", "seeds.0"),
+    ],
+)
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_a_seed_that_no_generator_or_table_holds_is_refused(section: str, key: str, place: str, seed: int) -> None:
+    document, largest = study(), 2**63 - 1
+    document[section][key] = [largest] if key == "seeds" else largest
+    validated_study(document, SCHEMA)
+    document[section][key] = [seed] if key == "seeds" else seed
+    with pytest.raises(StudyError) as caught:
+        validated_study(document, SCHEMA)
+    assert (caught.value.key, caught.value.got) == (f"{section}.{place}", str(seed))
+
+
+@pytest.mark.parametrize(
     ("name", "key"),
     [
         ("all", "sizes.all"),
