@@ -167,6 +167,7 @@ def _mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
     images = sweep["images"]
     if images["source"] == "idx" and images["path"] is None:
         yield "scale_sweep.images.path", "the folder that the IDX files are in", "nothing", None
+    yield from _shared_seed(sweep, "scale_sweep")
     yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
 
 
@@ -183,7 +184,15 @@ def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
     for d_model in sweep["d_models"]:
         if d_model % (2 * sweep["d_head"]):
             yield "lm_scale_sweep.d_models", f"multiples of twice d_head, {sweep['d_head']}", d_model, None
+    yield from _shared_seed(sweep, "lm_scale_sweep")
     yield from _missing_library(sweep["optimizers"], "lm_scale_sweep.optimizers")
+
+
+def _shared_seed(sweep: Mapping[str, Any], section: str) -> Iterator[_Mistake]:
+    """A rate chosen by the weights and draws of a run that is reported would favour that run."""
+    if len(sweep["multiples"]) > 1 and sweep["tuning_seed"] in sweep["seeds"]:
+        expected = f"a seed of its own for trying {len(sweep['multiples'])} learning rates, none of seeds"
+        yield f"{section}.tuning_seed", expected, sweep["tuning_seed"], "Set tuning_seed to another number."
 
 
 def _missing_library(optimizers: list[str], key: str) -> Iterator[_Mistake]:

@@ -125,6 +125,20 @@ def test_heads_must_divide_the_widths_of_language_models_too() -> None:
     assert caught.value.key == "lm_scale_sweep.d_models"
 
 
+@pytest.mark.parametrize("section", ["scale_sweep", "lm_scale_sweep"])
+def test_rates_are_tried_with_a_seed_of_their_own(section: str) -> None:
+    document = study()
+    document[section] |= {"seeds": [0, 7], "tuning_seed": 7, "multiples": [1.0]}
+    # Of one rate there is nothing to choose.
+    validated_study(document, SCHEMA)
+    document[section]["multiples"] = [1.0, 3.0]
+    with pytest.raises(StudyError, match="a seed of its own") as caught:
+        validated_study(document, SCHEMA)
+    assert (caught.value.key, caught.value.got) == (f"{section}.tuning_seed", 7)
+    document[section]["tuning_seed"] = 8
+    validated_study(document, SCHEMA)
+
+
 def test_a_missing_package_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
     with pytest.raises(StudyError, match="pip install 'pytorch-optimizer"):
