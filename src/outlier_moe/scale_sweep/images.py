@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep.image_sources import LabelledImages, read_cifar10, read_digits, read_idx
-from outlier_moe.scale_sweep.study import Geometry
+from outlier_moe.scale_sweep.study import Geometry, misfits
 from outlier_moe.training.steps import Batch, BatchSource
 from outlier_moe.whole_outputs import whole_directory
 
@@ -195,23 +195,9 @@ class ImageParts:
 
 
 def _refuse_misfit(shape: list[int], geometry: Geometry, *, file: Path) -> None:
-    n_colours, rows, columns = shape
-    if rows != columns or rows > geometry.image_size:
+    for key, expected, got, remedy in misfits(shape, geometry):
         raise StudyError(
-            "The images do not fit the classifier.",
-            file=file,
-            key="scale_sweep.image_size",
-            expected=f"at least {max(rows, columns)}, of square images",
-            got=geometry.image_size,
-            remedy="Set image_size to that, or take another source.",
-        )
-    if n_colours not in (1, geometry.n_channels):
-        raise StudyError(
-            "The images have other colours than the classifier takes.",
-            file=file,
-            key="scale_sweep.n_channels",
-            expected=n_colours,
-            got=geometry.n_channels,
+            "The images do not fit the classifier.", file=file, key=key, expected=expected, got=got, remedy=remedy
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +39,9 @@ PresetChoices = (
     "n_recorded",
 )
 """The keys that a preset gives, each of which the section itself may set in its place."""
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+"""Colours, rows and columns of the images of a source; those of `idx` are known when its files are read."""
 
 GridEdge = Literal["lowest", "highest"]
 """The end of a grid of learning rates that the best of it lies at: a better one may lie beyond."""
@@ -136,10 +139,23 @@ def refuse_missing_images(sweep: Mapping[str, Any]) -> None:
         )
 
 
-_Mistake = tuple[str, str, object, str | None]
+Mistake = tuple[str, object, object, str | None]
+"""A key, what was expected, what came, and the remedy."""
 
 
-def _mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
+def misfits(shape: Sequence[int], geometry: Geometry) -> Iterator[Mistake]:
+    """Why images of some colours, rows and columns cannot be shown to a classifier."""
+    n_colours, rows, columns = shape
+    if rows != columns or rows > geometry.image_size:
+        expected = f"at least {max(rows, columns)}, of square images"
+        remedy = "Set image_size to that, or take another source."
+        yield "scale_sweep.image_size", expected, geometry.image_size, remedy
+    if n_colours not in (1, geometry.n_channels):
+        remedy = "Set n_channels to that, or take another source."
+        yield "scale_sweep.n_channels", n_colours, geometry.n_channels, remedy
+
+
+def _mistakes(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
     missing = [key for key in PresetChoices if key not in sweep and key not in ("n_epochs", "n_steps")]
     for key in missing:
         yield f"scale_sweep.{key}", "a value, here or in the preset", "nothing", None
@@ -167,11 +183,13 @@ def _mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
     images = sweep["images"]
     if images["source"] == "idx" and images["path"] is None:
         yield "scale_sweep.images.path", "the folder that the IDX files are in", "nothing", None
+    if images["source"] in SHAPES:
+        yield from misfits(SHAPES[images["source"]], geometry_of(sweep))
     yield from _shared_seed(sweep, "scale_sweep")
     yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
 
 
-def _misnamed(sizes: Mapping[object, object]) -> Iterator[_Mistake]:
+def _misnamed(sizes: Mapping[object, object]) -> Iterator[Mistake]:
     for scale in sizes:
         if not isinstance(scale, str) or not SCALE_NAME.fullmatch(scale):
             yield "scale_sweep.sizes", "names of letters, digits, _ and -, which folders are called by", scale, None
@@ -180,7 +198,7 @@ def _misnamed(sizes: Mapping[object, object]) -> Iterator[_Mistake]:
             yield f"scale_sweep.sizes.{scale}", f"another name than {', '.join(TAKEN_NAMES)}", scale, None
 
 
-def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
+def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
     for d_model in sweep["d_models"]:
         if d_model % (2 * sweep["d_head"]):
             yield "lm_scale_sweep.d_models", f"multiples of twice d_head, {sweep['d_head']}", d_model, None
@@ -188,14 +206,14 @@ def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[_Mistake]:
     yield from _missing_library(sweep["optimizers"], "lm_scale_sweep.optimizers")
 
 
-def _shared_seed(sweep: Mapping[str, Any], section: str) -> Iterator[_Mistake]:
+def _shared_seed(sweep: Mapping[str, Any], section: str) -> Iterator[Mistake]:
     """A rate chosen by the weights and draws of a run that is reported would favour that run."""
     if len(sweep["multiples"]) > 1 and sweep["tuning_seed"] in sweep["seeds"]:
         expected = f"a seed of its own for trying {len(sweep['multiples'])} learning rates, none of seeds"
         yield f"{section}.tuning_seed", expected, sweep["tuning_seed"], "Set tuning_seed to another number."
 
 
-def _missing_library(optimizers: list[str], key: str) -> Iterator[_Mistake]:
+def _missing_library(optimizers: list[str], key: str) -> Iterator[Mistake]:
     wanted = [name for name in optimizers if name in OF_LIBRARY]
     if wanted and find_spec(LIBRARY) is None:
         expected = "optimisers of torch (sgd, adamw, muon), or the package that has the others"

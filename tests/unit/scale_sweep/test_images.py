@@ -17,7 +17,7 @@ import torch
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep.image_sources import read_digits
 from outlier_moe.scale_sweep.images import PARTS, ImageOptions, ImageParts, prepare_images
-from outlier_moe.scale_sweep.study import Geometry
+from outlier_moe.scale_sweep.study import SHAPES, Geometry
 
 NATIVE = Geometry(8, 1, 2)
 
@@ -196,3 +196,7 @@ def test_images_that_do_not_fit_are_refused(images: Path) -> None:
     with pytest.raises(StudyError) as caught:
         ImageParts(images, Geometry(4, 1, 2))
     assert (caught.value.key, caught.value.expected) == ("scale_sweep.image_size", "at least 8, of square images")
+
+
+def test_the_shape_that_planning_goes_by_is_that_of_the_digits() -> None:
+    assert read_digits().images.shape[1:] == SHAPES["digits"]
