@@ -61,7 +61,7 @@ def try_rates(
         options = _shortened(options_of(ChosenRate(multiple)), sweep)
         rate = options.optimizer.lr
         loss, diverged_at = last_loss(
-            subject_of(options), work / f"{multiple:g}", options, label=f"{label}, rate {rate:.3g}"
+            subject_of(options), work / _folder_of(multiple), options, label=f"{label}, rate {rate:.3g}"
         )
         log.info("%s: at rate %.4g the loss on held-out data is %.5g", label, rate, loss)
         rows.append(
@@ -77,6 +77,11 @@ def try_rates(
     with whole_file(output) as partial:
         table.with_columns(is_chosen=pl.int_range(pl.len()) == best_rate(table)).write_parquet(partial)
     remove_whole(work)
+
+
+def _folder_of(multiple: float | int) -> str:
+    """The name of a trial's folder: the shortest that tells a multiple from every other, the same for 1 and 1.0."""
+    return str(multiple).removesuffix(".0")
 
 
 def _shortened(options: RunOptions, sweep: Mapping[str, Any]) -> RunOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ def test_a_killed_grid_goes_on_in_the_one_folder_that_is_brought_back(
     try_learning_rates(classifier, tmp_path / "rates.parquet")
     assert taken == all_taken and [path.name for path in tmp_path.iterdir()] == ["rates.parquet"]
     assert_frame_equal(pl.read_parquet(tmp_path / "rates.parquet"), pl.read_parquet(run / "rates.parquet"))
+
+
+def test_rates_that_hardly_differ_are_trials_of_their_own(classifier: Classifier, tmp_path: Path) -> None:
+    alike = replace(classifier, sweep={**classifier.sweep, "multiples": [1.0, 1.0000001]})
+    try_learning_rates(alike, tmp_path / "rates.parquet")
+    table = pl.read_parquet(tmp_path / "rates.parquet")
+    assert table["multiple"].to_list() == [1.0, 1.0000001] and table["validation_loss_nats"].null_count() == 0
 
 
 def test_everything_is_measured_at_every_checkpoint(run: Path) -> None:
