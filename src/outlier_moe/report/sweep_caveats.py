@@ -68,7 +68,8 @@ def _rates(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> list[s
             f"Learning rates were fixed, and no others were tried: {listed_rates}. What looks like a difference between"
             " optimisers may be one between rates that suit them more or less."
         ]
-    text = f"Learning rates, each the best of its grid by the held-out loss: {listed_rates}."
+    but = " unless the whole grid diverged" if "all diverged" in summary["grid_edge"] else ""
+    text = f"Learning rates, each the best of its grid by the held-out loss{but}: {listed_rates}."
     if differing:
         text += (
             f" The rates of {listed(differing)} differ between scales, so that what goes with size there goes with the"
@@ -78,14 +79,22 @@ def _rates(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> list[s
 
 
 def _edges(summary: pl.DataFrame) -> list[str]:
-    """Whose learning rate is not known to be the best, for it lies at the edge of what was tried."""
-    rows = summary.filter(pl.col("grid_edge").is_not_null()).iter_rows(named=True)
-    said = [
-        f"{row['optimizer']} at {row['scale']} (the {row['grid_edge']}, {row['learning_rate']:.2g})" for row in rows
-    ]
-    if not said:
-        return []
-    return [f"At the edge of the grid of learning rates, so that a better one may lie beyond: {', '.join(said)}."]
+    """Whose learning rate is not known to be the best: it is at the edge of what was tried, or all of it diverged."""
+    at_edge, diverged = [], []
+    for row in summary.filter(pl.col("grid_edge").is_not_null()).iter_rows(named=True):
+        where, rate = f"{row['optimizer']} at {row['scale']}", f"{row['learning_rate']:.2g}"
+        if row["grid_edge"] == "all diverged":
+            diverged.append(f"{where} ({rate})")
+        else:
+            at_edge.append(f"{where} (the {row['grid_edge']}, {rate})")
+    said = []
+    if at_edge:
+        said.append(
+            f"At the edge of the grid of learning rates, so that a better one may lie beyond: {', '.join(at_edge)}."
+        )
+    if diverged:
+        said.append(f"Every rate of its grid diverged; the lowest was taken: {', '.join(diverged)}.")
+    return said
 
 
 def _matched(summary: pl.DataFrame) -> list[str]:

@@ -31,7 +31,7 @@ class ChosenRate(NamedTuple):
     multiple: float | int
     """Of the rates that the study gives."""
     grid_edge: GridEdge | None = None
-    """The end of the grid that it lies at; None inside of it, or if there was none."""
+    """Why it is not known to be the best; None inside of the grid, or if there was none."""
 
 
 def try_rates(
@@ -113,11 +113,16 @@ def chosen_rate(learning_rates: Path) -> ChosenRate:
 
 
 def grid_edge(tried: pl.DataFrame) -> GridEdge | None:
-    """The end of the grid that the chosen rate lies at; None inside of it, and where there was nothing to choose from.
+    """Why the chosen rate is not known to be the best: the end of the grid that it lies at, or that all diverged.
 
-    A rate below one that diverged is inside: nothing better lies beyond.
+    None inside of the grid, and where there was nothing to choose from. A rate below one that diverged is inside:
+    nothing better lies beyond.
     """
     chosen = tried["is_chosen"].to_list()
-    if len(chosen) == 1 or not (chosen[0] or chosen[-1]):
+    if len(chosen) == 1:
+        return None
+    if tried["validation_loss_nats"].null_count() == len(tried):
+        return "all diverged"
+    if not (chosen[0] or chosen[-1]):
         return None
     return "lowest" if chosen[0] else "highest"

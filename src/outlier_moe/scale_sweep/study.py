@@ -43,8 +43,9 @@ PresetChoices = (
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 """Colours, rows and columns of the images of a source; those of `idx` are known when its files are read."""
 
-GridEdge = Literal["lowest", "highest"]
-"""The end of a grid of learning rates that the best of it lies at: a better one may lie beyond."""
+GridEdge = Literal["lowest", "highest", "all diverged"]
+"""Why the rate that was taken of a grid is not known to be the best: it lies at an end of it, so that a better one may
+lie beyond, or every rate diverged, and the lowest was taken."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class OptimizerOptions:
     weight_decay: float
     """Of all that is no norm and no bias."""
     grid_edge: GridEdge | None = None
-    """The end of the grid that the rate lies at; None inside of it, or if there was none."""
+    """Why the rate is not known to be the best of a grid; None if it lies inside of it, or if there was none."""
 
 
 @dataclass(frozen=True)

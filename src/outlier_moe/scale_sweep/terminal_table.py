@@ -13,7 +13,7 @@ from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 WIDTH = 120
 """Characters of a line, which is what a pipe gets."""
 
-EDGE_MARKS: dict[GridEdge, str] = {"lowest": " <", "highest": " >"}
+EDGE_MARKS: dict[GridEdge, str] = {"lowest": " <", "highest": " >", "all diverged": " x"}
 
 TABLE = {
     "scale": Column("scale"),
@@ -48,12 +48,16 @@ def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:
 
 def edge_note(summary: pl.DataFrame) -> str | None:
     """What the marks mean, if there are any."""
-    if summary["grid_edge"].null_count() == len(summary):
-        return None
-    return (
-        "Rates marked > (<) are the highest (lowest) of their grid: a better one may lie beyond, and the optimiser is "
-        "shown below its best. The grid is `multiples` of the sweep's section."
-    )
+    found = set(summary["grid_edge"].drop_nulls())
+    said = []
+    if found & {"lowest", "highest"}:
+        said.append(
+            "Rates marked > (<) are the highest (lowest) of their grid: a better one may lie beyond, and the optimiser "
+            "is shown below its best."
+        )
+    if "all diverged" in found:
+        said.append("Where a rate is marked x, every rate of its grid diverged; the lowest was taken.")
+    return " ".join([*said, "The grid is `multiples` of the sweep's section."]) if said else None
 
 
 def matched_note(summary: pl.DataFrame) -> str | None:

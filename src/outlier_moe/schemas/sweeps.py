@@ -38,7 +38,8 @@ class SweptRunFacts(dy.Schema):
     """Parts that a batch was cut into at the end: more than 1 where memory ran out."""
     learning_rate = dy.Float64(min=0)
     grid_edge = dy.String(nullable=True)
-    """The end of the grid of learning rates that the best lay at; null inside of it, or where none was tried."""
+    """The end of the grid of learning rates that the best lay at; `all diverged` where there is no best, and the
+    lowest was taken; null inside of the grid, or where none was tried."""
     weight_decay = dy.Float64(min=0)
     n_classes = dy.Int64(nullable=True, min=2)
     """Of the images; null where tokens are told."""

@@ -11,6 +11,7 @@ import pytest
 from outlier_moe.report.sweep_caveats import caveats
 from outlier_moe.report.sweeps import Sweep
 from outlier_moe.scale_sweep.answers import comparisons, pairs_of
+from outlier_moe.schemas.sweeps import SweptRunFacts
 from tests.swept_tables import made_up_sweep
 
 TRIED = {
@@ -42,6 +43,17 @@ def test_rates_that_differ_between_scales_are_said_to_be_in_the_way(repeated: Sw
     other = {**repeated, "summary": repeated["summary"].with_columns(learning_rate=rate)}
     text = said(other, TRIED)
     assert "muon 0.1 at w8, 0.02 at w16. The rates of muon differ between scales" in text
+
+
+def test_a_grid_that_diverged_has_no_best_rate(repeated: Sweep) -> None:
+    edge = pl.when(scale="w8", optimizer="muon").then(pl.lit("all diverged")).otherwise("grid_edge")
+    other = {**repeated, "summary": repeated["summary"].with_columns(grid_edge=edge)}
+    text = said(other, TRIED)
+    assert "each the best of its grid by the held-out loss unless the whole grid diverged: adamw" in text
+    assert "Every rate of its grid diverged; the lowest was taken: muon at w8 (0.1)." in text
+    assert "a better one may lie beyond: muon at w16 (the highest, 0.1)." in text
+    assert "diverged" not in said(repeated, TRIED)
+    SweptRunFacts.validate(repeated["runs"].with_columns(grid_edge=pl.lit("all diverged")))
 
 
 def test_a_matched_loss_near_the_start_is_said_to_be_nearly_guessing(repeated: Sweep) -> None:

@@ -22,4 +22,10 @@ def test_a_rate_that_diverges_is_never_chosen_and_if_all_do_the_lowest_is() -> N
     [([True, False, False], "lowest"), ([False, True, False], None), ([False, False, True], "highest"), ([True], None)],
 )
 def test_a_rate_at_the_edge_of_its_grid_is_known(chosen: list[bool], edge: str | None) -> None:
-    assert grid_edge(pl.DataFrame({"is_chosen": chosen})) == edge
+    assert grid_edge(pl.DataFrame({"is_chosen": chosen, "validation_loss_nats": [1.0] * len(chosen)})) == edge
+
+
+def test_the_lowest_rate_of_a_grid_that_diverged_is_not_called_its_best() -> None:
+    tried = {"is_chosen": [True, False], "validation_loss_nats": [None, None]}
+    assert grid_edge(pl.DataFrame(tried)) == "all diverged"
+    assert grid_edge(pl.DataFrame({**tried, "validation_loss_nats": [2.0, None]})) == "lowest"
