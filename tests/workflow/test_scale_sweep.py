@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from itertools import product
 from pathlib import Path
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
 import yaml
+from PIL import Image
 
 from outlier_moe.presets import presets
 from outlier_moe.recording.options import RecordOptions
@@ -21,6 +23,9 @@ from tests.workflow.study_folder import ROOT, StudyFolder, make_study
 # Each job costs some seconds of starting a process: as few as show that every rule works.
 SUMMARY = "results/scale_sweep/summary.parquet"
 LM_SUMMARY = "results/lm_scale_sweep/summary.parquet"
+PICTURES = ("performance", "ranks", "sparsity", "outliers", "dynamics")
+# Its first step leaves weights whose squares no float32 can hold.
+DIVERGING_RATE = 1e30
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +34,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     sweep = shipped["scale_sweep"] | {"scales": ["w8"], "optimizers": ["muon"], "seeds": [0], "n_steps": 4}
     sweep |= {"multiples": [30.0], "n_checkpoints": 2, "n_evaluated": 16, "n_recorded": 2}
     sweep["sizes"] |= {name: {"d_model": d, "n_layers": 2, "n_heads": 2} for name, d in (("w8", 8), ("w12", 12))}
-    lm = shipped["lm_scale_sweep"] | {"d_models": [16], "d_head": 8, "n_layers": 2, "optimizers": ["adamw"]}
+    lm = shipped["lm_scale_sweep"] | {"d_models": [16], "d_head": 8, "n_layers": 2, "optimizers": ["adamw", "sgd"]}
     lm |= {"n_steps": 4, "n_checkpoints": 2, "n_evaluated": 2, "n_recorded": 2}
+    lm["learning_rates"] |= {"sgd": DIVERGING_RATE}
     upcycle = shipped["upcycle"]
     upcycle["text"] |= {"corpus": "small", "held_out_fraction": 0.5}
     upcycle["model"] |= {"vocab_size": 280, "sequence_length": 16}
@@ -48,7 +54,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     registry = yaml.safe_load((folder.path / "config/models.yaml").read_text())
     registry["corpora"]["small"]["source"]["paths"] = ["words*.txt"]
     (folder.path / "config/models.yaml").write_text(yaml.safe_dump(registry, sort_keys=False))
-    folder.snakemake(SUMMARY, LM_SUMMARY)
+    folder.snakemake("scale_sweep", "lm_scale_sweep")
     return folder
 
 
@@ -112,9 +118,9 @@ def test_whatever_trains_on_a_node_leaves_what_the_next_goes_on_from() -> None:
 
 def test_language_models_go_the_same_way(study: StudyFolder) -> None:
     summary = pl.read_parquet(study.path / LM_SUMMARY)
-    assert summary.select("scale", "optimizer").rows() == [("d16", "adamw")]
-    assert summary["kurtosis_of_feature_rms"].is_not_null().all()
-    assert summary["test_accuracy"].null_count() == 1
+    assert summary.select("scale", "optimizer").rows() == [("d16", "adamw"), ("d16", "sgd")]
+    assert summary.filter(optimizer="adamw")["kurtosis_of_feature_rms"].is_not_null().all()
+    assert summary["test_accuracy"].null_count() == 2
     run = study.path / "results/lm_scale_sweep/d16/adamw/seed0/run"
     recording = read_recording(run / "recordings/step_00000004/outliers")
     assert set(recording.sites()["tap"].cast(pl.String)) == {"attn_in", "mlp_in", "residual", "residual_rms"}
@@ -122,11 +128,39 @@ def test_language_models_go_the_same_way(study: StudyFolder) -> None:
     assert {"q_proj", "k_proj", "v_proj"} <= set(metrics["place"]), "the fused projection is three matrices"
 
 
+def test_a_run_that_diverges_is_a_result_of_a_sweep_that_ends(study: StudyFolder) -> None:
+    runs = pl.read_parquet(study.path / "results/lm_scale_sweep/runs.parquet")
+    columns = ("optimizer", "learning_rate", "diverged_at", "n_steps")
+    assert runs.select(columns).rows() == [("adamw", 0.01, None, 4), ("sgd", DIVERGING_RATE, 1, 1)]
+    summary = pl.read_parquet(study.path / LM_SUMMARY)
+    assert summary.select("optimizer", "n_seeds", "n_diverged").rows() == [("adamw", 1, 0), ("sgd", 1, 1)]
+    assert summary["train_loss_nats"].is_null().to_list() == [False, True]
+
+
+@pytest.mark.parametrize(("sweep", "optimizers"), [("scale_sweep", {"muon"}), ("lm_scale_sweep", {"adamw", "sgd"})])
+def test_every_picture_is_an_image_a_drawing_and_a_page(study: StudyFolder, sweep: str, optimizers: set[str]) -> None:
+    folder = study.path / "results" / sweep / "plots"
+    expected = {f"{picture}.{kind}" for picture, kind in product(PICTURES, ("png", "svg", "html"))}
+    assert {path.name for path in folder.iterdir()} == expected
+    for picture in PICTURES:
+        # What was never measured of a run that diverged has no mark: its steps and their time were.
+        named = optimizers if picture in ("dynamics", "performance") else optimizers - {"sgd"}
+        drawing = ElementTree.parse(folder / f"{picture}.svg").getroot()
+        assert named <= set(drawing.itertext())
+        _, chart = (folder / f"{picture}.html").read_text().split("vegaEmbed('#chart', ")
+        assert all(f'"{optimizer}"' in chart for optimizer in named)
+        with Image.open(folder / f"{picture}.png") as image:
+            assert image.format == "PNG"
+            # Twice the size of the drawing, but for what rounding takes.
+            assert image.size == pytest.approx([2 * float(drawing.attrib[side]) for side in ("width", "height")], abs=2)
+            assert len(image.getcolors(image.width * image.height) or []) > 1, "an empty picture"
+
+
 def test_of_several_rates_of_language_models_the_best_is_taken(study: StudyFolder, tmp_path: Path) -> None:
     # The demo's are as they are given: nothing is tried, and no job is started for it.
     assert not (study.path / "results/lm_scale_sweep/d16/adamw/learning_rates.parquet").exists()
     tuned = study.copied(tmp_path / "tuned")
-    change = ["--config", "lm_scale_sweep={multiples: [0.001, 1.0]}"]
+    change = ["--config", "lm_scale_sweep={optimizers: [adamw], multiples: [0.001, 1.0]}"]
     stages = ("try_language_model_rates", "train_language_model", "measure_run", "summarise_sweep")
     assert tuned.planned(LM_SUMMARY, *change) == dict.fromkeys(stages, 1)
     tuned.snakemake(LM_SUMMARY, *change)
@@ -143,7 +177,7 @@ def test_of_several_rates_of_language_models_the_best_is_taken(study: StudyFolde
     [
         (
             "{learning_rates: {base: {soap: 0.002, sgd: 0.2}}}",
-            "{learning_rates: {sgd: 0.2, muon: 0.002}, tuning_seed: 3, tuning_share: 0.5}",
+            "{learning_rates: {soap: 0.2, muon: 0.002}, tuning_seed: 3, tuning_share: 0.5}",
             set(),
         ),
         # AdamW trains what Muon does not take.
