@@ -19,6 +19,7 @@ from outlier_moe.presets import presets
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas import checked, comparison, tested
 from outlier_moe.study import validated_study
+from tests.swept_tables import made_up_sweep
 from tests.workflow.study_folder import StudyFolder, make_study
 
 MODELS = {"tiny.llama": "llama", "tiny-gpt2": "gpt2", "tiny-mixtral": "mixtral"}
@@ -144,6 +145,22 @@ def test_the_features_are_those_of_each_models_own_table(study: StudyFolder) -> 
     for model in MODELS:
         own = pl.read_parquet(study.path / "results" / model / "systematic.parquet").filter("is_systematic")
         assert together.filter(model=model).select(columns).equals(own.select(columns)), model
+
+
+def test_the_report_has_a_section_of_a_sweep(study: StudyFolder, tmp_path: Path) -> None:
+    """Its tables are there: to train for them would take most of a minute."""
+    swept = study.copied(tmp_path / "swept")
+    page, folder = swept.path / "results/report/index.html", swept.path / "results/scale_sweep"
+    section, picture = "Optimisers and scales: image classifiers", "scale_sweep-dynamics"
+    before = page.read_text()
+    folder.mkdir()
+    tables = made_up_sweep(tmp_path / "runs", n_seeds=2, diverges=True)
+    for name, table in tables.items():
+        table.write_parquet(folder / f"{name}.parquet")
+    swept.snakemake("results/report/index.html", "--config", "experiments=[scale_sweep]")
+    assert {path.stem for path in folder.iterdir()} == set(tables), "nothing is trained"
+    after = page.read_text()
+    assert [text in of for of in (before, after) for text in (section, picture)] == [False, False, True, True]
 
 
 def test_snakemake_makes_a_report_of_its_own(study: StudyFolder) -> None:
