@@ -34,6 +34,8 @@ def made_up_sweep(folder: Path, *, n_seeds: int, diverges: bool, sizes: dict[str
         at_edge = (scale, optimizer) == ([*sizes][-1], "muon")
         facts = _facts(size, seed, diverged_at=7 if ends_badly else None, edge="highest" if at_edge else None)
         (place / "run.json").write_text(json.dumps(facts))
+        steps = {"learning_rate": [0.1, 0.05], "gradient_norm": [2.0, 0.5]}
+        pl.DataFrame(steps).write_parquet(place / "training_history.parquet")
         rank = 0.9 - (size / 10_000 if optimizer == "adamw" else 0) + seed / 1000
         rows = [row for step in (0, 5, 10) for row in _measures(step, rank, seed)]
         pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(place / "metrics.parquet")

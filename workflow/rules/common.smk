@@ -57,7 +57,7 @@ REVISIONS = {
     "train_classifier": 5,
     "try_language_model_rates": 2,
     "train_language_model": 4,
-    "summarise_sweep": 5,
+    "summarise_sweep": 6,
     "plot_sweep": 3,
 }
 

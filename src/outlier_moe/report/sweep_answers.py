@@ -89,6 +89,9 @@ def _found(question: Question) -> list[str]:
     for figure in sorted(tested, key=_place):
         kinds.setdefault(_kind(question, question.rows[figure]), []).append(figure)
     neither = len(kinds.pop("neither", []))
+    turned = [figure for figure in question.rows if any(map(_is_turned, question.rows[figure].values()))]
+    if turned:
+        kinds.setdefault("turned", sorted(turned, key=_place))
     if not kinds:
         least = min(row["q_value"] for row in _every(question) if row["q_value"] is not None)
         said = (
@@ -100,6 +103,11 @@ def _found(question: Question) -> list[str]:
         for kind, words in _KINDS.items()
         if kind in kinds
     ]
+    if turned:
+        said.append(
+            f"With q ≤ {LEVEL:g} at matched loss, but of either sign by what lies between two checkpoints:"
+            f" {_names(kinds['turned'])}."
+        )
     if neither:
         said.append(f"In neither moment: the other {counted(neither, 'figure')} of {len(tested)}.")
     return said
@@ -108,8 +116,8 @@ def _found(question: Question) -> list[str]:
 _KINDS = {
     "both": "Both at the end and at matched loss",
     "against": "At the end, and at matched loss the other way round",
-    "end": "At the end, with q above that at matched loss",
-    "matched": "At matched loss, with q above that at the end",
+    "end": "At the end, and not found at matched loss",
+    "matched": "At matched loss, and not found at the end",
     "end alone": "At the end (at matched loss there is no test)",
     "matched alone": "At matched loss (at the end there is no test)",
 }
@@ -128,7 +136,17 @@ def _kind(question: Question, of_figure: Mapping[str, Row]) -> str:
 
 
 def _is_found(row: Row) -> bool:
+    return _is_below_level(row) and not _is_turned(row)
+
+
+def _is_below_level(row: Row) -> bool:
     return row["q_value"] is not None and row["q_value"] <= LEVEL
+
+
+def _is_turned(row: Row) -> bool:
+    """Whether a test finds it, and other values between the two checkpoints would turn its sign round."""
+    low, high = row.get("bracket_low"), row.get("bracket_high")
+    return _is_below_level(row) and low is not None and high is not None and low <= 0 <= high
 
 
 def _directions(question: Question, figures: Sequence[str], kind: str) -> str:

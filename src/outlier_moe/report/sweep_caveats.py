@@ -33,6 +33,8 @@ def caveats(name: str, tables: Tables, study: Mapping[str, Any]) -> list[str]:
         *_edges(summary),
         *_matched(summary),
         *_targets(tables),
+        *_decay(tables["runs"]),
+        *_clipped(tables["runs"]),
         *_intervals(tables),
         *_unit(tables),
         *_times(summary),
@@ -105,9 +107,17 @@ def _matched(summary: pl.DataFrame) -> list[str]:
     steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
     said = f"The matched loss of a scale is reached after {min(steps):.3g} to {max(steps):.3g} steps (means of seeds)"
     if any(gaps):
-        said += f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart"
+        said += (
+            f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart: what is"
+            " found there has one sign whichever values between those of the two are taken"
+        )
     missing = sum(summary.select(pl.col("n_seeds") - pl.col("n_diverged") - pl.col("n_matched")).to_series().to_list())
-    return [f"{said}; {missing} runs start at or below it and have none." if missing else f"{said}."]
+    if missing:
+        said += f"; {missing} runs start at or below it, or never learn, and have none"
+    return [
+        f"{said}. Rates rise at first and then fall along half a cosine: there a slow run may stand at the end of that,"
+        " at next to no rate, and a quick one in its midst."
+    ]
 
 
 def start_losses(tables: Tables) -> dict[str, float]:
@@ -133,15 +143,25 @@ def _targets(tables: Tables) -> list[str]:
             f" At {listed(near)} it lies within {100 * NEARLY_THE_START:g} % of that at the start: matched there means"
             " nearly guessing, and figures at matched loss are of models that have learnt next to nothing."
         )
-    return [text + _near_pairs(tables["comparisons"], start)]
+    return [text + _near_pairs(tables, start)]
 
 
 def _is_near(start: float, target: float) -> bool:
     return start - target <= NEARLY_THE_START * start
 
 
-def _near_pairs(comparisons: pl.DataFrame, start: Mapping[str, float]) -> str:
+def _followed(trends: pl.DataFrame) -> str:
+    """The losses at which optimisers are followed over the scales."""
+    if "target_loss_nats" not in trends.columns:
+        return ""
+    known = trends.drop_nulls("target_loss_nats").unique("optimizer", maintain_order=True)
+    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in known.select("optimizer", "target_loss_nats").rows())
+    return f" how figures go with size is read at one loss at all scales ({losses});" if losses else ""
+
+
+def _near_pairs(tables: Tables, start: Mapping[str, float]) -> str:
     """The same of the loss that two optimisers alone have reached, where they are compared at that."""
+    comparisons = tables["comparisons"]
     if "target_loss_nats" not in comparisons.columns:
         return ""
     columns = ["scale", "optimizer", "other", "target_loss_nats"]
@@ -153,7 +173,9 @@ def _near_pairs(comparisons: pl.DataFrame, start: Mapping[str, float]) -> str:
             near.append(f"{optimizer} and {other} at {scale} ({target:.4g})")
     if not n_pairs:
         return ""
-    own = " Pictures and trends are at that; two optimisers are compared at the loss that both have reached"
+    own = (
+        f" Pictures are at that;{_followed(tables['trends'])} two optimisers are compared at the loss that both reached"
+    )
     if not near:
         return f"{own}, which is nearly the start for none of them."
     return f"{own}; that, too, is nearly the start for {', '.join(near)}."
@@ -167,7 +189,39 @@ def _intervals(tables: Tables) -> list[str]:
     if not numbers:
         return []
     said = coverage_said(numbers[0])
-    return [f"{said[0].upper()}{said[1:]}."]
+    others = "What another rate would have given is in none of them: it moves all seeds together."
+    return [f"{said[0].upper()}{said[1:]}. {others}"]
+
+
+def _decay(runs: pl.DataFrame) -> list[str]:
+    """What weight decay alone does to weights, which goes with the rate, and so with the optimiser."""
+    if "decay_alone" not in runs.columns or not runs["weight_decay"].max():
+        return []
+    left = runs.group_by("optimizer", maintain_order=True).agg(
+        low=pl.col("decay_alone").min(), high=pl.col("decay_alone").max()
+    )
+    shares = "; ".join(f"{name} {_range(100 * low, 100 * high)} %" for name, low, high in left.rows())
+    return [
+        "Weight decay takes off rate times decay in each step, so that the same decay leaves of a weight, by itself:"
+        f" {shares}. Differences in the rank of weights may be partly that."
+    ]
+
+
+def _range(low: float, high: float) -> str:
+    first, last = f"{low:.3g}", f"{high:.3g}"
+    return first if first == last else f"{first} to {last}"
+
+
+def _clipped(runs: pl.DataFrame) -> list[str]:
+    """How often gradients were cut, which slows SGD and leaves alone those who do not go by a gradient's size."""
+    if "clipped_share" not in runs.columns or not runs["clipped_share"].count():
+        return []
+    known = runs.group_by("optimizer", maintain_order=True).agg(pl.col("clipped_share").mean())
+    shares = ", ".join(f"{name} {100 * share:.3g} %" for name, share in known.drop_nulls().rows())
+    return [
+        f"Gradients longer than the limit were cut to it, in these shares of the steps: {shares}. That makes a step of"
+        " SGD smaller; AdamW and Muon hardly go by a gradient's length."
+    ]
 
 
 def _unit(tables: Tables) -> list[str]:

@@ -8,6 +8,9 @@ however its values lie, for they are too few or tied, is in no family (Tarone 19
 can. Differences at single scales and those over all scales are families apart, and so is the cost of a step, which is
 of the machine and never the same twice: it decides about no other figure.
 
+At matched loss a figure is read between two checkpoints. `bracket_low` and `bracket_high` are the same slope or
+difference from whichever of the two checkpoints' values make it the least and the most.
+
 The unit of a test is the run (trends) or the pair of runs (differences), also where scales are taken together: runs of
 one seed at several scales, which share the order of the data and no weights, count as independent. Differences over all
 scales are tested with the seed as the unit, too, which no p-value below 2 / 2**n_seeds can come of.
@@ -40,7 +43,7 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
 
     Args:
         figures: One row per (scale, optimizer, seed, moment, figure) with `n_parameters` and `value`; what is not
-            finite counts as missing.
+            finite counts as missing. Of values between two checkpoints also what `matched_figures` has more.
         seed: Decides the resamples.
         confidence_level: Of the intervals.
 
@@ -51,20 +54,25 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
     """
     rows = []
     for (figure, moment, optimizer), group in _groups(_finite(figures), "figure", "moment", "optimizer"):
-        table = group.pivot("scale", index="seed", values="value").sort("seed")
-        scales = [name for name in table.columns if name != "seed"]
+        scales = group["scale"].unique(maintain_order=True).to_list()
         sizes = dict(group.select("scale", "n_parameters").unique().rows())
         x = np.log2([sizes[scale] for scale in scales])
-        found = {"figure": figure, "moment": moment, "optimizer": optimizer, "n_scales": len(scales)}
         # A seed counts where it has a value at every scale: it is resampled as a whole.
-        values = table.drop_nulls().select(scales).to_numpy().astype(np.float64)
-        rows.append(found | {"n_seeds": len(values)} | _trend(x, values, seed, confidence_level))
+        values, *between = (
+            group.pivot("scale", index="seed", values=column).sort("seed").drop_nulls().select(scales).to_numpy()
+            for column in ("value", "value_low", "value_high")
+        )
+        found = {"figure": figure, "moment": moment, "optimizer": optimizer, "n_scales": len(scales)}
+        found |= {"n_seeds": len(values)} | _where(group)
+        rows.append(found | _trend(x, values, seed, confidence_level) | _slopes_between(x, values, *between))
     return _with_q(rows, SweepTrend, pl.lit("all scales"))
 
 
-def _trend(
-    x: Float64[np.ndarray, " scale"], values: Float64[np.ndarray, "seed scale"], seed: int, confidence_level: float
-) -> dict[str, Any]:
+_Scales = Float64[np.ndarray, " scale"]
+_Runs = Float64[np.ndarray, "seed scale"]
+
+
+def _trend(x: _Scales, values: _Runs, seed: int, confidence_level: float) -> dict[str, Any]:
     if len(x) < 2:
         return _row(None, SeedIntervals(), RankTest(reason="one scale only"))
     if np.ptp(x) == 0:
@@ -83,6 +91,22 @@ def _trend(
     return _row(slope, intervals, test)
 
 
+def _slopes_between(x: _Scales, values: _Runs, lowest: _Runs, highest: _Runs) -> dict[str, float | None]:
+    """The least and the greatest slope that values between those of two checkpoints can give."""
+    if len(values) == 0 or np.ptp(x) == 0:
+        return {"bracket_low": None, "bracket_high": None}
+    centred = x - x.mean()
+    # Without each seed's mean, as the slope itself is taken.
+    ends = [(of - values.mean(axis=1, keepdims=True)) * centred / (centred @ centred) for of in (lowest, highest)]
+    low, high = (float(of(*ends).sum(axis=1).mean()) for of in (np.minimum, np.maximum))
+    return {"bracket_low": low, "bracket_high": high}
+
+
+def _where(figures: pl.DataFrame) -> dict[str, float | None]:
+    """The loss that figures are read at, and the most steps between two checkpoints that one is read from."""
+    return figures.select(pl.col("target_loss_nats").first(), pl.col("gap_steps").max()).row(0, named=True)
+
+
 def _too_few(values: str, smallest: float | None) -> str | None:
     """Why a test has no q-value."""
     return None if smallest is None or smallest <= LEVEL else f"{values} cannot give p below {smallest:.2g}"
@@ -96,35 +120,36 @@ PAIRS = {
     "optimizer": pl.String,
     "other": pl.String,
     "difference": pl.Float64,
+    "difference_low": pl.Float64,
+    "difference_high": pl.Float64,
     "target_loss_nats": pl.Float64,
     "gap_steps": pl.Float64,
 }
 """A pair of runs of one scale and seed, as `comparisons` takes them."""
 
 
-def pairs_of(
-    figures: pl.DataFrame, *, target_loss_nats: float | None = None, gap_steps: float | None = None
-) -> pl.DataFrame:
+def pairs_of(figures: pl.DataFrame) -> pl.DataFrame:
     """The differences of each two optimisers' runs of one scale and seed, optimizer less other: `PAIRS`.
 
     Args:
         figures: As for `trends`. The optimizer of a pair is the one that comes first.
-        target_loss_nats: The training loss that the figures are read at, if it is one.
-        gap_steps: The most steps between two checkpoints that they are read from.
     """
     names = figures["optimizer"].unique(maintain_order=True).to_list()
     place = {name: index for index, name in enumerate(names)}
-    runs = _finite(figures).select("figure", "moment", "scale", "seed", "optimizer", "value")
-    pairs = runs.join(
-        runs.rename({"optimizer": "other", "value": "other_value"}),
-        on=["figure", "moment", "scale", "seed"],
-        maintain_order="left_right",
-    ).filter(pl.col("optimizer").replace_strict(place) < pl.col("other").replace_strict(place))
+    keys, values = ["figure", "moment", "scale", "seed"], ["value", "value_low", "value_high", "gap_steps"]
+    runs = _finite(figures).select(*keys, "optimizer", *values, "target_loss_nats")
+    others = runs.select(*keys, pl.col("optimizer").alias("other"), pl.col(values).name.prefix("other_"))
+    pairs = runs.join(others, on=keys, maintain_order="left_right").filter(
+        pl.col("optimizer").replace_strict(place) < pl.col("other").replace_strict(place)
+    )
     return pairs.select(
-        *("figure", "moment", "scale", "seed", "optimizer", "other"),
+        *keys,
+        *("optimizer", "other"),
         difference=pl.col("value") - pl.col("other_value"),
-        target_loss_nats=pl.lit(target_loss_nats, pl.Float64),
-        gap_steps=pl.lit(gap_steps, pl.Float64),
+        difference_low=pl.col("value_low") - pl.col("other_value_high"),
+        difference_high=pl.col("value_high") - pl.col("other_value_low"),
+        target_loss_nats="target_loss_nats",
+        gap_steps=pl.max_horizontal("gap_steps", "other_gap_steps"),
     ).cast(PAIRS)  # type: ignore[arg-type]
 
 
@@ -149,8 +174,7 @@ def comparisons(pairs: pl.DataFrame, *, seed: int = 0, confidence_level: float =
             found = dict(zip(("figure", "moment", "optimizer", "other"), key, strict=True))
             scales = _groups(of_pair, "scale")
             for (scale,), chosen in scales:
-                where = chosen.select("target_loss_nats", "gap_steps").row(0, named=True)
-                rows.append(found | {"scale": scale} | where | _difference(chosen, seed, confidence_level))
+                rows.append(found | {"scale": scale} | _where(chosen) | _difference(chosen, seed, confidence_level))
             if len(scales) > 1:
                 rows.append(found | {"scale": ALL_SCALES} | _difference(of_pair, seed, confidence_level))
     is_pooled = pl.col("scale") == ALL_SCALES
@@ -162,6 +186,7 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
     values = by_seed.drop("seed").to_numpy().astype(np.float64)
     if len(values):
         # One set for the mean, its interval and the test: a seed that diverged at one scale would tilt the mean alone.
+        pairs = pairs.filter(pl.col("seed").is_in(by_seed["seed"].implode()))
         differences = values.ravel()
         intervals = seed_intervals(values.mean(axis=1), seed=seed, confidence_level=confidence_level)
     else:
@@ -174,6 +199,9 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
     test = test._replace(reason=test.reason or _too_few(f"{n_differing} {of_those}", test.smallest_p_value))
     row = _row(float(differences.mean()), intervals, test)
     row["difference"] = row.pop("slope")
+    row |= pairs.select(bracket_low=pl.mean("difference_low"), bracket_high=pl.mean("difference_high")).row(
+        0, named=True
+    )
     return {"n_seeds": len(values), "n_pairs": len(differences), "p_value_of_seeds": of_seeds} | row
 
 
@@ -192,7 +220,13 @@ def _row(estimate: float | None, intervals: SeedIntervals, test: RankTest) -> di
 
 
 def _finite(figures: pl.DataFrame) -> pl.DataFrame:
-    return figures.filter(pl.col("value").is_finite())
+    """Figures that are numbers, with all columns: one of a checkpoint lies between nothing else."""
+    lacking = [
+        (pl.col("value") if name.startswith("value") else pl.lit(None, pl.Float64)).alias(name)
+        for name in ("value_low", "value_high", "target_loss_nats", "gap_steps")
+        if name not in figures.columns
+    ]
+    return figures.with_columns(lacking).filter(pl.col("value").is_finite())
 
 
 def _groups(table: pl.DataFrame, *columns: str) -> Sequence[tuple[tuple[Any, ...], pl.DataFrame]]:

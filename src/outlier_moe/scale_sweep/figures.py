@@ -1,23 +1,18 @@
-"""From the measures of a run to the figures that runs are compared by: at the start, at matched loss, at the end."""
+"""From the measures of a run to the figures that runs are compared by, at every checkpoint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
 from outlier_moe.upcycling.checkpoint_recording import RECORDED, filter_checkpoints
-
-Moment = Literal["start", "matched", "end"]
-MOMENTS: tuple[Moment, ...] = ("start", "matched", "end")
-"""`matched`: when the run's training loss is what every other run of its scale reached too."""
 
 TARGET = "train_loss_nats"
 _OUTLIERS = ("peak", "kurtosis_of_feature_rms", "excess_kurtosis", "max_median_ratio")
@@ -50,7 +45,7 @@ FIGURES: Mapping[str, tuple[str, Sequence[str]]] = {
 Effective ranks are shares of min(m, n), the others are as they are."""
 
 COST = "step_time_s"
-"""A figure of the end alone: the mean time of a step, without the first."""
+"""A figure of the end alone: the mean time of a step, without the first two."""
 
 
 @dataclass(frozen=True)
@@ -144,67 +139,3 @@ def figures_over_steps(metrics: pl.DataFrame) -> pl.DataFrame:
     for column in columns:
         table = table.join(column, on="step", how="left", maintain_order="left")
     return table
-
-
-def target_loss(runs: Sequence[pl.DataFrame]) -> float | None:
-    """The training loss that every run reached: the highest of their lowest.
-
-    Args:
-        runs: What `figures_over_steps` gave for each run that did not diverge.
-    """
-    lowest = [run[TARGET].min() for run in runs]
-    return max((float(loss) for loss in lowest if loss is not None), default=None)  # type: ignore[arg-type]
-
-
-class AtMoment(NamedTuple):
-    """A run's figures at a moment."""
-
-    values: Mapping[str, float | None]
-    """Each figure; None where it does not exist."""
-    step: float | None
-    """The steps done; between two checkpoints where the loss is matched there."""
-    gap_steps: float | None = 0.0
-    """The steps between those two: what the figures in between are guessed from. 0 at a checkpoint."""
-    reason: str | None = None
-    """Why the run has no such moment."""
-
-
-def at_moments(over_steps: pl.DataFrame, target: float | None) -> dict[Moment, AtMoment]:
-    """A run's figures at the start, when its training loss first is the target, and at the end.
-
-    Between two checkpoints figures are taken to change in proportion to the training loss.
-
-    Args:
-        over_steps: What `figures_over_steps` gave.
-        target: The loss; a run that never reaches it, or starts below it, has no figures there.
-    """
-    rows = over_steps.with_columns(pl.col("step").cast(pl.Float64)).to_dicts()
-    return {"start": _measured(rows[0]), "matched": _matched(rows, target), "end": _measured(rows[-1])}
-
-
-def _measured(row: Mapping[str, float | None]) -> AtMoment:
-    return AtMoment({name: value for name, value in row.items() if name != "step"}, row["step"])
-
-
-def _matched(rows: list[dict[str, Any]], target: float | None) -> AtMoment:
-    nothing = AtMoment(dict.fromkeys(name for name in rows[0] if name != "step"), None, None)
-    if target is None:
-        return nothing._replace(reason="every run of the scale diverged")
-    if rows[0][TARGET] is not None and rows[0][TARGET] <= target:
-        # The figures there would be those of another loss.
-        return nothing._replace(reason="the training loss is the matched one or below from the start")
-    for before, after in pairwise(rows):
-        if before[TARGET] is None or after[TARGET] is None:
-            break
-        if after[TARGET] <= target:
-            return _measured(after) if after[TARGET] == target else _between(before, after, target)
-    return nothing._replace(reason="the matched training loss is never reached")
-
-
-def _between(before: dict[str, Any], after: dict[str, Any], target: float) -> AtMoment:
-    share = (before[TARGET] - target) / (before[TARGET] - after[TARGET])
-    row = {
-        name: None if value is None or after[name] is None else value + share * (after[name] - value)
-        for name, value in before.items()
-    }
-    return _measured(row)._replace(gap_steps=after["step"] - before["step"])

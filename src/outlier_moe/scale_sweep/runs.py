@@ -143,6 +143,7 @@ def _facts(subject: Subject, trained: Trained, options: RunOptions, *, ended_bad
         "batch_size": options.batch_size,
         "n_accumulate": trained.n_accumulate,
         "seed": options.training.seed,
+        "max_gradient_norm": options.training.max_gradient_norm,
         **{f"optimizer_{name}": value for name, value in asdict(options.optimizer).items()},
         "time_training_s": trained.history["time_s"].sum(),
         "step_time_s": step_time(trained.history, subject.model.device),

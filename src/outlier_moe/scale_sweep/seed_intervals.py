@@ -67,9 +67,9 @@ def coverage_said(n_seeds: int) -> str:
     """
     of = max((known for known in SIMULATED if known.n_seeds <= n_seeds), key=lambda known: known.n_seeds)
     return (
-        f"intervals of 95 % from {of.n_seeds} seeds hold the true value in {_percent(of.student)} of simulated studies "
-        f"if seeds are normal and in {_percent(of.student_skewed)} if they are skewed (exponential); bootstrap "
-        f"intervals in {_percent(of.bootstrap)} and {_percent(of.bootstrap_skewed)}"
+        f"intervals of 95 % from {of.n_seeds} seeds, the learning rates given, hold the true value in "
+        f"{_percent(of.student)} of simulated studies if seeds are normal and in {_percent(of.student_skewed)} if they "
+        f"are skewed (exponential); bootstrap intervals in {_percent(of.bootstrap)} and {_percent(of.bootstrap_skewed)}"
     )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from outlier_moe.scale_sweep.answers import comparisons, pairs_of, trends
-from outlier_moe.scale_sweep.figures import COST, MOMENTS, TARGET, SweptRun, at_moments, figures_over_steps, target_loss
+from outlier_moe.scale_sweep.figures import COST, TARGET, SweptRun, figures_over_steps
+from outlier_moe.scale_sweep.matched_loss import Curve, of_each_optimizer, of_each_two
+from outlier_moe.scale_sweep.moments import MOMENTS, at_moments, target_loss
 from outlier_moe.schemas.completing import completed
 from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
+from outlier_moe.training.history import TABLE
 
 
 class SweepTables(NamedTuple):
@@ -37,7 +39,7 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     facts = pl.DataFrame([_facts(run) for run in runs], infer_schema_length=None, schema_overrides=_OF_RUN)
     over_steps = [figures_over_steps(pl.read_parquet(run.metrics)) for run in runs]
     curves = [
-        _Curve(run, steps)
+        Curve(run, steps)
         for run, steps, diverged_at in zip(runs, over_steps, facts["diverged_at"], strict=True)
         if diverged_at is None
     ]
@@ -52,39 +54,27 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=_OF_FIGURE)
     # A diverged run's last figures are those of a checkpoint before it did.
     compared = figures.filter(~pl.col("is_diverged"))
-    known = compared.filter(pl.col("moment") != "start", ~_IS_GIVEN)
-    pairs = [pairs_of(known.filter(moment="end")), *_pairs_at_matched_loss(curves)]
+    at_end = compared.filter(moment="end").drop("step", "gap_steps", "reason").filter(~_IS_GIVEN)
+    pairs = [pairs_of(table.filter(~_IS_GIVEN)) for table in (at_end, *of_each_two(curves))]
+    followed = [table.filter(~_IS_GIVEN) for table in of_each_optimizer(curves)]
     return SweepTables(
         summary=completed(SweepSummary, _summary(facts, compared, targets)),
         runs=SweptRunFacts.validate(facts.select(SweptRunFacts.column_names()), cast=True),
         figures=SweptFigure.validate(figures.select(SweptFigure.column_names()), cast=True),
         dynamics=completed(SweepCheckpoint, pl.concat(dynamics, how="diagonal_relaxed")),
-        trends=trends(known),
+        trends=trends(pl.concat([at_end, *followed], how="diagonal")),
         comparisons=comparisons(pl.concat(pairs)),
     )
-
-
-class _Curve(NamedTuple):
-    """A run that did not diverge."""
-
-    run: SweptRun
-    steps: pl.DataFrame
-    """Its figures at every checkpoint."""
 
 
 # Nothing is asked of what is chosen or the same by definition.
 _IS_GIVEN = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
 
-_OF_RUN = {"diverged_at": pl.Int64, "grid_edge": pl.String, "n_classes": pl.Int64}
-_OF_MATCHED = {
-    "scale": pl.String,
-    "optimizer": pl.String,
-    "seed": pl.Int64,
-    "figure": pl.String,
-    "value": pl.Float64,
-}
+_OF_RUN = {"clipped_share": pl.Float64, "diverged_at": pl.Int64, "grid_edge": pl.String, "n_classes": pl.Int64}
 _OF_FIGURE = {
     "value": pl.Float64,
+    "value_low": pl.Float64,
+    "value_high": pl.Float64,
     "step": pl.Float64,
     "gap_steps": pl.Float64,
     "reason": pl.String,
@@ -96,12 +86,15 @@ def _figures(run: SweptRun, steps: pl.DataFrame, target: float | None) -> list[d
     facts, key, rows = run.facts(), run.key, []
     moments = at_moments(steps, target)
     for moment in MOMENTS:
-        values, *where = moments[moment]
-        if moment == "end":
-            values = {**values, COST: facts["step_time_s"], "learning_rate": facts["optimizer_lr"]}
-        shown = dict(zip(("step", "gap_steps", "reason"), where, strict=True))
-        shown |= {"moment": moment, "is_diverged": facts["diverged_at"] is not None}
-        rows += [{**key, **shown, "figure": name, "value": value} for name, value in values.items()]
+        at = moments[moment]
+        given = {COST: facts["step_time_s"], "learning_rate": facts["optimizer_lr"]} if moment == "end" else {}
+        shown = {"moment": moment, "step": at.step, "gap_steps": at.gap_steps, "reason": at.reason}
+        shown |= {"is_diverged": facts["diverged_at"] is not None}
+        values, lowest, highest = ({**of, **given} for of in (at.values, at.lowest, at.highest))
+        rows += [
+            {**key, **shown, "figure": name, "value": value, "value_low": lowest[name], "value_high": highest[name]}
+            for name, value in values.items()
+        ]
     return rows
 
 
@@ -115,8 +108,19 @@ def _facts(run: SweptRun) -> dict[str, Any]:
         "grid_edge": facts["optimizer_grid_edge"],
         "weight_decay": facts["optimizer_weight_decay"],
         "n_classes": facts["data"].get("n_classes"),
+        **_of_steps(run.run / TABLE, facts),
         **_times(run.metrics),
     }
+
+
+def _of_steps(history: Path, facts: Mapping[str, Any]) -> dict[str, float | None]:
+    """What weight decay and clipping came to over a run's steps."""
+    steps, limit = pl.read_parquet(history), facts.get("max_gradient_norm")
+    clipped = None if limit is None else pl.col("gradient_norm") > limit
+    return steps.select(
+        decay_alone=(1 - pl.col("learning_rate") * facts["optimizer_weight_decay"]).product(),
+        clipped_share=pl.lit(None, pl.Float64) if clipped is None else clipped.mean(),
+    ).row(0, named=True)
 
 
 def _times(metrics: Path) -> dict[str, float]:
@@ -124,28 +128,6 @@ def _times(metrics: Path) -> dict[str, float]:
     times = pl.read_parquet(metrics).filter(metric="time_s").group_by("place").agg(pl.col("value").sum())
     spent = dict(times.rows())
     return {f"time_{name}_s": spent.get(name, 0.0) for name in ("evaluation", "recording", "measures")}
-
-
-def _pairs_at_matched_loss(curves: Sequence[_Curve]) -> list[pl.DataFrame]:
-    """The runs of each two optimisers, scale by scale, at the training loss that all runs of the two reached there."""
-    optimizers = list(dict.fromkeys(curve.run.optimizer for curve in curves))
-    tables = []
-    for scale in dict.fromkeys(curve.run.scale for curve in curves):
-        for two in combinations(optimizers, 2):
-            of_two = [(name, scale) for name in two]
-            chosen = [curve for key in of_two for curve in curves if (curve.run.optimizer, curve.run.scale) == key]
-            target = target_loss([curve.steps for curve in chosen])
-            matched = [at_moments(curve.steps, target)["matched"] for curve in chosen]
-            rows = [
-                {"scale": scale, "optimizer": run.optimizer, "seed": run.seed, "figure": figure, "value": value}
-                for (run, _), found in zip(chosen, matched, strict=True)
-                for figure, value in found.values.items()
-            ]
-            # Of a scale where one of the two diverged there are no pairs.
-            figures = pl.DataFrame(rows, schema=_OF_MATCHED).with_columns(moment=pl.lit("matched"))
-            gap_steps = max((found.gap_steps for found in matched if found.gap_steps is not None), default=None)
-            tables.append(pairs_of(figures.filter(~_IS_GIVEN), target_loss_nats=target, gap_steps=gap_steps))
-    return tables
 
 
 def _summary(facts: pl.DataFrame, figures: pl.DataFrame, targets: dict[str, float | None]) -> pl.DataFrame:

@@ -41,6 +41,11 @@ class SweptRunFacts(dy.Schema):
     """The end of the grid of learning rates that the best lay at; `all diverged` where there is no best, and the
     lowest was taken; null inside of the grid, or where none was tried."""
     weight_decay = dy.Float64(min=0)
+    decay_alone = dy.Float64()
+    """What weight decay alone leaves of a weight that it acts on: the product over the steps of 1 less rate times
+    decay. The same decay takes off more at a higher rate."""
+    clipped_share = dy.Float64(nullable=True, min=0, max=1)
+    """The share of the steps whose gradient was longer than the limit and cut to it; null without a limit."""
     n_classes = dy.Int64(nullable=True, min=2)
     """Of the images; null where tokens are told."""
     step_time_s = dy.Float64(min=0)
@@ -132,6 +137,9 @@ class SweptFigure(dy.Schema):
     gap_steps = dy.Float64(nullable=True, min=0)
     """The steps between those two, from which the value is interpolated; 0 for one of a checkpoint."""
     value = dy.Float64(nullable=True)
+    value_low = dy.Float64(nullable=True)
+    value_high = dy.Float64(nullable=True)
+    """The lower and the higher value of those two checkpoints; of one checkpoint the value."""
     reason = dy.String(nullable=True)
     """Why the run has no such moment."""
 
@@ -149,6 +157,11 @@ class SweepTrend(dy.Schema):
     n_scales = dy.Int64(min=1)
     n_seeds = dy.Int64(min=0)
     """Those with the figure at every scale."""
+    target_loss_nats = dy.Float64(nullable=True, min=0)
+    """At the moment `matched`, the training loss that all of the optimiser's runs at all scales reached, where the
+    figures are read. Null at the end."""
+    gap_steps = dy.Float64(nullable=True, min=0)
+    """The most steps between two checkpoints that a figure there is read from; null where the target is."""
     slope = dy.Float64(nullable=True)
     """Change of the figure per doubling of the parameters."""
     low = dy.Float64(nullable=True)
@@ -157,6 +170,10 @@ class SweepTrend(dy.Schema):
     bootstrap_low = dy.Float64(nullable=True)
     bootstrap_high = dy.Float64(nullable=True)
     """BCa interval over resampled seeds. Of few it is too narrow: `seed_intervals.SIMULATED` says by how much."""
+    bracket_low = dy.Float64(nullable=True)
+    bracket_high = dy.Float64(nullable=True)
+    """The least and the greatest slope if each figure had the value of one of the two checkpoints that it is read
+    between. At the end both are the slope."""
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """Kendall's tau of all runs."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
@@ -204,6 +221,9 @@ class SweepComparison(dy.Schema):
     bootstrap_low = dy.Float64(nullable=True)
     bootstrap_high = dy.Float64(nullable=True)
     """As in `trends.parquet`."""
+    bracket_low = dy.Float64(nullable=True)
+    bracket_high = dy.Float64(nullable=True)
+    """The same of the difference."""
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """The share of the pairs above 0 less the share below."""
     p_value = dy.Float64(nullable=True, min=0, max=1)

@@ -53,8 +53,20 @@ def test_a_difference_that_changes_its_sign_is_not_said_to_be_in_both() -> None:
 )
 def test_what_is_not_found_in_the_other_moment_is_not_said_to_be_gone(matched: float, end: str) -> None:
     [line] = said(pair("hoyer", "end", 0.3, 0.01), pair("hoyer", "matched", matched, 0.2))
-    assert line == f"At the end, with q above that at matched loss: higher Hoyer's sparseness.{end}"
+    assert line == f"At the end, and not found at matched loss: higher Hoyer's sparseness.{end}"
     assert "gone" not in line
+
+
+def test_what_lies_between_two_checkpoints_is_no_finding() -> None:
+    turned = pair("peak", "matched", 0.3, 0.01, bracket_low=-0.2, bracket_high=0.8)
+    sure = pair("hoyer", "matched", 0.3, 0.01, bracket_low=0.2, bracket_high=0.8)
+    either = "With q ≤ 0.05 at matched loss, but of either sign by what lies between two checkpoints: largest |x|."
+    assert said(turned, sure) == [
+        "At matched loss (at the end there is no test): higher Hoyer's sparseness.",
+        either,
+        "In neither moment: the other 1 figure of 2.",
+    ]
+    assert said(turned) == [either, "In neither moment: the other 1 figure of 1."]
 
 
 def test_a_test_of_pairs_whose_interval_of_seeds_holds_0_is_told() -> None:

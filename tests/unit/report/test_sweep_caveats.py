@@ -76,7 +76,9 @@ def test_the_loss_at_which_two_are_compared_is_told_where_it_is_their_own(repeat
 def test_intervals_of_few_seeds_and_the_time_of_a_step_are_told(repeated: Sweep) -> None:
     # Made-up runs of one seed are much alike, which gives no interval.
     trends = repeated["trends"].with_columns(low=pl.lit(0.0), high=pl.lit(1.0))
-    assert "Intervals of 95 % from 3 seeds hold the true value in" in said({**repeated, "trends": trends}, TRIED)
+    assert "Intervals of 95 % from 3 seeds, the learning rates given, hold the true value in" in said(
+        {**repeated, "trends": trends}, TRIED
+    )
     assert "on a CPU the processor time of all threads" in said(repeated, TRIED)
 
 
@@ -86,3 +88,23 @@ def test_scales_at_which_an_optimiser_diverged_are_in_no_number_of_pairs(tmp_pat
     kept = three["figures"].filter(~((pl.col("scale") == "w8") & (pl.col("optimizer") == "muon")))
     fewer = {**three, "comparisons": comparisons(pairs_of(kept))}
     assert "tested by 6 pairs (3 seeds at 2 scales)" in said(fewer, TRIED)
+
+
+def test_what_decay_and_clipping_do_is_told(repeated: dict[str, pl.DataFrame]) -> None:
+    text = said(repeated, TRIED)
+    # 1 - 0.1 * 0.1 and 1 - 0.05 * 0.1, of every run.
+    assert "the same decay leaves of a weight, by itself: adamw 98.5 %; muon 98.5 %." in text
+    assert "were cut to it" not in text
+    share = pl.when(optimizer="muon").then(0.25).otherwise(0.5)
+    cut = {**repeated, "runs": repeated["runs"].with_columns(clipped_share=share)}
+    assert "in these shares of the steps: adamw 50 %, muon 25 %." in said(cut, TRIED)
+    kept = {**repeated, "runs": repeated["runs"].with_columns(weight_decay=0.0)}
+    assert "leaves of a weight" not in said(kept, TRIED)
+
+
+def test_the_one_loss_at_which_sizes_are_compared_is_told(repeated: dict[str, pl.DataFrame]) -> None:
+    followed = repeated["trends"].filter(moment="matched").drop_nulls("target_loss_nats")
+    losses = dict(followed.select("optimizer", "target_loss_nats").unique(maintain_order=True).iter_rows())
+    assert set(losses) == {"adamw", "muon"}
+    told = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+    assert f"how figures go with size is read at one loss at all scales ({told})" in said(repeated, TRIED)

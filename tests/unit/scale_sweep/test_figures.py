@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from scipy import stats
 from outlier_moe.cli import main
 from outlier_moe.scale_sweep.answers import comparisons as comparisons_of_pairs
 from outlier_moe.scale_sweep.answers import pairs_of, trends
-from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, at_moments, figures_over_steps, target_loss
+from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, figures_over_steps
+from outlier_moe.scale_sweep.moments import at_moments, target_loss
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal, show_summary
 from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary
@@ -33,9 +35,11 @@ def test_matched_figures_lie_between_two_checkpoints() -> None:
     found = at_moments(quick, target)
     assert found["matched"].values == pytest.approx({"train_loss_nats": 1.25, "hoyer": 0.25})
     # They say from how far apart they are guessed.
-    assert found["matched"][1:] == (7.5, 10, None)
+    assert found["matched"][3:] == (7.5, 10, None)
+    assert (found["matched"].lowest["hoyer"], found["matched"].highest["hoyer"]) == (0.1, 0.3)
+    assert found["matched"].lowest["train_loss_nats"] == found["matched"].highest["train_loss_nats"] == 1.25
     assert (found["start"].step, found["start"].gap_steps, found["end"].values["hoyer"]) == (0, 0, 0.4)
-    assert at_moments(slow, target)["matched"] == ({"train_loss_nats": 1.25, "hoyer": 0.3}, 20, 0, None)
+    assert at_moments(slow, target)["matched"] == (3 * ({"train_loss_nats": 1.25, "hoyer": 0.3},) + (20, 0, None))
 
 
 def test_a_loss_that_rises_again_is_matched_where_it_was_first() -> None:
@@ -56,9 +60,17 @@ def test_a_loss_that_rises_again_is_matched_where_it_was_first() -> None:
 )
 def test_what_is_not_there_has_no_figures_there_and_says_why(losses: list[float | None], reason: str) -> None:
     found = at_moments(steps(losses, hoyer=[1.0, 2.0, 3.0]), 1.5)["matched"]
-    assert found[:3] == ({"train_loss_nats": None, "hoyer": None}, None, None)
+    assert found[:5] == 3 * ({"train_loss_nats": None, "hoyer": None},) + (None, None)
     assert found.reason is not None and reason in found.reason
     assert target_loss([]) is None
+
+
+def test_a_run_that_never_learns_moves_no_loss_that_others_are_matched_at() -> None:
+    stuck, learnt = steps([2.3, 2.5, None]), [steps([2.3, 1.0, 0.5]), steps([2.3, 1.8, 1.2])]
+    assert target_loss([stuck, *learnt]) == 1.2
+    assert target_loss([stuck]) is None
+    found = at_moments(stuck, None)["matched"]
+    assert found.reason is not None and "stayed at its start" in found.reason
 
 
 def comparisons(figures: pl.DataFrame) -> pl.DataFrame:
@@ -251,6 +263,9 @@ def write_run(
         "data": {"n_classes": 4},
     }
     (folder / "run.json").write_text(json.dumps(facts))
+    pl.DataFrame({"learning_rate": [0.1, 0.05], "gradient_norm": [2.0, 0.5]}).write_parquet(
+        folder / "training_history.parquet"
+    )
     rows = [(10 * i, "loss_nats", "train", None, loss) for i, loss in enumerate(losses)]
     rows += [(0, "weight_effective_rank_share", place, 0, rank) for place, rank in (("q_proj", 0.5), ("fc1", 0.7))]
     rows += [(0, "time_s", "measures", None, 0.25), (10, "time_s", "measures", None, 0.5)]
@@ -330,6 +345,67 @@ def test_each_two_optimisers_are_compared_at_the_loss_that_both_reached(tmp_path
     # The figures, and so the trends, are those of the loss that all reached.
     shown = tables.figures.filter(moment="matched", figure="weight_effective_rank", optimizer="adamw")
     assert shown["value"].to_list() == pytest.approx([0.0228] * 2)
+
+
+def test_an_optimiser_is_followed_over_the_scales_at_one_loss(tmp_path: Path) -> None:
+    """Ranks that go with the loss alone, where the slow optimiser gets further the larger the model."""
+    runs = []
+    for size, (scale, lowest) in enumerate({"small": 1.2, "medium": 0.9, "large": 0.6}.items()):
+        folder = tmp_path / scale
+        folder.mkdir()
+        swept_runs = swept(folder, {"sgd": [2.3, 1.5, lowest], "adamw": [2.3, 0.8, 0.4]})
+        for run in swept_runs:
+            facts = json.loads((run.run / "run.json").read_text()) | {"n_parameters": 1000 * 4**size}
+            (run.run / "run.json").write_text(json.dumps(facts))
+        runs += [replace(run, scale=scale) for run in swept_runs]
+    tables = summarise_sweep(runs)
+    ranks = tables.trends.filter(figure="weight_effective_rank", moment="matched")
+    found = {row["optimizer"]: row for row in ranks.to_dicts()}
+    assert {name: row["target_loss_nats"] for name, row in found.items()} == {"sgd": 1.2, "adamw": 0.4}
+    # At one loss there is one rank; at those of the scales AdamW's would fall with SGD's.
+    assert [row["slope"] for row in found.values()] == pytest.approx([0.0, 0.0], abs=1e-15)
+    at_scales = tables.figures.filter(figure="weight_effective_rank", moment="matched", optimizer="adamw", seed=0)
+    assert at_scales["value"].to_list() == pytest.approx([0.012, 0.009, 0.006])
+    # SGD's is at a checkpoint of the smallest model and between two of the others.
+    assert found["sgd"]["bracket_low"] < 0 < found["sgd"]["bracket_high"]
+    assert found["adamw"]["bracket_low"] == pytest.approx(found["adamw"]["bracket_high"], abs=1e-15)
+    end = tables.trends.filter(figure="weight_effective_rank", moment="end")
+    assert end["bracket_low"].to_list() == end["bracket_high"].to_list() == pytest.approx(end["slope"].to_list())
+    assert end.select("target_loss_nats", "gap_steps").null_count().row(0) == (2, 2)
+
+
+def test_the_bracket_holds_what_a_bending_figure_has_in_truth() -> None:
+    """Both have 100 exp(-2 loss), and no difference where their losses are one."""
+    losses = {"sgd": [2.3, 2.0, 0.7], "muon": [2.3, 1.4, 0.2]}
+    target = target_loss([steps(of) for of in losses.values()])  # type: ignore[arg-type]
+    rows = []
+    for name, of in losses.items():
+        at = at_moments(steps(of, peak=[100 * np.exp(-2 * loss) for loss in of]), target)["matched"]  # type: ignore[arg-type]
+        rows += [
+            {
+                "scale": "small",
+                "n_parameters": 1,
+                "optimizer": name,
+                "seed": seed,
+                "moment": "matched",
+                "figure": "peak",
+            }
+            | {"value": at.values["peak"], "value_low": at.lowest["peak"], "value_high": at.highest["peak"]}
+            for seed in range(6)
+        ]
+    [row] = comparisons(pl.DataFrame(rows)).to_dicts()
+    assert row["difference"] < -5  # type: ignore[operator]
+    assert row["bracket_low"] < row["difference"] < 0 < row["bracket_high"]
+
+
+def test_what_decay_and_clipping_came_to_is_of_the_history(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "adamw", seed, [2.0, 1.0, 0.5]) for seed in (0, 1)]
+    facts = json.loads((runs[1].run / "run.json").read_text()) | {"max_gradient_norm": 1.0}
+    (runs[1].run / "run.json").write_text(json.dumps(facts))
+    table = summarise_sweep(runs).runs
+    assert table["decay_alone"].to_list() == pytest.approx([(1 - 0.01) * (1 - 0.005)] * 2)
+    # Of runs from before the limit was noted, nothing is known of it.
+    assert table["clipped_share"].to_list() == [None, 0.5]
 
 
 def test_a_pair_whose_run_starts_at_the_matched_loss_or_diverged_is_in_no_comparison(tmp_path: Path) -> None:
