@@ -1,4 +1,4 @@
-"""Every shipped sweep and profile plans, and a mistake in the study is named before anything runs."""
+"""Every shipped sweep, overlay and profile plans, and a mistake in the study is named before anything runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from outlier_moe.planning.training import training_jobs
 from outlier_moe.study import validated_study
@@ -15,6 +16,8 @@ from tests.workflow.study_folder import ROOT, StudyFolder
 
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)+)", re.MULTILINE)
 RULE = re.compile(r"^rule (\w+):\n((?:    .*\n|\n(?=    ))+)", re.MULTILINE)
+OVERLAYS = {path.name for path in (ROOT / "config").glob("*.yaml")} - {"config.yaml", "models.yaml", "cluster.yaml"}
+COMMAND = re.compile(r"^#   snakemake (\w+) (--configfile config/config.yaml config/\S+)$", re.MULTILINE)
 STAGES = {"fetch_corpus", "fetch_model", "tokenize_corpus", "record_outliers", "filter_systematic"}
 
 
@@ -43,14 +46,37 @@ def test_every_sweep_plans(shipped: StudyFolder, sweep: str) -> None:
 def test_the_price_of_training_counts_the_jobs_that_train(shipped: StudyFolder, experiments: list[str]) -> None:
     chosen = {"experiments": experiments, "scale_sweep_preset": "laptop"}
     jobs = shipped.planned("--config", f"experiments=[{','.join(experiments)}]", "scale_sweep_preset=laptop")
-    texts = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
-    training = {name for text in texts for name, body in RULE.findall(text) if "**TRAINING_NODE" in body}
     document = yaml.safe_load((shipped.path / "config/config.yaml").read_text()) | chosen
     study = validated_study(document, shipped.path / "workflow/schemas/config.schema.yaml")
     counted = training_jobs(study)
     assert list(counted) == experiments
-    assert sum(counted.values()) == sum(n for rule, n in jobs.items() if rule in training) > 0
+    assert sum(counted.values()) == n_training(jobs) > 0
     assert training_jobs(study | {"sweep": "full"}) == training_jobs(study | {"models": ["mixtral"]}) == {}
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS))
+def test_every_overlay_plans_by_the_command_that_it_opens_with(
+    shipped: StudyFolder, overlay: str, tmp_path: Path
+) -> None:
+    text = (shipped.path / "config" / overlay).read_text()
+    command = COMMAND.search(text)
+    assert command is not None and command[2].endswith(f"config/{overlay}")
+    target, configured = command[1], command[2].split()
+    # The images of Debian's package, which may not be here: a plan asks for their folder alone.
+    images = ["--config", f"scale_sweep={{images: {{path: {tmp_path}}}}}"] if "images:" in text else []
+    jobs = shipped.planned(target, *configured, *images)
+    document = yaml.safe_load((shipped.path / "config/config.yaml").read_text())
+    update_config(document, yaml.safe_load(text))
+    study = validated_study(document | {"experiments": [target]}, shipped.path / "workflow/schemas/config.schema.yaml")
+    assert training_jobs(study) == {target: n_training(jobs)}
+    assert jobs[target] == 1
+
+
+def n_training(jobs: dict[str, int]) -> int:
+    """How many of some jobs train, or belong to what trains."""
+    texts = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
+    training = {name for text in texts for name, body in RULE.findall(text) if "**TRAINING_NODE" in body}
+    return sum(n for rule, n in jobs.items() if rule in training)
 
 
 def test_chosen_models_take_the_place_of_the_sweep(shipped: StudyFolder) -> None:
