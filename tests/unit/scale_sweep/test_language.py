@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from outlier_moe.configuration import read_yaml
+from outlier_moe.errors import StudyError
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.language import (
     LanguageModel,
+    _held_out_parts,
     language_model_of,
     train_language_model,
     try_language_model_rates,
@@ -50,6 +53,29 @@ def test_the_shipped_runs_are_at_the_rates_given_and_nothing_is_tried(
     train_language_model(of, None, tmp_path / "run", RECORDING, seed=0)
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert (facts["optimizer_lr"], facts["optimizer_adamw_lr"], facts["optimizer_grid_edge"]) == (0.01, 0.01, None)
+
+
+# Windows of 4 tokens; 3 more begin one that is not whole.
+@pytest.mark.parametrize(
+    ("n_windows", "n_each", "n_reported", "n_choosing"), [(9, 3, 3, 3), (6, 3, 3, 3), (5, 3, 3, 2), (2, 3, 1, 1)]
+)
+def test_rates_are_chosen_by_windows_behind_those_reported(
+    n_windows: int, n_each: int, n_reported: int, n_choosing: int, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "held_out.npy", np.arange(4 * n_windows + 3))
+    parts = _held_out_parts(tmp_path / "held_out.npy", n_each, 4)
+    assert parts["test"].flatten().tolist() == list(range(4 * n_reported))
+    assert parts["validation"].flatten().tolist() == list(range(4 * n_reported, 4 * (n_reported + n_choosing)))
+
+
+@pytest.mark.parametrize("n_windows", [0, 1])
+def test_a_text_with_no_window_left_to_choose_by_is_refused(n_windows: int, tmp_path: Path) -> None:
+    stream = tmp_path / "held_out.npy"
+    np.save(stream, np.arange(4 * n_windows + 3))
+    with pytest.raises(StudyError) as caught:
+        _held_out_parts(stream, 3, 4)
+    assert (caught.value.key, caught.value.got) == ("upcycle.text.held_out_fraction", n_windows)
+    assert "at least 2 windows of 4 tokens" in str(caught.value) and str(stream) in str(caught.value)
 
 
 def test_the_best_rate_on_held_out_windows_is_chosen(shipped: dict[str, Any], text: Path, tmp_path: Path) -> None:
