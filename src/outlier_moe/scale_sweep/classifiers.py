@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,18 @@ from torch.nn.functional import cross_entropy
 
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.images import PARTS, ImageParts
-from outlier_moe.scale_sweep.learning_rates import UNMEASURED, ChosenRate, chosen_rate, try_rates
+from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, options_at, try_rates
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
-from outlier_moe.scale_sweep.scaling_rules import (
-    batch_size_for,
-    learning_rate_for,
-    measured_steps,
-    n_steps_for,
-    saving_interval,
-    warmup_steps,
-)
-from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale, geometry_of, rates_of, scale_of
-from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject
+from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, n_steps_for
+from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale, geometry_of, scale_of
+from outlier_moe.scale_sweep.subjects import RunOptions, Subject, SweptModel
 from outlier_moe.scale_sweep.vit import n_vit_parameters, new_vit
-from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.steps import Batch, StepLoss
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(SweptModel):
     """A classifier, its images and its optimiser."""
 
     images: Path
@@ -43,10 +34,6 @@ class Classifier:
     """Its sizes."""
     geometry: Geometry
     """What an image is to it."""
-    optimizer: OptimizerName
-    """What trains it."""
-    sweep: Mapping[str, Any]
-    """The section of the study, its preset filled in."""
 
     @property
     def label(self) -> str:
@@ -56,7 +43,7 @@ class Classifier:
 
 def classifier_of(sweep: Mapping[str, Any], images: Path, *, scale: str, optimizer: OptimizerName) -> Classifier:
     """The classifier of a scale and an optimiser."""
-    return Classifier(images, scale_of(sweep, scale), geometry_of(sweep), optimizer, sweep)
+    return Classifier(optimizer, sweep, images, scale_of(sweep, scale), geometry_of(sweep))
 
 
 def try_learning_rates(of: Classifier, output: Path) -> None:
@@ -66,14 +53,7 @@ def try_learning_rates(of: Classifier, output: Path) -> None:
         of: The classifier.
         output: The table that `try_rates` writes.
     """
-    of = replace(of, sweep={**of.sweep, **UNMEASURED})
-    try_rates(
-        of.sweep,
-        output,
-        options_of=partial(run_options, of, RecordOptions(), seed=of.sweep["tuning_seed"]),
-        subject_of=partial(_subject, of),
-        label=of.label,
-    )
+    try_rates(of, output, options_of=run_options, subject_of=_subject)
 
 
 def train_classifier(
@@ -88,44 +68,27 @@ def train_classifier(
         recording: What is recorded of the probe.
         seed: Decides weights and the order of the images.
     """
-    options = run_options(of, recording, chosen_rate(learning_rates), seed=seed)
+    options = run_options(of, recording, chosen_rate(learning_rates), seed)
     train_and_measure(_subject(of, options), output, options, label=f"{of.label}, seed {seed}")
 
 
-def run_options(of: Classifier, recording: RecordOptions, chosen: ChosenRate, *, seed: int) -> RunOptions:
+def run_options(of: Classifier, recording: RecordOptions, chosen: ChosenRate, seed: int) -> RunOptions:
     """How a classifier is trained at a multiple of the learning rate that the rule gives."""
-    sweep = of.sweep
-    rates, training = sweep["learning_rates"], sweep["training"]
+    sweep, rates = of.sweep, of.sweep["learning_rates"]
     n_train = ImageParts(of.images, of.geometry).size("train")
     batch_size = batch_size_for(n_vit_parameters(of.scale, of.geometry), n_train=n_train, wanted=sweep["batch_size"])
-    n_steps = n_steps_for(sweep.get("n_epochs"), sweep.get("n_steps"), batch_size=batch_size, n_train=n_train)
-
-    lr, adamw_lr = (
-        chosen.multiple * learning_rate_for(rates["base"][name], batch_size, reference=rates["reference_batch_size"])
-        for name in rates_of(of.optimizer)
-    )
-
-    return RunOptions(
-        training=TrainingOptions(
-            n_steps=n_steps,
-            n_warmup_steps=warmup_steps(training["warmup_fraction"], n_steps),
-            max_gradient_norm=training["max_gradient_norm"],
-            checkpoint_every=saving_interval(n_steps, sweep["n_checkpoints"]),
-            visit_at=measured_steps(n_steps, sweep["n_checkpoints"]),
-            seed=seed,
-            precision=training["precision"],
-            device=training["device"],
-            unit="images",
-        ),
-        optimizer=OptimizerOptions(
-            name=of.optimizer,
-            lr=lr,
-            adamw_lr=adamw_lr,
-            weight_decay=training["weight_decay"],
-            grid_edge=chosen.grid_edge,
-        ),
-        recording=recording,
+    return options_at(
+        chosen,
+        of,
+        recording,
+        given={
+            name: learning_rate_for(base, batch_size, reference=rates["reference_batch_size"])
+            for name, base in rates["base"].items()
+        },
+        n_steps=n_steps_for(sweep.get("n_epochs"), sweep.get("n_steps"), batch_size=batch_size, n_train=n_train),
         batch_size=batch_size,
+        seed=seed,
+        unit="images",
     )
 
 

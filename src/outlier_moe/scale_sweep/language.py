@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ from transformers import AutoTokenizer
 
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.options import RecordOptions
-from outlier_moe.scale_sweep.learning_rates import UNMEASURED, ChosenRate, chosen_rate, try_rates
+from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, options_at, try_rates
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
-from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval, warmup_steps
-from outlier_moe.scale_sweep.study import OptimizerName, rates_of
-from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject
-from outlier_moe.training.options import TrainingOptions
+from outlier_moe.scale_sweep.study import OptimizerName
+from outlier_moe.scale_sweep.subjects import RunOptions, Subject, SweptModel
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
 from outlier_moe.upcycling.language_loss import language_loss, next_token_loss
 from outlier_moe.upcycling.pairs import model_config, new_model
@@ -31,17 +28,13 @@ from outlier_moe.upcycling.study import ModelSizes
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(SweptModel):
     """A language model, its text and its optimiser."""
 
     text: Path
     """The folder that `tokenize_training_text` wrote."""
     sizes: ModelSizes
     """Of the model."""
-    optimizer: OptimizerName
-    """What trains it."""
-    sweep: Mapping[str, Any]
-    """The section of the study."""
 
     @property
     def label(self) -> str:
@@ -61,7 +54,7 @@ def language_model_of(
     """The language model of a width and an optimiser, with heads of one size and a feed-forward part of 4 d_model."""
     n_heads = d_model // sweep["d_head"]
     sizes = ModelSizes(vocab_size, d_model, sweep["n_layers"], n_heads, 4 * d_model, sequence_length)
-    return LanguageModel(text, sizes, optimizer, sweep)
+    return LanguageModel(optimizer, sweep, text, sizes)
 
 
 def try_language_model_rates(of: LanguageModel, output: Path) -> None:
@@ -71,14 +64,7 @@ def try_language_model_rates(of: LanguageModel, output: Path) -> None:
         of: The model.
         output: The table that `try_rates` writes.
     """
-    of = replace(of, sweep={**of.sweep, **UNMEASURED})
-    try_rates(
-        of.sweep,
-        output,
-        options_of=partial(run_options, of, RecordOptions(), seed=of.sweep["tuning_seed"]),
-        subject_of=partial(_subject, of),
-        label=of.label,
-    )
+    try_rates(of, output, options_of=run_options, subject_of=_subject)
 
 
 def train_language_model(
@@ -95,7 +81,7 @@ def train_language_model(
         seed: Decides weights and the draws from the text.
     """
     chosen = _only_rate(of) if learning_rates is None else chosen_rate(learning_rates)
-    options = run_options(of, recording, chosen, seed=seed)
+    options = run_options(of, recording, chosen, seed)
     train_and_measure(_subject(of, options), output, options, label=f"{of.label}, seed {seed}")
 
 
@@ -104,31 +90,17 @@ def _only_rate(of: LanguageModel) -> ChosenRate:
     return ChosenRate(multiple)
 
 
-def run_options(of: LanguageModel, recording: RecordOptions, chosen: ChosenRate, *, seed: int) -> RunOptions:
+def run_options(of: LanguageModel, recording: RecordOptions, chosen: ChosenRate, seed: int) -> RunOptions:
     """How a language model is trained at a multiple of the learning rate that the study gives."""
-    sweep, training = of.sweep, of.sweep["training"]
-    n_steps = sweep["n_steps"]
-    lr, adamw_lr = (chosen.multiple * sweep["learning_rates"][name] for name in rates_of(of.optimizer))
-    return RunOptions(
-        training=TrainingOptions(
-            n_steps=n_steps,
-            n_warmup_steps=warmup_steps(training["warmup_fraction"], n_steps),
-            max_gradient_norm=training["max_gradient_norm"],
-            checkpoint_every=saving_interval(n_steps, sweep["n_checkpoints"]),
-            visit_at=measured_steps(n_steps, sweep["n_checkpoints"]),
-            seed=seed,
-            precision=training["precision"],
-            device=training["device"],
-        ),
-        optimizer=OptimizerOptions(
-            name=of.optimizer,
-            lr=lr,
-            adamw_lr=adamw_lr,
-            weight_decay=training["weight_decay"],
-            grid_edge=chosen.grid_edge,
-        ),
-        recording=recording,
-        batch_size=sweep["batch_size"],
+    return options_at(
+        chosen,
+        of,
+        recording,
+        given=of.sweep["learning_rates"],
+        n_steps=of.sweep["n_steps"],
+        batch_size=of.sweep["batch_size"],
+        seed=seed,
+        unit="tokens",
     )
 
 

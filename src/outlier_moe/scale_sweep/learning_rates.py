@@ -7,18 +7,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
+from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.runs import last_loss
-from outlier_moe.scale_sweep.scaling_rules import saving_interval, tuning_steps, warmup_steps
-from outlier_moe.scale_sweep.study import GridEdge
-from outlier_moe.scale_sweep.subjects import RunOptions, Subject
+from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval, tuning_steps, warmup_steps
+from outlier_moe.scale_sweep.study import GridEdge, rates_of
+from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject, SweptModel
+from outlier_moe.training.options import TrainingOptions
 from outlier_moe.whole_outputs import remove_whole, whole_file
 
 log = logging.getLogger(__name__)
 
+AnyModel = TypeVar("AnyModel", bound=SweptModel)
 UNMEASURED = {"n_checkpoints": 1, "n_recorded": 1}
 """Of a study's section while rates are tried: nothing is measured along the way, whatever the study says."""
 N_STATES = 5
@@ -34,36 +37,85 @@ class ChosenRate(NamedTuple):
     """Why it is not known to be the best; None inside of the grid, or if there was none."""
 
 
+def options_at(
+    chosen: ChosenRate,
+    of: SweptModel,
+    recording: RecordOptions,
+    *,
+    given: Mapping[str, float | int],
+    n_steps: int,
+    batch_size: int,
+    seed: int,
+    unit: str,
+) -> RunOptions:
+    """How a model is trained at a multiple of the learning rates that the study gives.
+
+    Args:
+        chosen: The multiple.
+        of: The model.
+        recording: What is recorded of the probe.
+        given: The rate of each optimiser that the multiple is of.
+        n_steps: Steps of the run.
+        batch_size: Of a step.
+        seed: Decides weights and the order of the data.
+        unit: What a batch is made of.
+    """
+    training, n_checkpoints = of.sweep["training"], of.sweep["n_checkpoints"]
+    lr, adamw_lr = (chosen.multiple * given[name] for name in rates_of(of.optimizer))
+    return RunOptions(
+        training=TrainingOptions(
+            n_steps=n_steps,
+            n_warmup_steps=warmup_steps(training["warmup_fraction"], n_steps),
+            max_gradient_norm=training["max_gradient_norm"],
+            checkpoint_every=saving_interval(n_steps, n_checkpoints),
+            visit_at=measured_steps(n_steps, n_checkpoints),
+            seed=seed,
+            precision=training["precision"],
+            device=training["device"],
+            unit=unit,
+        ),
+        optimizer=OptimizerOptions(
+            name=of.optimizer,
+            lr=lr,
+            adamw_lr=adamw_lr,
+            weight_decay=training["weight_decay"],
+            grid_edge=chosen.grid_edge,
+        ),
+        recording=recording,
+        batch_size=batch_size,
+    )
+
+
 def try_rates(
-    sweep: Mapping[str, Any],
+    of: AnyModel,
     output: Path,
     *,
-    options_of: Callable[[ChosenRate], RunOptions],
-    subject_of: Callable[[RunOptions], Subject],
-    label: str,
+    options_of: Callable[[AnyModel, RecordOptions, ChosenRate, int], RunOptions],
+    subject_of: Callable[[AnyModel, RunOptions], Subject],
 ) -> None:
     """Train shortly at every learning rate of the grid and choose the one with the best loss on the held-out part.
 
     A rate at which the run diverges is never chosen; if all do, the lowest is, so that the sweep has its result.
 
     Args:
-        sweep: The section of the study: the grid, and the share of a run's steps that each of its rates is tried for.
+        of: The model, with the grid, and the share of a run's steps that each of its rates is tried for.
         output: The table to write: `learning_rate`, `multiple` (of what the study gives), `validation_loss_nats`,
             `diverged_at`, `n_steps`, `is_chosen`.
-        options_of: How a whole run is trained at one of them.
+        options_of: How a whole run of it is trained and recorded, at one of them and with a seed.
         subject_of: What is trained.
-        label: What the log calls it.
     """
+    of = replace(of, sweep={**of.sweep, **UNMEASURED})
     rows: list[dict[str, Any]] = []
     # What is done is not done again after a kill: rates that are through, and the steps to a trial's last state.
     work = output.with_name(f".{output.stem}.work")
-    for multiple in sorted(sweep["multiples"]):
-        options = _shortened(options_of(ChosenRate(multiple)), sweep)
+    for multiple in sorted(of.sweep["multiples"]):
+        whole = options_of(of, RecordOptions(), ChosenRate(multiple), of.sweep["tuning_seed"])
+        options = _shortened(whole, of.sweep)
         rate = options.optimizer.lr
         loss, diverged_at = last_loss(
-            subject_of(options), work / _folder_of(multiple), options, label=f"{label}, rate {rate:.3g}"
+            subject_of(of, options), work / _folder_of(multiple), options, label=f"{of.label}, rate {rate:.3g}"
         )
-        log.info("%s: at rate %.4g the loss on held-out data is %.5g", label, rate, loss)
+        log.info("%s: at rate %.4g the loss on held-out data is %.5g", of.label, rate, loss)
         rows.append(
             {
                 "learning_rate": rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,24 @@ from transformers import PreTrainedModel
 
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.measures import Row
-from outlier_moe.scale_sweep.study import GridEdge
-from outlier_moe.training.named_optimizers import Name
+from outlier_moe.scale_sweep.study import GridEdge, OptimizerName
 from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.steps import BatchSource, LossFunction
+
+
+@dataclass(frozen=True)
+class SweptModel(ABC):
+    """A model of a sweep as the study says it, whatever it is."""
+
+    optimizer: OptimizerName
+    """What trains it."""
+    sweep: Mapping[str, Any]
+    """The section of the study, its preset filled in."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What the log calls it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Subject:
 class OptimizerOptions:
     """The optimiser of a run."""
 
-    name: Name
+    name: OptimizerName
     """Which."""
     lr: float
     """Its peak learning rate."""
