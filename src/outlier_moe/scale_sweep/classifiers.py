@@ -18,9 +18,10 @@ from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, opti
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
 from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, n_steps_for
-from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale, geometry_of, scale_of
+from outlier_moe.scale_sweep.study import Geometry, Scale, geometry_of, scale_of
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject, SweptModel
 from outlier_moe.scale_sweep.vit import n_vit_parameters, new_vit
+from outlier_moe.training.options import OptimizerName
 from outlier_moe.training.steps import Batch, StepLoss
 
 

@@ -19,8 +19,8 @@ from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, options_at, try_rates
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
-from outlier_moe.scale_sweep.study import OptimizerName
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject, SweptModel
+from outlier_moe.training.options import OptimizerName
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
 from outlier_moe.upcycling.language_loss import language_loss, next_token_loss
 from outlier_moe.upcycling.pairs import model_config, new_model

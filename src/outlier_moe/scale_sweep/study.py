@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from outlier_moe.errors import StudyError, nearest
+from outlier_moe.training.options import OptimizerName
 
-OptimizerName = Literal["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 LIBRARY = "pytorch_optimizer"
 OF_LIBRARY: tuple[OptimizerName, ...] = ("shampoo", "soap", "ademamix")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from outlier_moe.scale_sweep.study import Geometry, OptimizerName, Scale
+from outlier_moe.scale_sweep.study import Geometry, Scale
+from outlier_moe.training.options import OptimizerName
 from outlier_moe.training.parameter_counts import CountedModel, StepMemory
 
 N_CLASSES = 10

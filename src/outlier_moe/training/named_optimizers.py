@@ -6,7 +6,7 @@ Torch has SGD, AdamW and Muon; the package pytorch-optimizer has Shampoo, SOAP a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from outlier_moe.errors import StudyError
 from outlier_moe.training.optimizers import adamw
+from outlier_moe.training.options import OptimizerName
 
-Name = Literal["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
 MOMENTUM = 0.9
 
 
@@ -108,7 +108,7 @@ def hidden_matrices(model: nn.Module, layers: nn.Module) -> HiddenMatrices:
 
 
 def named_optimizers(
-    model: nn.Module, layers: nn.Module, name: Name, *, lr: float, adamw_lr: float, weight_decay: float
+    model: nn.Module, layers: nn.Module, name: OptimizerName, *, lr: float, adamw_lr: float, weight_decay: float
 ) -> list[Optimizer]:
     """The optimiser of a name for a model: one, or Muon with AdamW for what is no hidden matrix.
 
@@ -148,7 +148,7 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
     return [group for group in groups if group["params"]]
 
 
-def _of_library(name: Name, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+def _of_library(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
     try:
         import pytorch_optimizer
     except ImportError as error:

@@ -8,6 +8,7 @@ from typing import Literal
 from outlier_moe.recording.options import Device
 
 Precision = Literal["auto", "float32", "bfloat16"]
+OptimizerName = Literal["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
 
 
 @dataclass(frozen=True)

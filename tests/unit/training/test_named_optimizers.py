@@ -12,11 +12,11 @@ from torch import nn
 
 from outlier_moe.architectures.structure import find_structure
 from outlier_moe.errors import StudyError
-from outlier_moe.scale_sweep.study import OPTIMIZERS, Geometry, OptimizerName, Scale
+from outlier_moe.scale_sweep.study import OPTIMIZERS, Geometry, Scale
 from outlier_moe.scale_sweep.vit import new_vit
 from outlier_moe.training.loop import TrainingTask, train
 from outlier_moe.training.named_optimizers import MuonOfParts, hidden_matrices, named_optimizers
-from outlier_moe.training.options import TrainingOptions
+from outlier_moe.training.options import OptimizerName, TrainingOptions
 from outlier_moe.training.steps import StepLoss
 from outlier_moe.upcycling.pairs import model_config, new_model
 from outlier_moe.upcycling.study import ModelSizes
