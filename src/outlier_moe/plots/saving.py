@@ -33,7 +33,7 @@ def save_chart(
 
     Args:
         chart: The chart.
-        paths: Where to, by kind: `png` (one and a half times the pixels of a screen), `svg`, `html`.
+        paths: Where to, by kind: `png` (twice the pixels of a screen), `svg`, `html`.
         theme: Its look.
         vega_bundle: The script of `bundled`, which takes seconds to make; made here if a page asks for it.
     """
