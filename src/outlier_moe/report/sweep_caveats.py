@@ -154,7 +154,8 @@ def _followed(trends: pl.DataFrame) -> str:
     """The losses at which optimisers are followed over the scales."""
     if "target_loss_nats" not in trends.columns:
         return ""
-    known = trends.drop_nulls("target_loss_nats").unique("optimizer", maintain_order=True)
+    followed = trends.filter(pl.col("n_scales") > 1).drop_nulls("target_loss_nats")
+    known = followed.unique("optimizer", maintain_order=True)
     losses = ", ".join(f"{name} {loss:.4g}" for name, loss in known.select("optimizer", "target_loss_nats").rows())
     return f" how figures go with size is read at one loss at all scales ({losses});" if losses else ""
 
