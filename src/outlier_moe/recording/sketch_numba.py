@@ -36,6 +36,9 @@ LONGEST_RANGE = 512
 # sample's median rank to both sides; where it misses all the same, the median costs 31 more passes.
 SAMPLE = (512, 16)
 STANDARD_ERRORS = 3
+# Of a sequence with no more magnitudes than two samples the median is found sooner without.
+FEW = 2 * math.prod(SAMPLE)
+NO_BRACKET = np.array([1, 0], np.uint32)
 
 
 class _Sequence(NamedTuple):
@@ -79,7 +82,7 @@ def _bracket(sequence: _Sequence) -> UInt32[np.ndarray, " low_and_width=2"]:
     magnitudes = np.sort(sampled, axis=None)
     n = int(np.searchsorted(magnitudes, kernels.INFINITY))
     if n == 0:
-        return np.array([1, 0], np.uint32)
+        return NO_BRACKET
     middle, error = (n - 1) // 2, math.ceil(STANDARD_ERRORS * 0.5 * math.sqrt(n))
     low = max(1, int(magnitudes[max(0, middle - error)]))
     high = int(magnitudes[min(n - 1, middle + error)])
@@ -98,6 +101,16 @@ def _median(
         inside.partition(rank_inside)
         return inside[rank_inside].view(np.float32)
     return _median_by_bisection(sequence, rank)
+
+
+def _median_of_few(sequence: _Sequence, n_finite: int) -> np.float32:
+    """The lower median of few magnitudes: of all of them, put in another order."""
+    if n_finite == 0:
+        return np.float32(0)
+    magnitudes = np.empty(sequence.bits.shape, np.uint32)
+    kernels.sample(*sequence, magnitudes)
+    # What is not finite comes last.
+    return np.partition(magnitudes, (n_finite - 1) // 2, axis=None)[(n_finite - 1) // 2].view(np.float32)
 
 
 def _median_by_bisection(sequence: _Sequence, rank: int) -> np.float32:
@@ -144,19 +157,21 @@ def _tally(
     """Fill in one sequence's outputs; returns its counts at the edges, feature after feature, and its median."""
     n_positions, n_features = sequence.bits.shape
     n_ranges = _share_out(n_features)
+    few = sequence.bits.size <= FEW
     counts = np.empty((n_features, N_EDGES), np.uint16)
     # The bracket is meant for some per cent of the values. More than an eighth, as where one value is very common, are
     # not kept; from one tile of positions to the next there must be room for a whole one.
     lanes = kernels.whole_lanes(-(-n_features // n_ranges))
     inside = np.empty((n_ranges, (n_positions // 8 + 2 * kernels.ROWS) * lanes), np.uint32)
     n_found = np.empty((n_ranges, 3), np.int64)
-    kernels.tally_sequence(
-        *sequence, union, ladder.floor_rung, _bracket(sequence), n_ranges, *out, counts, inside, n_found
-    )
+    bracket = NO_BRACKET if few else _bracket(sequence)
+    kernels.tally_sequence(*sequence, union, ladder.floor_rung, bracket, n_ranges, *out, counts, inside, n_found)
     starts = [n_features * i // n_ranges for i in range(n_ranges)]
     kept = [counts[start:].reshape(-1)[:n] for start, n in zip(starts, n_found[:, 0], strict=True)]
-    collected = np.concatenate([part[:n] for part, n in zip(inside, n_found[:, 1], strict=True)])
     n_finite = n_positions * n_features - int(out.n_nonfinite.sum())
+    if few:
+        return np.concatenate(kept), _median_of_few(sequence, n_finite)
+    collected = np.concatenate([part[:n] for part, n in zip(inside, n_found[:, 1], strict=True)])
     return np.concatenate(kept), _median(sequence, collected, n_found[:, 2], n_finite)
 
 

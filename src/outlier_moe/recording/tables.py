@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Float64, UInt32
+from jaxtyping import Float64, Int64, UInt16, UInt32
 
 from outlier_moe import schemas
 from outlier_moe.recording.arrow_arrays import arrow_array
@@ -18,9 +18,8 @@ from outlier_moe.taps import TAPS, VIEWS, View
 
 LAYER_SCHEMA: pa.Schema = schemas.LayerOutlier.create_empty().to_arrow().schema
 ANY_LAYER_SCHEMA: pa.Schema = schemas.AnyLayerOutlier.create_empty().to_arrow().schema
-
-_COLUMNS = ("feature", "peak", "peak_position", "first_token_magnitude", "later_peak", "later_peak_position")
-
+NAMES = {"tap": arrow_array(TAPS), "view": arrow_array(list(VIEWS))}
+"""What the numbers in the columns that name a place stand for."""
 
 Columns = dict[str, np.ndarray]
 """A part of a table. Frames are made of the whole: making one takes longer than the sketch it is to hold."""
@@ -35,45 +34,72 @@ class SiteFigures(NamedTuple):
     """Columns of `schemas.Peak` but for the text, the tap likewise."""
 
 
-def _rows_of_sequence(rows: SiteSketch | OutlierRows, sequence: int) -> slice:
-    start, stop = np.searchsorted(rows.sequence, [sequence, sequence + 1])
-    return slice(int(start), int(stop))
+class _Rows(NamedTuple):
+    """Some rows, one after the other, of one tap or view."""
+
+    of: SiteSketch | OutlierRows
+    """Where they are taken from."""
+    chosen: slice
+    """Which."""
+    place: int
+    """The number of their tap or view."""
+
+    def column(self, name: str) -> np.ndarray:
+        """One of their columns."""
+        return getattr(self.of, name)[self.chosen]
+
+    def lengths(self) -> Int64[np.ndarray, " row"]:
+        """How many counts each of them has."""
+        return np.diff(self.of.offsets[self.chosen.start : self.chosen.stop + 1])
+
+    def counts(self) -> UInt16[np.ndarray, " count"]:
+        """Their counts, one row's after the other's."""
+        return self.of.n_positions[self.of.offsets[self.chosen.start] : self.of.offsets[self.chosen.stop]]
 
 
-def _counts(rows: SiteSketch | OutlierRows, chosen: slice) -> pa.Array:
-    offsets = rows.offsets[chosen.start : chosen.stop + 1]
-    values = rows.n_positions[offsets[0] : offsets[-1]]
-    return pa.LargeListArray.from_arrays(arrow_array(offsets - offsets[0]), arrow_array(values))
+def _of_sequence(of: SiteSketch | OutlierRows, sequence: int, place: int) -> _Rows:
+    start, stop = np.searchsorted(of.sequence, [sequence, sequence + 1])
+    return _Rows(of, slice(int(start), int(stop)), place)
 
 
-def _constant(name: str, code: int, length: int, categories: Sequence[str], schema: pa.Schema) -> pa.Array:
-    kind = schema.field(name).type
-    codes = arrow_array(np.full(length, code, kind.index_type.to_pandas_dtype()))
-    return pa.DictionaryArray.from_arrays(codes, arrow_array(categories), ordered=True)
+def _batch(schema: pa.Schema, parts: Sequence[_Rows], constants: Mapping[str, int], *, place: str) -> pa.RecordBatch:
+    """Rows of several taps or views together: each batch is compressed for itself, which takes its time.
+
+    Args:
+        schema: Of the table.
+        parts: The rows.
+        constants: Columns that are the same in all of them.
+        place: The column that names the tap or view.
+    """
+    lengths = np.concatenate([part.lengths() for part in parts])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    counts = np.concatenate([part.counts() for part in parts])
+    kind = schema.field(place).type
+    codes = np.repeat([part.place for part in parts], [len(part.lengths()) for part in parts])
+    columns = {
+        "n_positions": pa.LargeListArray.from_arrays(arrow_array(offsets), arrow_array(counts)),
+        place: pa.DictionaryArray.from_arrays(
+            arrow_array(codes.astype(kind.index_type.to_pandas_dtype())), NAMES[place], ordered=True
+        ),
+    }
+    for name, value in constants.items():
+        columns[name] = arrow_array(np.full(len(lengths), value, schema.field(name).type.to_pandas_dtype()))
+    for name in schema.names:
+        if name not in columns:
+            columns[name] = arrow_array(np.concatenate([part.column(name) for part in parts]))
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
-def layer_batch(layer: int, tap_sketch: TapSketch, sequence: int, *, first_sequence: int) -> pa.RecordBatch:
-    """The rows of `schemas.LayerOutlier` of one (tap, layer) and one sequence of a chunk."""
-    tap, sketch = tap_sketch
-    chosen = _rows_of_sequence(sketch, sequence)
-    length = chosen.stop - chosen.start
-    columns = {name: arrow_array(getattr(sketch, name)[chosen]) for name in _COLUMNS}
-    columns["n_positions"] = _counts(sketch, chosen)
-    columns["tap"] = _constant("tap", TAPS.index(tap), length, TAPS, LAYER_SCHEMA)
-    columns["layer"] = arrow_array(np.full(length, layer, np.uint16))
-    columns["sequence"] = arrow_array(np.full(length, first_sequence + sequence, np.uint16))
-    return pa.record_batch([columns[name] for name in LAYER_SCHEMA.names], schema=LAYER_SCHEMA)
+def layer_batch(layer: int, taps: Sequence[TapSketch], sequence: int, *, first_sequence: int) -> pa.RecordBatch:
+    """The rows of `schemas.LayerOutlier` of one layer and one sequence of a chunk, tap after tap."""
+    parts = [_of_sequence(sketch, sequence, TAPS.index(tap)) for tap, sketch in taps]
+    return _batch(LAYER_SCHEMA, parts, {"layer": layer, "sequence": first_sequence + sequence}, place="tap")
 
 
-def any_layer_batch(view: View, rows: OutlierRows, sequence: int, *, first_sequence: int) -> pa.RecordBatch:
-    """The rows of `schemas.AnyLayerOutlier` of one view and one sequence of a chunk."""
-    chosen = _rows_of_sequence(rows, sequence)
-    length = chosen.stop - chosen.start
-    columns = {name: arrow_array(getattr(rows, name)[chosen]) for name in (*_COLUMNS, "layer")}
-    columns["n_positions"] = _counts(rows, chosen)
-    columns["view"] = _constant("view", list(VIEWS).index(view), length, list(VIEWS), ANY_LAYER_SCHEMA)
-    columns["sequence"] = arrow_array(np.full(length, first_sequence + sequence, np.uint16))
-    return pa.record_batch([columns[name] for name in ANY_LAYER_SCHEMA.names], schema=ANY_LAYER_SCHEMA)
+def any_layer_batch(maxima: Mapping[View, OutlierRows], sequence: int, *, first_sequence: int) -> pa.RecordBatch:
+    """The rows of `schemas.AnyLayerOutlier` of one sequence of a chunk, view after view."""
+    parts = [_of_sequence(rows, sequence, list(VIEWS).index(view)) for view, rows in maxima.items()]
+    return _batch(ANY_LAYER_SCHEMA, parts, {"sequence": first_sequence + sequence}, place="view")
 
 
 def site_figures(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import dataframely as dy
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -98,8 +99,7 @@ class RecordingWriter:
             n_sequences = len(taps[0].sketch.rms)
             writer = self._layers[layer]
             for sequence in range(n_sequences):
-                for tap_sketch in taps:
-                    writer.write_batch(layer_batch(layer, tap_sketch, sequence, first_sequence=first))
+                writer.write_batch(layer_batch(layer, taps, sequence, first_sequence=first))
             for tap_sketch in taps:
                 figures = site_figures(layer, tap_sketch, self.tokens, first_sequence=first, n_peaks=self.n_peaks)
                 self._figures.append(figures)
@@ -107,14 +107,13 @@ class RecordingWriter:
     def add_maxima(self, observer: ChunkObserver) -> None:
         """Write the rows over all layers of a chunk, and have it forget them."""
         first = observer.first_sequence
-        rows: list[tuple[View, OutlierRows]] = [
-            (view, maximum.rows(observer.ladder)) for view, maximum in observer.maxima.items()
-        ]
+        rows: dict[View, OutlierRows] = {
+            view: maximum.rows(observer.ladder) for view, maximum in observer.maxima.items()
+        }
         n_sequences = max((len(maximum.peak) for maximum in observer.maxima.values()), default=0)
         observer.maxima.clear()
         for sequence in range(n_sequences):
-            for view, maxima in rows:
-                self._any_layer.write_batch(any_layer_batch(view, maxima, sequence, first_sequence=first))
+            self._any_layer.write_batch(any_layer_batch(rows, sequence, first_sequence=first))
 
     @property
     def d_model(self) -> int:
@@ -136,26 +135,28 @@ class RecordingWriter:
         if n_infinite := sequences["loss_nats"].is_infinite().sum():
             log.warning("the loss of %d sequences is infinite: sequences.parquet has none for them", n_infinite)
         sequences = sequences.with_columns(pl.when(pl.col("loss_nats").is_finite()).then("loss_nats"))
-        schemas.Sequence.validate(sequences.sort("sequence"), cast=True).write_parquet(
-            self.partial / "sequences.parquet"
-        )
+        self._write("sequences", schemas.Sequence, sequences.sort("sequence"))
         (self.partial / "run.json").write_text(json.dumps(run, indent=1) + "\n")
 
     def _write_sites_and_peaks(self, decode: Decode) -> None:
         key = ["tap", "layer", "sequence"]
         sites = small_table(figures.sites for figures in self._figures).sort(key)
-        schemas.Site.validate(sites, cast=True).write_parquet(self.partial / "sites.parquet")
+        self._write("sites", schemas.Site, sites)
         if n_nonfinite := sites["n_nonfinite"].sum():
             log.warning("%d activations are NaN or infinite; sites.parquet says where", n_nonfinite)
         peaks = small_table(figures.peaks for figures in self._figures).sort([*key, "rank"])
         text = {token: decode([token]) for token in peaks["token"].unique().to_list()}
         peaks = peaks.with_columns(text=pl.col("token").replace_strict(text, return_dtype=pl.String))
-        schemas.Peak.validate(peaks, cast=True).write_parquet(self.partial / "peaks.parquet")
+        self._write("peaks", schemas.Peak, peaks)
 
     def _write_experts_and_routers(self) -> None:
         if not self._moe:
             return
         experts = pl.concat(tables.experts for tables in self._moe).sort("layer", "expert", "sequence")
-        schemas_moe.Expert.validate(experts, cast=True).write_parquet(self.partial / "experts.parquet")
+        self._write("experts", schemas_moe.Expert, experts)
         routers = pl.concat(tables.routers for tables in self._moe).sort("layer", "sequence")
-        schemas_moe.Router.validate(routers, cast=True).write_parquet(self.partial / "routers.parquet")
+        self._write("routers", schemas_moe.Router, routers)
+
+    def _write(self, name: str, schema: type[dy.Schema], table: pl.DataFrame) -> None:
+        # Validation can cast too, and then takes half as long again.
+        schema.validate(schema.cast(table)).write_parquet(self.partial / f"{name}.parquet")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from jaxtyping import Float32
 from torch import Tensor
 
 from outlier_moe.errors import StudyError
@@ -107,6 +109,12 @@ def assert_same(a: SiteSketch, b: SiteSketch, *, relative: float = 0) -> None:
             np.testing.assert_array_equal(one, other, err_msg=name)
 
 
+def median_of_a_sample(x: Tensor, ladder: Ladder, scale: Scale) -> Float32[np.ndarray, " sequence"]:
+    """The medians as those of long sequences are found."""
+    with patch.object(sketch_numba, "FEW", 0):
+        return sketch_numba.sketch_site(x, ladder=ladder, union=None, scale=scale).median_magnitude
+
+
 def assert_plain(x: Tensor, ladder: Ladder, scale: Scale, implementation: ModuleType) -> None:
     union = torch.zeros(x.shape, dtype=torch.uint8)
     sketch = implementation.sketch_site(x, ladder=ladder, union=union, scale=scale)
@@ -117,6 +125,7 @@ def assert_plain(x: Tensor, ladder: Ladder, scale: Scale, implementation: Module
     assert rows_of(sketch) == plain.rows
     np.testing.assert_array_equal(union.numpy(), plain_steps(exact, ladder))
     np.testing.assert_array_equal(sketch.median_magnitude, np.array(plain.median_magnitude, np.float32))
+    np.testing.assert_array_equal(sketch.median_magnitude, median_of_a_sample(x, ladder, scale))
     np.testing.assert_array_equal(sketch.top_magnitude, np.array(plain.top_magnitude, np.float32))
     np.testing.assert_array_equal(sketch.n_nonfinite, plain.n_nonfinite)
     np.testing.assert_allclose(sketch.rms, plain.rms, rtol=1e-12)
