@@ -52,6 +52,16 @@ def test_matrices_together_have_the_ranks_that_each_has_alone() -> None:
     assert spectra([]) == []
 
 
+def test_a_transpose_has_the_same_ranks() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(4, 6)
+    of_matrix, of_transpose = spectra([matrix, matrix.T])
+    assert of_matrix == of_transpose
+    sigma = torch.linalg.svdvals(matrix.double())
+    assert of_matrix is not None
+    assert of_matrix.stable_rank == pytest.approx((sigma.square().sum() / sigma[0].square()).item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_ranks_know_no_unit(scale: float) -> None:
     matrix = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
