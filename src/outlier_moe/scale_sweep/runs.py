@@ -29,7 +29,7 @@ ALL_MEASURES = "measures.parquet"
 RUN = "run.json"
 MODEL = "model"
 N_SETTING_UP = 2
-"""Steps at the start whose cost does not count: everything is set up in them."""
+"""Steps at the start of a job whose cost does not count: everything is set up in them."""
 
 
 def train_and_measure(subject: Subject, output: Path, options: RunOptions, *, label: str) -> None:
@@ -152,17 +152,23 @@ def _facts(subject: Subject, trained: Trained, options: RunOptions, *, ended_bad
 
 
 def step_time(history: pl.DataFrame, device: torch.device) -> float:
-    """The mean cost of a step in seconds, without the first few: on a CPU the processor time of all threads.
+    """The mean cost of a step in seconds, without a job's first few: on a CPU the processor time of all threads.
 
     The time by the clock would tell how busy a machine is with other work. An accelerator has no other; there it is
     the time by the clock. Not the median: SOAP and Shampoo do much of their work in one step of many.
 
     Args:
         history: Of the run: `Trained.history`. Steps without a processor time, which a job has taken that was killed
-            before there was such a column, do not count; if no other has one, the time by the clock is taken.
+            before there was such a column, do not count; if no other has one, the time by the clock is taken. Where
+            no `step_of_job` was noted either, a step counts as one of the run's first job.
         device: Of the model.
     """
-    steps = history.slice(min(N_SETTING_UP, max(0, len(history) - 1)))
+    of_job = pl.int_range(pl.len())
+    if "step_of_job" in history.columns:
+        of_job = pl.coalesce("step_of_job", of_job)
+    steps = history.filter(of_job >= N_SETTING_UP)
+    if steps.is_empty():
+        steps = history.tail(1)
     clock = "processor_time_s" if device.type == "cpu" else "time_s"
     if clock not in steps.columns or steps[clock].null_count() == len(steps):
         clock = "time_s"

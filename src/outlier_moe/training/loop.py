@@ -61,7 +61,7 @@ class Trained(NamedTuple):
     """What a run came to."""
 
     history: pl.DataFrame
-    """A row a step: `step`, `loss`, `learning_rate`, `gradient_norm`, `n_units`, `units_per_s`, `time_s` (by the
+    """A row a step: `step`, `step_of_job` (the same since the start of the process that took it), `loss`, `learning_rate`, `gradient_norm`, `n_units`, `units_per_s`, `time_s` (by the
     clock), `processor_time_s` (of all threads of the process), `n_accumulate`, and the figures of the loss function.
     Steps that were taken before there was such a column have none."""
     n_steps: int
@@ -170,6 +170,7 @@ class _Run:
         self.model = model.train()
         self.optimizers = optimizers
         self.n_done, self.n_accumulate = at
+        self.n_resumed = at.n_done
         self.diverged: str | None = None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -197,6 +198,7 @@ class _Run:
         time_s, processor_time_s = time.monotonic() - started, time.process_time() - started_working
         return {
             "step": self.n_done,
+            "step_of_job": self.n_done - self.n_resumed,
             **row,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": None if norm is None else float(norm),

@@ -367,6 +367,15 @@ def test_the_cost_of_a_step_is_by_the_clock_where_no_other_is_known() -> None:
     assert step_time(history[:1], cpu) == 9
 
 
+def test_what_a_job_sets_up_when_it_goes_on_is_no_cost_of_a_step() -> None:
+    times = [9.0, 9.0, 2.0, 7.0, 7.0, 4.0]
+    history = pl.DataFrame({"step_of_job": [0, 1, 2, 0, 1, 2], "time_s": times, "processor_time_s": times})
+    assert step_time(history, torch.device("cpu")) == 3
+    # The first job was one of an older version.
+    older = history.with_columns(step_of_job=pl.Series([None, None, None, 0, 1, 2]))
+    assert step_time(older, torch.device("cpu")) == 3
+
+
 def test_a_run_goes_on_from_steps_that_know_no_processor_time(
     classifier: Classifier, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +383,7 @@ def test_a_run_goes_on_from_steps_that_know_no_processor_time(
 
     def as_before(of: Any) -> dict[str, Any]:
         row = plain(of) if of.n_done < 4 else _die()
-        return {name: value for name, value in row.items() if name != "processor_time_s"}
+        return {name: value for name, value in row.items() if name not in ("step_of_job", "processor_time_s")}
 
     monkeypatch.setattr(loop._Run, "step", as_before)
     with pytest.raises(Killed):
@@ -384,7 +393,8 @@ def test_a_run_goes_on_from_steps_that_know_no_processor_time(
     history = pl.read_parquet(tmp_path / "run/training_history.parquet")
     assert history["processor_time_s"].is_null().to_list() == 3 * [True] + 3 * [False]
     facts = json.loads((tmp_path / "run/run.json").read_text())
-    assert facts["step_time_s"] == pytest.approx(history["processor_time_s"].mean())
+    # The first two of the second job do not count.
+    assert facts["step_time_s"] == pytest.approx(history["processor_time_s"][5])
 
 
 def test_a_diverged_run_is_a_result(sweep: dict[str, Any], images: Path, run: Path, tmp_path: Path) -> None:

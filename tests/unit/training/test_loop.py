@@ -82,7 +82,7 @@ def weights(of: TrainingTask) -> dict[str, torch.Tensor]:
 
 
 def without_times(trained: Trained) -> list[dict[str, Any]]:
-    return trained.history.drop("time_s", "processor_time_s", "units_per_s").to_dicts()
+    return trained.history.drop("step_of_job", "time_s", "processor_time_s", "units_per_s").to_dicts()
 
 
 @pytest.fixture(scope="module")
