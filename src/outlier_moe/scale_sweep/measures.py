@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from outlier_moe.architectures.layer_parts import find_parts, matrix_modules
 from outlier_moe.architectures.structure import DecoderStructure
-from outlier_moe.scale_sweep.spectra import SparsityTally, Spectrum, feature_spectrum, spectra
+from outlier_moe.scale_sweep.spectra import SparsityTally, Spectrum, each, feature_spectrum, spectrum
 
 ROWS_PER_FEATURE = 8
 """Samples of which feature ranks are taken, for each feature of the model. Few samples bound a rank from above; were
@@ -40,7 +40,7 @@ def weight_ranks(structure: DecoderStructure) -> list[Row]:
     places = [
         (name, index, matrix) for index, layer in enumerate(structure.layers) for name, matrix in _matrices(layer)
     ]
-    found = spectra([matrix for _, _, matrix in places])
+    found = each(spectrum, [matrix for _, _, matrix in places])
     return [
         row
         for (name, index, _), of_matrix in zip(places, found, strict=True)
@@ -142,17 +142,20 @@ class FeatureMeter:
     def rows(self) -> list[Row]:
         """Feature ranks and sparsity, layer by layer, and the ranks of what the head reads."""
         rows = []
-        *of_layers, of_head = map(torch.cat, self.features)
-        for index, features in enumerate(of_layers):
-            rows += _feature_rows("residual", index, features)
+        features = list(map(torch.cat, self.features))
+        *of_layers, of_head = zip(features, each(feature_spectrum, features), strict=True)
+        for index, (sampled, ranks) in enumerate(of_layers):
+            rows += _feature_rows("residual", index, sampled, ranks)
             sparsity = self.inner[index].result()
             rows += [Row(f"activation_{name}", "ffn", index, value) for name, value in sparsity._asdict().items()]
-        return rows + _feature_rows("head", None, of_head)
+        return rows + _feature_rows("head", None, *of_head)
 
 
-def _feature_rows(place: str, layer: int | None, features: Float[Tensor, "row feature"]) -> list[Row]:
+def _feature_rows(
+    place: str, layer: int | None, features: Float[Tensor, "row feature"], ranks: Spectrum | None
+) -> list[Row]:
     n_rows = Row("feature_n_rows", place, layer, float(len(features)))
-    return [*_spectrum_rows("feature", place, layer, feature_spectrum(features)), n_rows]
+    return [*_spectrum_rows("feature", place, layer, ranks), n_rows]
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 NEAR_ZERO = 1e-3
 """|a| below which an activation counts as near zero. Absolute, as the fraction's users have it; activations of a GELU
 behind a norm are of the order of 1."""
+WORTH_THREADS = 2**18
+"""Elements of some matrices for which starting threads takes less time than it saves."""
 
 
 class Spectrum(NamedTuple):
@@ -29,49 +32,54 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(matrix: Float[Tensor, "row column"]) -> Spectrum | None:
-    """The ranks of a matrix; None if it is zero or has a value that is not finite."""
-    return spectra([matrix])[0]
-
-
-def spectra(matrices: Sequence[Float[Tensor, "_row _column"]]) -> list[Spectrum | None]:
-    """The ranks of each of some matrices, those of one shape together; None as for `spectrum`.
+    """The ranks of a matrix; None if it is zero or has a value that is not finite.
 
     Singular values are those of float64: in float32 the small ones, which the entropy counts, are rounding.
     """
-    found: list[Spectrum | None] = [None] * len(matrices)
-    by_shape: dict[torch.Size, list[int]] = {}
-    # Of a matrix and its transpose, which have the same ones, LAPACK takes two to five times as long for the wide one.
-    tall = [matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT for matrix in matrices]
-    for index, matrix in enumerate(tall):
-        by_shape.setdefault(matrix.shape, []).append(index)
-    for shape, members in by_shape.items():
-        wide = torch.stack([tall[index] for index in members]).to("cpu", torch.float64)
-        # The largest of numbers that one of is nan is nan.
-        largest = wide.abs().amax(dim=(1, 2))
-        has_rank = largest.isfinite() & (largest > 0)
-        sigma = torch.linalg.svdvals(wide[has_rank])
-        ranked = [index for index, there in zip(members, has_rank.tolist(), strict=True) if there]
-        for index, of_matrix in zip(ranked, _ranks(sigma, n_most=min(shape)), strict=True):
-            found[index] = of_matrix
-    return found
+    wide = matrix.detach().to("cpu", torch.float64)
+    # The largest of numbers that one of is nan is nan.
+    largest = wide.abs().max().item()
+    if not 0 < largest < math.inf:
+        return None
+    # A matrix and its transpose have the same ones; for the wide of the two LAPACK takes two to five times as long.
+    sigma = torch.linalg.svdvals(wide if wide.shape[0] >= wide.shape[1] else wide.mT)
+    return _ranks(sigma)
 
 
-def _ranks(sigma: Float64[Tensor, "matrix value"], *, n_most: int) -> list[Spectrum]:
-    """The ranks that belong to some singular values, not all zero, of matrices of a rank of `n_most` at most."""
-    share = sigma / sigma.sum(dim=1, keepdim=True)
+def _ranks(sigma: Float64[Tensor, " value"]) -> Spectrum:
+    """The ranks that belong to a matrix' singular values, largest first and not all zero."""
+    share = sigma / sigma.sum()
     # 0 log 0 is 0.
-    rank = (-torch.special.xlogy(share, share).sum(dim=1)).exp()
+    rank = (-torch.special.xlogy(share, share).sum()).exp().item()
     # The ratios do not change, and no square leaves the range of a float.
-    power = (sigma / sigma.amax(dim=1, keepdim=True)) ** 2
-    participation = power.sum(dim=1) ** 2 / (power**2).sum(dim=1)
-    columns = (rank, rank / n_most, power.sum(dim=1), participation)
-    return [Spectrum(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    power = (sigma / sigma[0]) ** 2
+    total = power.sum()
+    return Spectrum(rank, rank / len(sigma), total.item(), (total**2 / (power**2).sum()).item())
 
 
 def feature_spectrum(features: Float[Tensor, "sample feature"]) -> Spectrum | None:
     """The ranks of features over samples, each feature's mean taken off; None if they do not vary."""
     wide = features.detach().to("cpu", torch.float64)
     return spectrum(wide - wide.mean(dim=0))
+
+
+def each(of: Callable[[Tensor], Spectrum | None], matrices: Sequence[Tensor]) -> list[Spectrum | None]:
+    """The ranks of each of some matrices: a matrix a thread, of which there are as many as torch would use.
+
+    LAPACK finds singular values little sooner with more threads than one.
+
+    Args:
+        of: `spectrum` or `feature_spectrum`.
+        matrices: The matrices, of any shapes.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads == 1 or sum(matrix.numel() for matrix in matrices) < WORTH_THREADS:
+        return list(map(of, matrices))
+    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = list(pool.map(of, matrices))
+    # Each thread has a number of its own, and torch gives new ones what was said last.
+    torch.set_num_threads(n_threads)
+    return found
 
 
 class Sparsity(NamedTuple):

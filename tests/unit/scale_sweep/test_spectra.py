@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from outlier_moe.scale_sweep.spectra import NEAR_ZERO, SparsityTally, feature_spectrum, hoyer, spectra, spectrum
+from outlier_moe.scale_sweep import spectra
+from outlier_moe.scale_sweep.spectra import (
+    NEAR_ZERO,
+    SparsityTally,
+    Spectrum,
+    each,
+    feature_spectrum,
+    hoyer,
+    spectrum,
+)
 
 
 def test_every_rank_of_an_identity_is_its_size() -> None:
@@ -37,28 +48,37 @@ def test_a_known_spectrum_gives_the_definitions_values() -> None:
     assert found.participation_ratio == pytest.approx(22**2 / sum(s**2 for s in squares))
 
 
-def test_matrices_together_have_the_ranks_that_each_has_alone() -> None:
+@pytest.mark.parametrize("of", [spectrum, feature_spectrum])
+def test_threads_change_no_rank(of: Callable[[Tensor], Spectrum | None], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    matrices = [
-        torch.randn(4, 6),
-        torch.zeros(4, 6),
-        torch.randn(3, 3),
-        torch.randn(4, 6),
-        torch.full((3, 3), math.inf),
-    ]
-    found = spectra(matrices)
-    assert found == [spectrum(matrix) for matrix in matrices]
-    assert [of is None for of in found] == [False, True, False, False, True]
-    assert spectra([]) == []
+    matrices = [torch.randn(40, 60), torch.zeros(4, 6), torch.randn(3, 3), torch.full((3, 3), math.inf)]
+    alone = [of(matrix) for matrix in matrices]
+    assert [ranks is None for ranks in alone] == [False, True, False, True]
+    before = torch.get_num_threads()
+    in_threads: set[int] = set()
+
+    def seen(matrix: Tensor) -> Spectrum | None:
+        in_threads.add(torch.get_num_threads())
+        return of(matrix)
+
+    monkeypatch.setattr(spectra, "WORTH_THREADS", 1)
+    torch.set_num_threads(3)
+    try:
+        assert each(seen, matrices) == alone
+        assert each(seen, []) == []
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert in_threads == {1}
 
 
 def test_a_transpose_has_the_same_ranks() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(4, 6)
-    of_matrix, of_transpose = spectra([matrix, matrix.T])
-    assert of_matrix == of_transpose
-    sigma = torch.linalg.svdvals(matrix.double())
+    of_matrix = spectrum(matrix)
     assert of_matrix is not None
+    assert of_matrix == spectrum(matrix.T)
+    sigma = torch.linalg.svdvals(matrix.double())
     assert of_matrix.stable_rank == pytest.approx((sigma.square().sum() / sigma[0].square()).item(), rel=1e-12)
 
 
