@@ -62,9 +62,9 @@ class Trained(NamedTuple):
 
     history: pl.DataFrame
     """A row a step: `step`, `step_of_job` (since the start of the process that took it), `loss`, `learning_rate`,
-    `gradient_norm`, `n_units`, `units_per_s`, `time_s` (by the clock), `processor_time_s` (of all threads of the process),
-    `n_accumulate`, and the figures of the loss function. Steps that were taken before there was such a column have
-    none."""
+    `gradient_norm`, `n_units`, `units_per_s`, `time_s` (by the clock), `processor_time_s` (of all threads of the
+    process), `n_accumulate`, and the figures of the loss function. Steps that were taken before there was such a
+    column have none."""
     n_steps: int
     """Steps that were done."""
     diverged_at: int | None
