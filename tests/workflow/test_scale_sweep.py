@@ -143,12 +143,10 @@ def test_every_picture_is_an_image_a_drawing_and_a_page(study: StudyFolder, swee
     expected = {f"{picture}.{kind}" for picture, kind in product(PICTURES, ("png", "svg", "html"))}
     assert {path.name for path in folder.iterdir()} == expected
     for picture in PICTURES:
-        # What was never measured of a run that diverged has no mark: its steps and their time were.
-        named = optimizers if picture in ("dynamics", "performance") else optimizers - {"sgd"}
         drawing = ElementTree.parse(folder / f"{picture}.svg").getroot()
-        assert named <= set(drawing.itertext())
+        assert optimizers <= set(drawing.itertext())
         _, chart = (folder / f"{picture}.html").read_text().split("vegaEmbed('#chart', ")
-        assert all(f'"{optimizer}"' in chart for optimizer in named)
+        assert all(f'"{optimizer}"' in chart for optimizer in optimizers)
         with Image.open(folder / f"{picture}.png") as image:
             assert image.format == "PNG"
             # Twice the size of the drawing, but for what rounding takes.

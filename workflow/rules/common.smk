@@ -44,7 +44,7 @@ REVISIONS = {
     "bundle_vega": 1,
     "plot_comparison": 1,
     "plot_model": 2,
-    "write_report": 3,
+    "write_report": 4,
     "tokenize_training_text": 1,
     "train_dense": 1,
     "upcycle_dense": 1,
@@ -54,11 +54,11 @@ REVISIONS = {
     "plot_upcycling": 1,
     "prepare_images": 2,
     "try_learning_rates": 2,
-    "train_classifier": 5,
+    "train_classifier": 6,
     "try_language_model_rates": 2,
     "train_language_model": 4,
-    "summarise_sweep": 6,
-    "plot_sweep": 3,
+    "summarise_sweep": 7,
+    "plot_sweep": 4,
 }
 
 

@@ -17,8 +17,11 @@ START_GREY = "#87909c"
 """Between the colours of both themes."""
 CHOSEN = "chosen_scale"
 """The parameter that says whose steps are shown."""
-_HEIGHTS = ("y", "low", "high", "last", "start")
-"""Columns that the marks of a panel have their heights of."""
+_HEIGHTS = ("y", "low", "high", "start")
+"""Columns that the marks of a panel have their heights of, all of which it holds."""
+_LAST = "last"
+"""That of runs that diverged: what lies beyond the others is drawn at the panel's edge."""
+AT_EDGE = "runs that diverged (at the edge: beyond it)"
 _NUMBER = ",.4~r"
 
 _AXES: Mapping[ScaleKind, str] = {"linear": "", "log": ", log axis", "symlog": ", log axis beyond 1"}
@@ -45,8 +48,8 @@ def size_chart(
 ) -> alt.ConcatChart:
     """Figures against the number of parameters: the mean of the seeds with their range, at the end and at matched loss.
 
-    A grey bar is the mean at initialisation. Runs that diverged have a cross of their own, at the last that was
-    measured.
+    A grey bar is the mean at initialisation. Runs that diverged have a cross of their own, at the last checkpoint whose
+    loss was a number.
 
     Args:
         figures: The table of figures.
@@ -57,13 +60,13 @@ def size_chart(
     """
     shown = figures.filter(pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null())
     rows = [*_at_moments(shown), *_at_start(shown)]
-    layers = _size_layers(rows)
+    layers = _size_layers(rows, _colours(figures))
     there = {row["figure"] for row in rows}
     shown_panels = {figure: title for figure, title in panels.items() if figure in there}
     charts = [_panel(title, figure, rows, layers, width, height) for figure, title in shown_panels.items()]
     lines = [
-        f"solid: at the end; dashed: at matched training loss; {_of_seeds(rows, 'bars')}",
-        "grey: at initialisation, the mean of all runs" + ("; crosses: runs that diverged" if _crosses(rows) else ""),
+        f"filled, solid: at the end; hollow, dashed: at matched training loss; {_of_seeds(rows, 'bars')}",
+        f"grey: at initialisation, the mean of all runs{_of_diverged(rows, 'crosses')}",
     ]
     return sized(_beside(charts, named(rows, name)), title=_notes(lines))
 
@@ -93,7 +96,7 @@ def _at_start(shown: pl.DataFrame) -> list[Row]:
     )
 
 
-def _size_layers(rows: Sequence[Row]) -> list[tuple[str, alt.Chart]]:
+def _size_layers(rows: Sequence[Row], colours: alt.Scale) -> list[tuple[str, alt.Chart]]:
     """The marks of a panel against size, each with the column of its heights, whose axis comes with the panel."""
     x = alt.X(
         "n_parameters:Q",
@@ -101,21 +104,23 @@ def _size_layers(rows: Sequence[Row]) -> list[tuple[str, alt.Chart]]:
         scale=alt.Scale(type="log", nice=False, padding=14),
         axis=alt.Axis(format=".2~s", values=sorted({row["n_parameters"] for row in rows}), labelOverlap=True),
     )
-    base = alt.Chart().encode(x=x, color=_colour(rows))
+    base = alt.Chart().encode(x=x, color=alt.Color("optimizer:N", title=None, scale=colours))
     whose = ["optimizer:N", "scale:N", "moment:N"]
     tooltip = [*whose, *_tooltip()]
     dashes = alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None)
+    filling = alt.FillOpacity("moment:N", scale=alt.Scale(domain=["end", "matched"], range=[1, 0]), legend=None)
     at_start = [alt.Tooltip("scale:N"), alt.Tooltip("start:Q", format=_NUMBER, title="at initialisation")]
     last = alt.Tooltip("last:Q", format=_NUMBER, title="last measured of runs that diverged")
     start = alt.Chart().mark_point(shape="stroke", size=420, strokeWidth=2.5, color=START_GREY, opacity=0.9)
     bar = base.mark_rule(strokeWidth=1, opacity=0.7).encode(y2="high:Q", detail="moment:N")
     # Or a run that diverged, which has no place on its line, would cut the line of those that did not.
-    line = base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=26)).encode(
-        strokeDash=dashes, detail="is_diverged:N", tooltip=tooltip
+    line = base.mark_line(strokeWidth=1.5).encode(strokeDash=dashes, detail="is_diverged:N")
+    point = base.mark_point(size=26, strokeWidth=1.3, opacity=1).encode(
+        fill=alt.Fill("optimizer:N", title=None, scale=colours), fillOpacity=filling, tooltip=tooltip
     )
     # The last that was measured of runs that diverged.
     cross = base.mark_point(shape="cross", angle=45, size=60, filled=True).encode(tooltip=[*whose, last])
-    return [("start", start.encode(x=x, tooltip=at_start)), ("low", bar), ("y", line), ("last", cross)]
+    return [("start", start.encode(x=x, tooltip=at_start)), ("low", bar), ("y", line), ("y", point), (_LAST, cross)]
 
 
 def dynamics_chart(
@@ -138,7 +143,7 @@ def dynamics_chart(
     base = alt.Chart().encode(
         # Checkpoints are the denser the earlier, step 0 among them.
         x=_steps(rows),
-        color=_colour(rows),
+        color=alt.Color("optimizer:N", title=None, scale=_colours(dynamics)),
     )
     if len(scales) > 1:
         base = base.transform_filter(f"datum.scale === {CHOSEN}")
@@ -148,12 +153,12 @@ def dynamics_chart(
         ("low", base.mark_area(opacity=0.18).encode(y2="high:Q")),
         ("y", base.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=20)).encode(tooltip=tooltip)),
     ]
-    if any(row["last"] is not None for row in rows):
+    if any(row[_LAST] is not None for row in rows):
         dotted = base.mark_line(strokeWidth=1.2, strokeDash=[1.5, 3], point=alt.OverlayMarkDef(size=14))
-        layers.append(("last", dotted.encode(detail="seed:N", tooltip=of_run)))
+        layers.append((_LAST, dotted.encode(detail="seed:N", tooltip=of_run)))
     charts = [_panel(TITLES[figure], figure, rows, layers, width, height) for figure in shown]
     chart = _beside(charts, named(rows, "dynamics"))
-    return _choosable(chart, scales, sizes, _of_seeds(rows, "bands"))
+    return _choosable(chart, scales, sizes, _of_seeds(rows, "bands") + _of_diverged(rows, "dotted"))
 
 
 def _choosable(chart: alt.ConcatChart, scales: list[str], sizes: Mapping[str, int], what: str) -> alt.ConcatChart:
@@ -187,8 +192,8 @@ def _panel(
 ) -> Layered:
     """One figure's panel, on an axis that suits it."""
     of_figure = [row for row in rows if row["figure"] == figure]
-    heights = {name: [row[name] for row in of_figure if row.get(name) is not None] for name in _HEIGHTS}
-    values = [value for of_mark in heights.values() for value in of_mark]
+    heights = {name: [row[name] for row in of_figure if row.get(name) is not None] for name in (*_HEIGHTS, _LAST)}
+    values = [value for name in _HEIGHTS for value in heights[name]] or heights[_LAST]
     kind = axis_kind(figure, values)
     domain = domain_of(np.array(values, np.float64), kind, room=0.06, from_zero=figure in COUNTS)
     drawn = [chart.encode(y=_height(column, figure, kind, domain)) for column, chart in layers if heights[column]]
@@ -199,6 +204,7 @@ def _panel(
 
 def _height(column: str, figure: str, kind: ScaleKind, domain: tuple[float, float]) -> alt.Y:
     y = position(alt.Y, column, None, kind, domain)
+    y["scale"].clamp = True
     if figure in COUNTS:
         y["axis"].tickMinStep = 1
     return y
@@ -232,8 +238,9 @@ def _of_seeds(rows: Sequence[Row], marks: str) -> str:
     return f"means of {ends} seeds; {marks} from the lowest to the highest"
 
 
-def _crosses(rows: Sequence[Row]) -> bool:
-    return any(row.get("last") is not None for row in rows)
+def _of_diverged(rows: Sequence[Row], marks: str) -> str:
+    """Which marks are runs that diverged, if there are any."""
+    return f"; {marks}: {AT_EDGE}" if any(row.get(_LAST) is not None for row in rows) else ""
 
 
 def _steps(rows: Sequence[Row]) -> alt.X:
@@ -243,6 +250,7 @@ def _steps(rows: Sequence[Row]) -> alt.X:
     return alt.X("step:Q", title="step", scale=scale, axis=axis)
 
 
-def _colour(rows: Sequence[Row]) -> alt.Color:
-    there = {row.get("optimizer") for row in rows}
-    return alt.Color("optimizer:N", title=None, scale=alt.Scale(domain=[name for name in OPTIMIZERS if name in there]))
+def _colours(table: pl.DataFrame) -> alt.Scale:
+    """The colours of a sweep's optimisers, the same in all of its pictures, whatever each of them shows."""
+    there = set(table["optimizer"])
+    return alt.Scale(domain=[name for name in OPTIMIZERS if name in there])

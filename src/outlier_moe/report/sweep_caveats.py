@@ -105,7 +105,7 @@ def _matched(summary: pl.DataFrame) -> list[str]:
     if known.is_empty():
         return []
     steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
-    said = f"The matched loss of a scale is reached after {min(steps):.3g} to {max(steps):.3g} steps (means of seeds)"
+    said = f"The matched loss of a scale is reached after {_range(min(steps), max(steps))} steps (means of seeds)"
     if any(gaps):
         said += (
             f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart: what is"
@@ -198,9 +198,13 @@ def _decay(runs: pl.DataFrame) -> list[str]:
     """What weight decay alone does to weights, which goes with the rate, and so with the optimiser."""
     if "decay_alone" not in runs.columns or not runs["weight_decay"].max():
         return []
-    left = runs.group_by("optimizer", maintain_order=True).agg(
-        low=pl.col("decay_alone").min(), high=pl.col("decay_alone").max()
+    left = (
+        runs.filter(pl.col("diverged_at").is_null())
+        .group_by("optimizer", maintain_order=True)
+        .agg(low=pl.col("decay_alone").min(), high=pl.col("decay_alone").max())
     )
+    if left.is_empty():
+        return []
     shares = "; ".join(f"{name} {_range(100 * low, 100 * high)} %" for name, low, high in left.rows())
     return [
         "Weight decay takes off rate times decay in each step, so that the same decay leaves of a weight, by itself:"
@@ -215,6 +219,7 @@ def _range(low: float, high: float) -> str:
 
 def _clipped(runs: pl.DataFrame) -> list[str]:
     """How often gradients were cut, which slows SGD and leaves alone those who do not go by a gradient's size."""
+    runs = runs.filter(pl.col("diverged_at").is_null())
     if "clipped_share" not in runs.columns or not runs["clipped_share"].count():
         return []
     known = runs.group_by("optimizer", maintain_order=True).agg(pl.col("clipped_share").mean())

@@ -43,7 +43,7 @@ _PICTURES = {
     "dynamics": (
         "Over the steps",
         "At one scale, which can be chosen where there are several; the axes are the same for all. Dotted lines, if"
-        " there are any, are runs that diverged.",
+        " there are any, are runs that diverged; at a panel's edge they lie beyond it.",
     ),
 }
 _TABLES = {
@@ -121,9 +121,13 @@ def _shown(table: str, name: str, title: str, text: str, tables: Sweep) -> Table
 
 def _text(tables: Sweep) -> str:
     runs = tables["runs"]
-    n_seeds, n_diverged = runs["seed"].n_unique(), runs["diverged_at"].count()
+    n_seeds, diverged = runs["seed"].n_unique(), runs.filter(pl.col("diverged_at").is_not_null())
     seeds = "one seed, no repetition" if n_seeds == 1 else f"{n_seeds} seeds"
-    ended = "none diverged" if not n_diverged else f"{n_diverged} diverged and are in no comparison"
+    ended = "none diverged"
+    if len(diverged):
+        whose = diverged.select(pl.format("{} at {}", "optimizer", "scale").unique(maintain_order=True)).to_series()
+        are = "is" if len(diverged) == 1 else "are"
+        ended = f"{len(diverged)} diverged ({', '.join(whose)}) and {are} in no comparison"
     return (
         f"{len(runs)} runs ({seeds}), {ended}. What stands out at q ≤ {LEVEL:g}, with each optimiser's figures taken at"
         " the end of training and where training losses match:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def classification_loss(model: nn.Module, batch: Batch) -> StepLoss:
 
 
 def evaluated(model: nn.Module, batch: Batch, part: str, *, chunk: int) -> list[Row]:
-    """Mean loss and accuracy on some images."""
+    """Mean loss and accuracy on some images; no accuracy, which is of which number is largest, without a loss."""
     device = next(model.parameters()).device
     loss = right = 0.0
     n_images = len(batch["labels"])
@@ -153,4 +154,5 @@ def evaluated(model: nn.Module, batch: Batch, part: str, *, chunk: int) -> list[
             found = classification_loss(model, piece)
         loss += found.loss.item() * found.n_units
         right += found.figures["accuracy"].item() * found.n_units
-    return [Row("loss_nats", part, None, loss / n_images), Row("accuracy", part, None, right / n_images)]
+    accuracy = right / n_images if math.isfinite(loss) else None
+    return [Row("loss_nats", part, None, loss / n_images), Row("accuracy", part, None, accuracy)]

@@ -63,7 +63,15 @@ def at_moments(over_steps: pl.DataFrame, target: float | None) -> dict[Moment, A
         target: The loss; a run that never reaches it, or starts below it, has no figures there.
     """
     rows = over_steps.with_columns(pl.col("step").cast(pl.Float64)).to_dicts()
-    return {"start": _measured(rows[0]), "matched": _matched(rows, target), "end": _measured(rows[-1])}
+    return {"start": _measured(rows[0]), "matched": _matched(rows, target), "end": _end(rows)}
+
+
+def _end(rows: Sequence[Mapping[str, Any]]) -> AtMoment:
+    """The last checkpoint; of a run that diverged the last whose loss was a number."""
+    for row in reversed(rows):
+        if row[TARGET] is not None:
+            return _measured(row)
+    return _measured(rows[-1])._replace(reason="the training loss was no number at any checkpoint")
 
 
 def _measured(row: Mapping[str, float | None]) -> AtMoment:

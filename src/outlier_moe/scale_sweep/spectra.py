@@ -75,11 +75,12 @@ def each(of: Callable[[Tensor], Spectrum | None], matrices: Sequence[Tensor]) ->
     n_threads = torch.get_num_threads()
     if n_threads == 1 or sum(matrix.numel() for matrix in matrices) < WORTH_THREADS:
         return list(map(of, matrices))
-    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = list(pool.map(of, matrices))
-    # Each thread has a number of its own, and torch gives new ones what was said last.
-    torch.set_num_threads(n_threads)
-    return found
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(of, matrices))
+    finally:
+        # Each thread has a number of its own, and torch gives new ones what was said last.
+        torch.set_num_threads(n_threads)
 
 
 class Sparsity(NamedTuple):

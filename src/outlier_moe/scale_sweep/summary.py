@@ -52,7 +52,7 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
         dynamics.append(steps.select(*(pl.lit(value).alias(name) for name, value in run.key.items()), pl.all()))
         rows += _figures(run, steps, targets[run.scale])
     figures = pl.DataFrame(rows, infer_schema_length=None, schema_overrides=_OF_FIGURE)
-    # A diverged run's last figures are those of a checkpoint before it did.
+    # A diverged run's last figures are those of the last checkpoint whose loss was a number.
     compared = figures.filter(~pl.col("is_diverged"))
     at_end = compared.filter(moment="end").drop("step", "gap_steps", "reason").filter(~_IS_GIVEN)
     pairs = [pairs_of(table.filter(~_IS_GIVEN)) for table in (at_end, *of_each_two(curves))]
@@ -70,7 +70,13 @@ def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
 # Nothing is asked of what is chosen or the same by definition.
 _IS_GIVEN = (pl.col("figure") == "learning_rate") | ((pl.col("figure") == TARGET) & (pl.col("moment") == "matched"))
 
-_OF_RUN = {"clipped_share": pl.Float64, "diverged_at": pl.Int64, "grid_edge": pl.String, "n_classes": pl.Int64}
+_OF_RUN = {
+    "decay_alone": pl.Float64,
+    "clipped_share": pl.Float64,
+    "diverged_at": pl.Int64,
+    "grid_edge": pl.String,
+    "n_classes": pl.Int64,
+}
 _OF_FIGURE = {
     "value": pl.Float64,
     "value_low": pl.Float64,
@@ -114,7 +120,9 @@ def _facts(run: SweptRun) -> dict[str, Any]:
 
 
 def _of_steps(history: Path, facts: Mapping[str, Any]) -> dict[str, float | None]:
-    """What weight decay and clipping came to over a run's steps."""
+    """What weight decay and clipping came to over a run's steps; of the one that diverged nothing."""
+    if facts["diverged_at"] is not None:
+        return {"decay_alone": None, "clipped_share": None}
     steps, limit = pl.read_parquet(history), facts.get("max_gradient_norm")
     clipped = None if limit is None else pl.col("gradient_norm") > limit
     return steps.select(

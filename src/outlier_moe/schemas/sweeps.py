@@ -41,11 +41,12 @@ class SweptRunFacts(dy.Schema):
     """The end of the grid of learning rates that the best lay at; `all diverged` where there is no best, and the
     lowest was taken; null inside of the grid, or where none was tried."""
     weight_decay = dy.Float64(min=0)
-    decay_alone = dy.Float64()
+    decay_alone = dy.Float64(nullable=True)
     """What weight decay alone leaves of a weight that it acts on: the product over the steps of 1 less rate times
-    decay. The same decay takes off more at a higher rate."""
+    decay. The same decay takes off more at a higher rate. Null of a run that diverged."""
     clipped_share = dy.Float64(nullable=True, min=0, max=1)
-    """The share of the steps whose gradient was longer than the limit and cut to it; null without a limit."""
+    """The share of the steps whose gradient was longer than the limit and cut to it; null without a limit, and of a run
+    that diverged."""
     n_classes = dy.Int64(nullable=True, min=2)
     """Of the images; null where tokens are told."""
     step_time_s = dy.Float64(min=0)
@@ -131,7 +132,8 @@ class SweptFigure(dy.Schema):
     d_model = dy.Int64(min=1)
     n_parameters = dy.Int64(min=1)
     is_diverged = dy.Bool()
-    """Whether the run diverged: its end is the last checkpoint before, and it is in no mean, trend or comparison."""
+    """Whether the run diverged: its end is the last checkpoint whose loss was a number, and it is in no mean, trend
+    or comparison."""
     step = dy.Float64(nullable=True, min=0)
     """Between two checkpoints where the loss is matched there; null where it is never reached, or from the start."""
     gap_steps = dy.Float64(nullable=True, min=0)

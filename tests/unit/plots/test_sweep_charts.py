@@ -85,6 +85,25 @@ def test_a_run_that_diverged_is_in_no_mean_and_has_a_line(repeated: Drawn) -> No
     assert {row["seed"] for row in muon if row["last"] is not None} == {0}
 
 
+def test_a_run_that_diverged_moves_no_axis_and_lies_at_its_edge(repeated: Drawn) -> None:
+    far = pl.when("is_diverged", figure="train_loss_nats", moment="end").then(1e11).otherwise("value")
+    figures = repeated.tables["figures"].with_columns(value=far)
+    spec = size_chart(figures, PANELS["performance"], name="performance").to_dict()
+    [panel] = [one for one in spec["concat"] if one["title"]["text"] == TITLES["train_loss_nats"]]
+    scales = [layer["encoding"]["y"]["scale"] for layer in panel["layer"]]
+    assert all(scale["clamp"] and scale["domain"][1] < 10 for scale in scales)
+    assert panel["layer"][-1]["encoding"]["y"]["field"] == "last"
+    assert "crosses: runs that diverged (at the edge: beyond it)" in spec["title"]["text"][1]
+    assert "dotted: runs that diverged" in repeated.specs["dynamics"]["title"]["text"]["expr"]
+
+
+def test_an_optimiser_has_one_colour_in_all_pictures(repeated: Drawn) -> None:
+    bare = repeated.tables["figures"].filter((pl.col("figure") != "hoyer") | (pl.col("optimizer") != "adamw"))
+    spec = size_chart(bare, {"hoyer": "sparseness"}, name="sparsity").to_dict()
+    colours = [layer["encoding"].get("color", {}) for layer in spec["concat"][0]["layer"]]
+    assert [colour["scale"]["domain"] for colour in colours if "scale" in colour] == 4 * [["adamw", "muon"]]
+
+
 def test_of_one_scale_there_is_no_choice(single: Drawn, tmp_path: Path) -> None:
     chart = dynamics_chart(single.tables["dynamics"].filter(scale="w8"))
     assert "params" not in chart.to_dict()

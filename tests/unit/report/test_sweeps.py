@@ -21,7 +21,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 def test_the_section_has_answers_in_words_and_as_tables_and_what_they_rest_on(repeated: Sweep) -> None:
     [group] = sweep_pictures({"scale_sweep": repeated})
-    assert group.text.startswith("12 runs (3 seeds), 1 diverged and are in no comparison.")
+    assert group.text.startswith("12 runs (3 seeds), 1 diverged (muon at w8) and is in no comparison.")
     # Two seeds have a run of both at each of two scales.
     heads = [one.head for one in group.statements]
     assert heads[0] == "adamw beside muon (4 pairs of runs: 2 seeds at 2 scales)"

@@ -409,4 +409,8 @@ def test_a_diverged_run_is_a_result(sweep: dict[str, Any], images: Path, run: Pa
     train_classifier(classifier, rates, tmp_path / "run", RECORDING, seed=0)
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert facts["diverged_at"] is not None
-    assert pl.read_parquet(tmp_path / "run/measures.parquet").filter(step=0)["value"].is_not_null().all()
+    measures = pl.read_parquet(tmp_path / "run/measures.parquet")
+    assert measures.filter(step=0)["value"].is_not_null().all()
+    without_loss = measures.filter(pl.col("value").is_null(), metric="loss_nats").select("step", "place")
+    assert len(without_loss)
+    assert measures.filter(metric="accuracy").join(without_loss, on=["step", "place"])["value"].is_null().all()

@@ -42,6 +42,15 @@ def test_matched_figures_lie_between_two_checkpoints() -> None:
     assert at_moments(slow, target)["matched"] == (3 * ({"train_loss_nats": 1.25, "hoyer": 0.3},) + (20, 0, None))
 
 
+def test_a_run_that_diverged_ends_where_its_loss_was_a_number_last() -> None:
+    diverged = steps([2.0, 90.0, None], hoyer=[0.1, 0.2, None], test_accuracy=[0.1, None, None])
+    end = at_moments(diverged, 1.0)["end"]
+    assert end.values == {"train_loss_nats": 90.0, "hoyer": 0.2, "test_accuracy": None}
+    assert (end.step, end.reason) == (10, None)
+    nothing = at_moments(steps([None, None], hoyer=[None, None]), None)["end"]
+    assert set(nothing.values.values()) == {None} and nothing.reason is not None
+
+
 def test_a_loss_that_rises_again_is_matched_where_it_was_first() -> None:
     rising = steps([2.0, 1.0, 1.6], hoyer=[0.0, 1.0, 2.0])
     assert at_moments(rising, 1.5)["matched"].values["hoyer"] == pytest.approx(0.5)
