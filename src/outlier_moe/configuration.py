@@ -193,14 +193,21 @@ def _described(schema: Mapping[str, Any]) -> str:
         "exclusiveMaximum": "below {}",
         "pattern": "matching {}",
         "format": "that is a {}",
-        "minLength": "of at least {} characters",
-        "minItems": "of at least {} items",
-        "minProperties": "of at least {} entries",
+    }
+    counts = {
+        "minLength": ("character", "characters"),
+        "minItems": ("item", "items"),
+        "minProperties": ("entry", "entries"),
     }
     clauses = [wording.format(schema[bound]) for bound, wording in bounds.items() if bound in schema]
+    clauses += [f"of at least {_counted(schema[bound], *noun)}" for bound, noun in counts.items() if bound in schema]
     if schema.get("uniqueItems"):
         clauses.append("without repetition")
     return " ".join([named or "any value", ", ".join(clauses)]).strip()
+
+
+def _counted(n: int, singular: str, plural: str) -> str:
+    return f"one {singular}" if n == 1 else f"{n} {plural}"
 
 
 def _shown(value: object) -> str:
@@ -220,6 +227,9 @@ def _remedy(value: object, schema: Mapping[str, Any]) -> str | None:
         return "Write the number without quotes; YAML reads 1e-3 as text and 1.0e-3 as a number."
     if isinstance(value, str) and "enum" in schema:
         return _sentence(nearest(value, map(str, schema["enum"])))
+    if isinstance(value, list) and len(value) < schema.get("minItems", 0):
+        otherwise = ", or leave the key out." if "default" in schema else "."
+        return f"List at least {_counted(schema['minItems'], 'item', 'items')}{otherwise}"
     return None
 
 

@@ -18,13 +18,17 @@
 #          results/{sweep}/plots/
 
 from outlier_moe.scale_sweep.study import refuse_missing_images
+from outlier_moe.study import FILE
 
 SWEEP_PICTURES = ["performance", "ranks", "sparsity", "outliers", "dynamics"]
 
 # As an input, which a change of it would leave unmade where the images of another source are, it would not be missed.
 # Nodes have the divided images alone.
 if not workflow.remote_exec:
-    refuse_missing_images(SCALE_SWEEP)
+    try:
+        refuse_missing_images(SCALE_SWEEP, file=FILE)
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

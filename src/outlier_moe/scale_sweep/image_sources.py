@@ -12,12 +12,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from outlier_moe.errors import StudyError
+from outlier_moe.scale_sweep.study import IDX_FILES, idx_path
 
 CIFAR10 = "uoft-cs/cifar10"
-IDX_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
 UNSIGNED_BYTES = 8
 """IDX's number for its one kind of value that images have."""
 
@@ -105,10 +102,9 @@ def read_idx(folder: Path) -> tuple[LabelledImages, LabelledImages]:
 
 
 def _read_idx_file(folder: Path, name: str, *, n_dimensions: int) -> np.ndarray:
-    packed, plain = folder / f"{name}.gz", folder / name
-    path = plain if plain.exists() else packed
+    path = idx_path(folder, name)
     try:
-        content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise StudyError(
             "An IDX file cannot be read.",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,6 +43,12 @@ PresetChoices = (
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 """Colours, rows and columns of the images of a source; those of `idx` are known when its files are read."""
+
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+"""Images and labels of the parts of MNIST and its kin, each file plain or packed by gzip."""
 
 GridEdge = Literal["lowest", "highest", "all diverged"]
 """Why the rate that was taken of a grid is not known to be the best: it lies at an end of it, so that a better one may
@@ -103,7 +110,7 @@ def geometry_of(sweep: Mapping[str, Any]) -> Geometry:
 
 
 def check_sweeps(study: Mapping[str, Any], *, file: str) -> None:
-    """Refuse what contradicts itself in either sweep.
+    """Refuse what cannot be run of either sweep.
 
     Raises:
         StudyError: Names the key, what was expected and what came.
@@ -119,23 +126,47 @@ def check_sweeps(study: Mapping[str, Any], *, file: str) -> None:
             remedy=nearest(chosen, presets),
         )
     sweep = chosen_sweep(study)
-    for key, expected, got, remedy in [*_mistakes(sweep), *_lm_mistakes(study["lm_scale_sweep"])]:
-        raise StudyError("A sweep contradicts itself.", file=file, key=key, expected=expected, got=got, remedy=remedy)
+    # The first is told before later ones are looked for, which take names to be text.
+    for key, expected, got, remedy in chain(_mistakes(sweep), _lm_mistakes(study["lm_scale_sweep"])):
+        raise StudyError(
+            "A sweep cannot be run as the study says it.",
+            file=file,
+            key=key,
+            expected=expected,
+            got=got,
+            remedy=remedy,
+        )
 
 
-def refuse_missing_images(sweep: Mapping[str, Any]) -> None:
-    """Refuse a folder of images that is not there, on the machine that they are read on.
+def idx_path(folder: Path, name: str) -> Path:
+    """The file of a name of `IDX_FILES`: the packed one where there is no plain one."""
+    plain = folder / name
+    return plain if plain.exists() else folder / f"{name}.gz"
+
+
+def refuse_missing_images(sweep: Mapping[str, Any], *, file: str | None = None) -> None:
+    """Refuse a folder of images that is not there or lacks a file, on the machine that they are read on.
+
+    Args:
+        sweep: The section, with what its preset gives filled in.
+        file: Where it came from, for the message.
 
     Raises:
-        StudyError: If it is not.
+        StudyError: Names the files that the folder lacks.
     """
-    images = sweep["images"]
-    if images["source"] == "idx" and not Path(images["path"]).is_dir():
+    if sweep["images"]["source"] != "idx":
+        return
+    folder = Path(sweep["images"]["path"])
+    names = [name for names in IDX_FILES.values() for name in names]
+    missing = [name for name in names if not idx_path(folder, name).is_file()]
+    if missing:
+        lacking = f", a folder without {', '.join(missing)}" if folder.is_dir() else ", which is no folder"
         raise StudyError(
             "The images of the scale sweep are not there.",
+            file=file,
             key="scale_sweep.images.path",
-            expected="a folder with the four files of MNIST and its kin",
-            got=images["path"],
+            expected=f"a folder with {', '.join(names)}, each plain or packed (.gz)",
+            got=f"{folder}{lacking}",
             remedy="Point it to one, or take the source digits, which comes with scikit-learn.",
         )
 
@@ -157,52 +188,77 @@ def misfits(shape: Sequence[int], geometry: Geometry) -> Iterator[Mistake]:
 
 
 def _mistakes(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
-    missing = [key for key in PresetChoices if key not in sweep and key not in ("n_epochs", "n_steps")]
-    for key in missing:
-        yield f"scale_sweep.{key}", "a value, here or in the preset", "nothing", None
+    missing = list(_missing_choices(sweep))
+    yield from missing
     if missing:
         return
-    if (sweep.get("n_epochs") is None) == (sweep.get("n_steps") is None):
-        yield (
-            "scale_sweep.n_epochs",
-            "either n_epochs or n_steps, the other null",
-            {key: sweep.get(key) for key in ("n_epochs", "n_steps")},
-            None,
-        )
+    yield from _unclear_length(sweep)
     yield from _misnamed(sweep["sizes"])
+    yield from _wrong_scales(sweep)
+    yield from _wrong_images(sweep)
+    yield from _shared_seed(sweep, "scale_sweep")
+    yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
+
+
+def _missing_choices(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key in PresetChoices:
+        if key not in sweep and key not in ("n_epochs", "n_steps"):
+            remedy = f"Set {key} in scale_sweep, or in the preset that scale_sweep_preset names."
+            yield f"scale_sweep.{key}", "a value, here or in the preset", "nothing", remedy
+
+
+def _unclear_length(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
+    lengths = {key: sweep.get(key) for key in ("n_epochs", "n_steps")}
+    if list(lengths.values()).count(None) != 1:
+        remedy = "Set one of the two to a number, and leave the other out."
+        yield "scale_sweep.n_epochs", "either n_epochs or n_steps, the other null", lengths, remedy
+
+
+def _misnamed(sizes: Mapping[object, object]) -> Iterator[Mistake]:
+    remedy = "Rename the scale, in sizes and wherever scales has it."
+    for scale in sizes:
+        if not isinstance(scale, str):
+            expected = "text, which a folder is called by"
+            yield "scale_sweep.sizes", expected, scale, "Give the scale a name that starts with a letter."
+        elif not SCALE_NAME.fullmatch(scale):
+            expected = "names of letters, digits, _ and -, a letter or digit first, which folders are called by"
+            yield "scale_sweep.sizes", expected, scale, remedy
+        # Not every file system tells small letters from capitals.
+        elif scale.lower() in TAKEN_NAMES:
+            yield f"scale_sweep.sizes.{scale}", f"another name than {', '.join(TAKEN_NAMES)}", scale, remedy
+
+
+def _wrong_scales(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
     for scale in sweep["scales"]:
         if scale not in sweep["sizes"]:
             expected = "one of " + ", ".join(sweep["sizes"])
             yield "scale_sweep.scales", expected, scale, nearest(scale, sweep["sizes"])
     for scale, sizes in sweep["sizes"].items():
-        if sizes["d_model"] % sizes["n_heads"]:
-            expected = f"a multiple of the {sizes['n_heads']} heads"
-            yield f"scale_sweep.sizes.{scale}.d_model", expected, sizes["d_model"], None
-    if sweep["image_size"] % sweep["patch_size"]:
-        expected = f"a divisor of image_size, {sweep['image_size']}"
-        yield "scale_sweep.patch_size", expected, sweep["patch_size"], None
-    images = sweep["images"]
+        d_model, n_heads = sizes["d_model"], sizes["n_heads"]
+        if d_model % n_heads:
+            remedy = f"Set d_model to a multiple of {n_heads}, or n_heads to a divisor of {d_model}."
+            yield f"scale_sweep.sizes.{scale}.d_model", f"a multiple of the {n_heads} heads", d_model, remedy
+
+
+def _wrong_images(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
+    image_size, patch_size, images = sweep["image_size"], sweep["patch_size"], sweep["images"]
+    if image_size % patch_size:
+        divisor = next(size for size in range(min(patch_size, image_size), 0, -1) if image_size % size == 0)
+        remedy = f"Set patch_size to {divisor}, for one, or image_size to a multiple of {patch_size}."
+        yield "scale_sweep.patch_size", f"a divisor of image_size, {image_size}", patch_size, remedy
     if images["source"] == "idx" and images["path"] is None:
-        yield "scale_sweep.images.path", "the folder that the IDX files are in", "nothing", None
+        remedy = "Set path to that folder, or take the source digits, which comes with scikit-learn."
+        yield "scale_sweep.images.path", "the folder that the IDX files are in", "nothing", remedy
     if images["source"] in SHAPES:
         yield from misfits(SHAPES[images["source"]], geometry_of(sweep))
-    yield from _shared_seed(sweep, "scale_sweep")
-    yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
-
-
-def _misnamed(sizes: Mapping[object, object]) -> Iterator[Mistake]:
-    for scale in sizes:
-        if not isinstance(scale, str) or not SCALE_NAME.fullmatch(scale):
-            yield "scale_sweep.sizes", "names of letters, digits, _ and -, which folders are called by", scale, None
-        # Not every file system tells small letters from capitals.
-        elif scale.lower() in TAKEN_NAMES:
-            yield f"scale_sweep.sizes.{scale}", f"another name than {', '.join(TAKEN_NAMES)}", scale, None
 
 
 def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
+    unit = 2 * sweep["d_head"]
     for d_model in sweep["d_models"]:
-        if d_model % (2 * sweep["d_head"]):
-            yield "lm_scale_sweep.d_models", f"multiples of twice d_head, {sweep['d_head']}", d_model, None
+        if d_model % unit:
+            remedy = f"Set d_models to multiples of {unit}, or d_head to a number whose double divides {d_model}."
+            yield "lm_scale_sweep.d_models", f"a multiple of {unit}, twice d_head", d_model, remedy
     yield from _shared_seed(sweep, "lm_scale_sweep")
     yield from _missing_library(sweep["optimizers"], "lm_scale_sweep.optimizers")
 

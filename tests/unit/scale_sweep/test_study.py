@@ -1,7 +1,8 @@
-"""Presets and what takes their place; what contradicts itself is refused before anything runs."""
+"""Presets and what takes their place; what cannot be run is refused before anything runs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep import study as sweeps
 from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, measured_steps, n_steps_for
-from outlier_moe.scale_sweep.study import chosen_sweep
-from outlier_moe.study import validated_study
+from outlier_moe.scale_sweep.study import IDX_FILES, chosen_sweep, refuse_missing_images
+from outlier_moe.study import FILE, validated_study
 from tests.unit.scale_sweep.conftest import ROOT, SCHEMA, study
 
 
@@ -69,6 +70,65 @@ def test_a_mistake_is_named(changes: dict[str, Any], key: str, got: str) -> None
     with pytest.raises(StudyError) as caught:
         chosen(**changes)
     assert (caught.value.key, str(caught.value.got)) == (f"scale_sweep.{key}", got)
+    assert caught.value.file == FILE and caught.value.expected and caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        (
+            {"sizes__w32": {"d_model": 32, "n_layers": 1, "n_heads": 3}},
+            "a multiple of 3, or n_heads to a divisor of 32",
+        ),
+        ({"patch_size": 3}, "Set patch_size to 2, for one, or image_size to a multiple of 3."),
+        ({"patch_size": 9}, "Set patch_size to 8, for one, or image_size to a multiple of 9."),
+        ({"images": {"source": "idx"}}, "Set path to that folder"),
+        ({"n_steps": None, "n_epochs": None}, "Set one of the two"),
+        ({"n_steps": 3, "n_epochs": 3}, "leave the other out"),
+        ({"presets__laptop": {"scales": ["w32"]}}, "Set batch_size in scale_sweep, or in the preset"),
+        ({"multiples": []}, "List at least one item"),
+    ],
+)
+def test_a_mistake_comes_with_its_remedy(changes: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(StudyError, match=f"remedy: .*{remedy}"):
+        chosen(**changes)
+
+
+def test_an_empty_list_is_told_in_words() -> None:
+    with pytest.raises(StudyError, match="a list of at least one item, without repetition"):
+        chosen(multiples=[])
+
+
+@pytest.mark.parametrize("changes", [{"scales": ["w23"]}, {"optimizers": ["soap"]}, {"patch_size": 3}])
+def test_the_headline_is_right_for_every_mistake(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
+    with pytest.raises(StudyError) as caught:
+        chosen(**changes)
+    assert caught.value.problem == "A sweep cannot be run as the study says it."
+
+
+def idx_sweep(folder: Path) -> dict[str, Any]:
+    return chosen(images={"source": "idx", "path": str(folder)})
+
+
+def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="t10k-labels-idx1-ubyte, each plain or packed") as caught:
+        refuse_missing_images(idx_sweep(tmp_path / "idx"), file=FILE)
+    assert caught.value.got == f"{tmp_path / 'idx'}, which is no folder"
+    assert (caught.value.file, caught.value.key) == (FILE, "scale_sweep.images.path")
+    refuse_missing_images(chosen())
+
+
+def test_a_folder_that_lacks_files_of_images_is_refused(tmp_path: Path) -> None:
+    images, labels = IDX_FILES["train"]
+    (tmp_path / images).touch()
+    (tmp_path / f"{labels}.gz").touch()
+    with pytest.raises(StudyError) as caught:
+        refuse_missing_images(idx_sweep(tmp_path))
+    assert caught.value.got == f"{tmp_path}, a folder without {', '.join(IDX_FILES['test'])}"
+    for name in IDX_FILES["test"]:
+        (tmp_path / f"{name}.gz").touch()
+    refuse_missing_images(idx_sweep(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +171,15 @@ def test_a_scale_that_is_called_as_something_else_is_refused(name: str | int, ke
     with pytest.raises(StudyError) as caught:
         validated_study(document, SCHEMA)
     assert (caught.value.key, caught.value.got) == (f"scale_sweep.{key}", name)
+    assert "name" in (caught.value.remedy or "")
+
+
+def test_a_scale_whose_name_is_a_number_is_told_before_one_that_is_not_known() -> None:
+    document = study(scales=["w23"])
+    document["scale_sweep"]["sizes"][32] = {"d_model": 32, "n_layers": 1, "n_heads": 2}
+    with pytest.raises(StudyError, match="a name that starts with a letter") as caught:
+        validated_study(document, SCHEMA)
+    assert (caught.value.key, caught.value.got) == ("scale_sweep.sizes", 32)
 
 
 def test_a_misspelt_scale_or_preset_gets_the_nearest() -> None:
@@ -122,10 +191,11 @@ def test_a_misspelt_scale_or_preset_gets_the_nearest() -> None:
 
 def test_heads_must_divide_the_widths_of_language_models_too() -> None:
     document = study()
-    document["lm_scale_sweep"]["d_models"] = [100]
-    with pytest.raises(StudyError) as caught:
+    document["lm_scale_sweep"] |= {"d_models": [32], "d_head": 32}
+    with pytest.raises(StudyError, match="Set d_models to multiples of 64, or d_head") as caught:
         validated_study(document, SCHEMA)
-    assert caught.value.key == "lm_scale_sweep.d_models"
+    assert (caught.value.key, caught.value.got) == ("lm_scale_sweep.d_models", 32)
+    assert caught.value.expected == "a multiple of 64, twice d_head"
 
 
 @pytest.mark.parametrize("section", ["scale_sweep", "lm_scale_sweep"])
