@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from snakemake.utils import update_config
 
 from outlier_moe.planning.training import training_jobs
+from outlier_moe.scale_sweep.study import IDX_FILES
 from outlier_moe.study import validated_study
 from tests.workflow.study_folder import ROOT, StudyFolder
 
@@ -62,7 +64,9 @@ def test_every_overlay_plans_by_the_command_that_it_opens_with(
     command = COMMAND.search(text)
     assert command is not None and command[2].endswith(f"config/{overlay}")
     target, configured = command[1], command[2].split()
-    # The images of Debian's package, which may not be here: a plan asks for their folder alone.
+    # Debian's package may not be here: a plan asks for the names of its files alone.
+    for name in chain.from_iterable(IDX_FILES.values()):
+        (tmp_path / name).touch()
     images = ["--config", f"scale_sweep={{images: {{path: {tmp_path}}}}}"] if "images:" in text else []
     jobs = shipped.planned(target, *configured, *images)
     document = yaml.safe_load((shipped.path / "config/config.yaml").read_text())

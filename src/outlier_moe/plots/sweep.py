@@ -108,7 +108,7 @@ def _size_layers(rows: Sequence[Row], colours: alt.Scale) -> list[tuple[str, alt
     whose = ["optimizer:N", "scale:N", "moment:N"]
     tooltip = [*whose, *_tooltip()]
     dashes = alt.StrokeDash("moment:N", scale=alt.Scale(domain=["end", "matched"]), legend=None)
-    filling = alt.FillOpacity("moment:N", scale=alt.Scale(domain=["end", "matched"], range=[1, 0]), legend=None)
+    filling = alt.condition("datum.moment === 'matched'", alt.value(0), alt.value(1))
     at_start = [alt.Tooltip("scale:N"), alt.Tooltip("start:Q", format=_NUMBER, title="at initialisation")]
     last = alt.Tooltip("last:Q", format=_NUMBER, title="last measured of runs that diverged")
     start = alt.Chart().mark_point(shape="stroke", size=420, strokeWidth=2.5, color=START_GREY, opacity=0.9)
