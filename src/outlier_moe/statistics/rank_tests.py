@@ -78,7 +78,7 @@ def paired(differences: Sample, *, confidence_level: float = 0.95, seed: int = 0
     """
     n = len(differences)
     if n < 2:
-        return RankTest(reason=f"{n} pairs: at least two are needed")
+        return RankTest(reason=f"{n} pair{'' if n == 1 else 's'}: at least two are needed")
     above, below = int((differences > 0).sum()), int((differences < 0).sum())
     if not above + below:
         return RankTest(effect=0.0, reason="no pair differs")

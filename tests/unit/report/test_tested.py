@@ -47,7 +47,7 @@ def dense_moe(*rows: dict[str, Any]) -> list[Finding]:
 
 
 def test_models_that_are_not_told_apart() -> None:
-    silent = {"question": "matched_perplexity", "n_pairs": 1, **SILENT, "reason": "1 pairs: at least two are needed"}
+    silent = {"question": "matched_perplexity", "n_pairs": 1, **SILENT, "reason": "1 pair: at least two are needed"}
     [found] = dense_moe({}, silent)
     assert found.sentence == (
         "Dense and MoE models are not told apart by how many systematic features they have over all models."
@@ -55,7 +55,7 @@ def test_models_that_are_not_told_apart() -> None:
     assert found.basis.endswith("q over the 1 test of the table"), "a row without a p-value is no test"
     assert found.details == (
         "all models (8 dense, 9 MoE): effect -0.50 [-0.80 to +0.10], p = 0.2, q = 0.4",
-        "pairs of like perplexity: not tested, 1 pairs: at least two are needed",
+        "pairs of like perplexity: not tested, 1 pair: at least two are needed",
     )
 
 
