@@ -189,7 +189,7 @@ def test_pairs_that_do_not_differ_do_not_help_a_test() -> None:
     counted = table.with_columns(value=pl.when(seed=0, optimizer="muon").then(1.0).otherwise(0.0))
     [row] = comparisons(counted).to_dicts()
     assert (row["n_pairs"], row["q_value"], row["smallest_p_value"]) == (6, None, 1.0)
-    assert row["reason"] == "1 pairs that differ cannot give p below 1"
+    assert row["reason"] == "1 pair that differs cannot give p below 1"
 
 
 def test_a_difference_lies_in_its_interval_where_a_seed_diverged_at_one_scale() -> None:
