@@ -21,7 +21,6 @@ _HEIGHTS = ("y", "low", "high", "start")
 """Columns that the marks of a panel have their heights of, all of which it holds."""
 _LAST = "last"
 """That of runs that diverged: what lies beyond the others is drawn at the panel's edge."""
-AT_EDGE = "runs that diverged (at the edge: beyond it)"
 _NUMBER = ",.4~r"
 
 _AXES: Mapping[ScaleKind, str] = {"linear": "", "log": ", log axis", "symlog": ", log axis beyond 1"}
@@ -240,7 +239,8 @@ def _of_seeds(rows: Sequence[Row], marks: str) -> str:
 
 def _of_diverged(rows: Sequence[Row], marks: str) -> str:
     """Which marks are runs that diverged, if there are any."""
-    return f"; {marks}: {AT_EDGE}" if any(row.get(_LAST) is not None for row in rows) else ""
+    there = any(row.get(_LAST) is not None for row in rows)
+    return f"; {marks}: runs that diverged (at the edge: beyond it)" if there else ""
 
 
 def _steps(rows: Sequence[Row]) -> alt.X:

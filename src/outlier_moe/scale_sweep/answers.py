@@ -195,9 +195,9 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
     test = paired(differences, seed=seed)
     of_seeds = paired(values.mean(axis=1), seed=seed).p_value if values.shape[1] > 1 else None
     n_differing = int(np.count_nonzero(differences))
-    of_those = "pair that differs" if n_differing == 1 else "pairs that differ"
-    if n_differing == len(differences):
-        of_those = of_those.split()[0]
+    of_those, differ = ("pair", "differs") if n_differing == 1 else ("pairs", "differ")
+    if n_differing < len(differences):
+        of_those += f" that {differ}"
     test = test._replace(reason=test.reason or _too_few(f"{n_differing} {of_those}", test.smallest_p_value))
     row = _row(float(differences.mean()), intervals, test)
     row["difference"] = row.pop("slope")
