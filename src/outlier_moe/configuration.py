@@ -68,10 +68,27 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise StudyError("A configuration file does not exist.", file=path, expected="a YAML file") from error
+        raise StudyError(
+            "A configuration file does not exist.",
+            file=path,
+            expected="a YAML file",
+            got="a folder" if path.is_dir() else None,
+            remedy="Run in the folder that has Snakefile and config/, or check the path.",
+        ) from error
+    except OSError as error:
+        raise StudyError(
+            "A configuration file cannot be read.",
+            file=path,
+            got=error.strerror,
+            remedy="Check its owner and its permissions (ls -l).",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(
-            "A configuration file is not valid YAML.", file=path, got=" ".join(str(error).split())
+            "A configuration file is not valid YAML.",
+            file=path,
+            expected="YAML in UTF-8, each key once in its mapping",
+            got=" ".join(str(error).split()),
+            remedy="Mend the line that is named.",
         ) from error
 
 
