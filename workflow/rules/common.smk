@@ -32,7 +32,7 @@ REVISIONS = {
     "fetch_model": 1,
     "fetch_corpus": 1,
     "tokenize_corpus": 1,
-    "record_outliers": 1,
+    "record_outliers": 2,
     "merge_shards": 1,
     "filter_systematic": 1,
     "count_at_edges": 2,

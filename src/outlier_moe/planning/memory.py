@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from outlier_moe.planning.sizes import ModelSizes, Portion
 from outlier_moe.planning.workload import DeviceType, Workload
-from outlier_moe.recording import resident, streamed_chunks
-from outlier_moe.recording.losses import CROSS_ENTROPY_BYTES
+from outlier_moe.recording.losses import CROSS_ENTROPY_BYTES, HEAD_BYTES
 from outlier_moe.recording.resident import TOKENS_PER_CHUNK
 
 MIB = 2**20
@@ -76,9 +75,9 @@ def resident_memory(sizes: ModelSizes, workload: Workload, *, device: DeviceType
     n_tokens = chunk_sequences(workload, device) * workload.sequence_length
     rows = _row_bytes(sizes, workload, n_sequences=chunk_sequences(workload, device), n_layers=len(sizes.layers))
     union = n_tokens * sizes.d_model * workload.n_views
-    work = _work_bytes(sizes, workload, device=device, head_bytes=resident.HEAD_BYTES)
+    work = _work_bytes(sizes, workload, device=device)
     if device == "cpu":
-        losses = _made_in_losses(sizes, workload, device, head_bytes=resident.HEAD_BYTES)
+        losses = _made_in_losses(sizes, workload, device)
         made = _made_in_layer(sizes, workload, device).n_bytes + losses.n_bytes
         work = int(made * (1 + GAPS_IN_KEPT_HEAP))
     if device != "cuda":
@@ -94,7 +93,7 @@ def streamed_memory(sizes: ModelSizes, workload: Workload, *, device: DeviceType
     union = workload.n_tokens * sizes.d_model * workload.n_views
     states = workload.n_tokens * sizes.d_model * sizes.itemsize
     rows = _row_bytes(sizes, workload, n_sequences=workload.n_sequences, n_layers=1)
-    work = _work_bytes(sizes, workload, device=device, head_bytes=streamed_chunks.HEAD_BYTES)
+    work = _work_bytes(sizes, workload, device=device)
     in_flight = max(_in_flight(layer) for layer in sizes.layers)
     weights = max(sizes.rest.computed + in_flight, _in_flight(sizes.rest))
     if device != "cuda":
@@ -132,9 +131,9 @@ class _Made(NamedTuple):
         return int(self.n_bytes * (1 + (GAPS_IN_HEAPS if in_heaps else GAPS)))
 
 
-def _work_bytes(sizes: ModelSizes, workload: Workload, *, device: DeviceType, head_bytes: int) -> int:
+def _work_bytes(sizes: ModelSizes, workload: Workload, *, device: DeviceType) -> int:
     """What one chunk makes inside the widest part of a layer, or the head, whichever is more, with gaps."""
-    made = (_made_in_layer(sizes, workload, device), _made_in_losses(sizes, workload, device, head_bytes=head_bytes))
+    made = (_made_in_layer(sizes, workload, device), _made_in_losses(sizes, workload, device))
     return max(each.with_gaps(device) for each in made) + (SKETCH_BLOCK_BYTES if device == "cuda" else 0)
 
 
@@ -151,9 +150,9 @@ def _made_in_layer(sizes: ModelSizes, workload: Workload, device: DeviceType) ->
     return _Made(widest + stream + scores, piece=max(widest // 3, scores // 2))
 
 
-def _made_in_losses(sizes: ModelSizes, workload: Workload, device: DeviceType, *, head_bytes: int) -> _Made:
+def _made_in_losses(sizes: ModelSizes, workload: Workload, device: DeviceType) -> _Made:
     n_tokens = chunk_sequences(workload, device) * workload.sequence_length
-    logits = min(head_bytes, workload.sequence_length * sizes.vocabulary * sizes.itemsize)
+    logits = min(HEAD_BYTES, workload.sequence_length * sizes.vocabulary * sizes.itemsize)
     states = n_tokens * sizes.d_model * sizes.itemsize
     return _Made(states + logits + LOSS_COPIES * CROSS_ENTROPY_BYTES, piece=logits - 1)
 

@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 # About as many tokens as keep the matrix products of one forward busy; more only costs memory.
 TOKENS_PER_CHUNK = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 
-# Logits made at once, in bytes: thinner slices cost time, thicker ones memory beyond the bare forward's.
-HEAD_BYTES = 64 * 2**20
-
 # Of a card's free memory; activations and counts take the rest.
 SHARE_FOR_WEIGHTS = 0.8
 
@@ -98,7 +95,7 @@ def _run_chunk(model: PreTrainedModel, structure: DecoderStructure, tokens: torc
     """Send a chunk through the model; what the hooks see goes to its observer."""
     with torch.no_grad():
         outputs = structure.backbone(input_ids=tokens, use_cache=False)
-        return sequence_losses(model, structure.backbone, outputs, tokens, head_bytes=HEAD_BYTES).tolist()
+        return sequence_losses(model, structure.backbone, outputs, tokens).tolist()
 
 
 def record_resident(

@@ -36,9 +36,6 @@ from outlier_moe.streaming.waiting import Waiting, move_forward, waits_off_devic
 
 log = logging.getLogger(__name__)
 
-# Logits made at once, in bytes: little beside a layer.
-HEAD_BYTES = 32 * 2**20
-
 
 @dataclass(frozen=True)
 class StreamOptions:
@@ -151,7 +148,7 @@ class StreamedChunks:
         outputs = backbone(input_ids=chunk.tokens, use_cache=False)
         # What the layers have left in the heaps is in pieces that the logits do not fit into.
         release_freed_memory()
-        return sequence_losses(model, backbone, outputs, chunk.tokens, head_bytes=HEAD_BYTES).tolist()
+        return sequence_losses(model, backbone, outputs, chunk.tokens).tolist()
 
     @contextmanager
     def _awake(self, number: int) -> Iterator[None]:

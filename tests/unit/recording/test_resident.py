@@ -177,7 +177,7 @@ def test_losses_do_not_depend_on_the_slices_of_the_head(
 ) -> None:
     model = tiny_model("llama")
     whole = recorded(model, tokens, tmp_path / "whole").sequences()
-    monkeypatch.setattr(resident, "HEAD_BYTES", 4 * 96 * 7)
+    monkeypatch.setattr("outlier_moe.recording.losses.HEAD_BYTES", 4 * 96 * 7)
     monkeypatch.setattr("outlier_moe.recording.losses.CROSS_ENTROPY_BYTES", 4 * 96 * 3)
     sliced = recorded(model, tokens, tmp_path / "sliced").sequences()
     assert sliced["loss_nats"].to_list() == pytest.approx(whole["loss_nats"].to_list(), rel=1e-6)
