@@ -8,12 +8,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
+from outlier_moe.architectures.model_class import SAME_ARCHITECTURE, config_fields, read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.origin import read_origin
+from outlier_moe.tokenizer_files import open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,11 @@ class StudyTokenizer:
     """A tokenizer and its special tokens."""
 
     tokenizer: PreTrainedTokenizerBase
-    """What transformers loaded."""
+    """What encodes and decodes."""
+    kind: Literal["transformers", "tokenizer.json", "tiktoken"]
+    """Whether it is transformers' class, its own file's tokenizer because that class differs, or converted."""
+    note: str | None
+    """Why it is not transformers' class."""
     sha256: str
     """Names what it does, wherever it lies: equal for two models with the same tokenizer."""
     end_of_text: int
@@ -66,24 +72,16 @@ def load_tokenizer(model_directory: Path) -> StudyTokenizer:
         StudyError: If it cannot be loaded, or names no end-of-text token.
     """
     trusted = read_origin(model_directory).trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_directory, local_files_only=True, trust_remote_code=trusted)
-    # Whatever a tokenizer's own library makes of a damaged file.
-    except Exception as error:
-        raise StudyError(
-            "A tokenizer cannot be loaded.",
-            file=model_directory,
-            expected="tokenizer files that transformers reads",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}",
-            remedy="Fetch the model again; if it wants Python code of its repository, `trust_remote_code: true` in its "
-            "entry allows that.",
-        ) from error
     config = _text_config(model_directory, trusted)
+    opened = open_tokenizer(model_directory, trust_remote_code=trusted)
+    tokenizer = opened.tokenizer
     with_special = tokenizer("a")["input_ids"]
     bos = _single(tokenizer.bos_token_id)
     end_of_text = _end_of_text(tokenizer, config, model_directory)
     return StudyTokenizer(
         tokenizer=tokenizer,
+        kind=opened.kind,
+        note=opened.note,
         sha256=_sha256(tokenizer, model_directory, [bos, end_of_text, *with_special]),
         end_of_text=end_of_text,
         bos=bos,
@@ -94,13 +92,13 @@ def load_tokenizer(model_directory: Path) -> StudyTokenizer:
 
 def _text_config(model_directory: Path, trusted: bool) -> dict[str, Any]:
     """The configuration of a model's text part, with transformers' defaults if it knows the architecture."""
-    try:
-        config = AutoConfig.from_pretrained(model_directory, local_files_only=True, trust_remote_code=trusted)
-        return config.get_text_config().to_dict()
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        log.warning("transformers cannot read the configuration of %s (%s).", model_directory.name, error)
-        keys = json.loads((model_directory / "config.json").read_text(encoding="utf-8"))
-        return {**keys, **(keys.get("text_config") or {})}
+    keys = config_fields(model_directory / "config.json")
+    family = keys.get("model_type")
+    if family in CONFIG_MAPPING or family in SAME_ARCHITECTURE or (trusted and "auto_map" in keys):
+        return read_config(model_directory, trust_remote_code=trusted).get_text_config().to_dict()
+    log.warning("transformers does not know the family of %s (%s).", model_directory.name, family)
+    text = keys.get("text_config")
+    return {**keys, **(text if isinstance(text, dict) else {})}
 
 
 def _single(token: Any) -> int | None:

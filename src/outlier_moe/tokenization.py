@@ -116,7 +116,9 @@ def tokenize_corpus(
     }
     table = _from_cache_or(lambda: _tokenized(text, tokenizer, layout, metadata, corpus), metadata, cache)
     _refuse_unknown_tokens(table, tokenizer, model_directory)
-    write_tokens(table, output)
+    # Not in the cache: another model may have the same tokenizer without a need for its own file's.
+    made_by = {"tokenizer": tokenizer.kind, "tokenizer_note": tokenizer.note}
+    write_tokens(table._replace(metadata={**table.metadata, **made_by}), output)
 
 
 def _from_cache_or(make: Callable[[], TokenTable], metadata: dict[str, Any], cache: Path | None) -> TokenTable:

@@ -312,7 +312,7 @@ def test_a_tokenizer_that_cannot_be_loaded(fetched: Path, corpus: Path, tmp_path
     for path in model.glob("tokenizer*"):
         path.write_text("{") if damage == "broken" else path.unlink()
     error = refusal(corpus, model, tmp_path / "t.arrow")
-    assert error.file == model and "tokenizer" in error.problem
+    assert str(error.file).startswith(str(model)) and "tokenizer" in error.problem
 
 
 @pytest.mark.parametrize("keep", [0, 8, 100, -30, -1])

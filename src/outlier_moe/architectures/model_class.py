@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    __version__,
+)
 
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError, nearest
@@ -32,7 +39,7 @@ def read_config(checkpoint: Path, *, trust_remote_code: bool = False) -> PreTrai
             does not allow.
     """
     file = checkpoint / "config.json"
-    fields = _fields(file)
+    fields = config_fields(file)
     published = fields.get("model_type")
     if published in SAME_ARCHITECTURE:
         fields = {name: value for name, value in fields.items() if name != "auto_map"}
@@ -54,10 +61,22 @@ def read_config(checkpoint: Path, *, trust_remote_code: bool = False) -> PreTrai
         raise _needs_remote_code(file, published)
     try:
         return read()
-    except (StrictDataclassError, ValueError) as error:
-        raise StudyError(
-            "The model's configuration contradicts itself.", file=file, got=error, remedy="Fetch the model again."
-        ) from error
+    # Whatever a configuration's class, or transformers' conversion of old keys, makes of a wrong value.
+    except Exception as error:
+        raise _not_built(error, file, fields) from error
+
+
+def _not_built(error: Exception, file: Path, fields: dict[str, Any]) -> StudyError:
+    remedy = "Mend the value that the message names"
+    if "transformers_version" in fields:
+        remedy += f"; the file was written by transformers {fields['transformers_version']}, this is {__version__}"
+    if isinstance(error, ImportError):
+        remedy = f"Install {error.name or 'the package that the message names'}"
+    problem = "The model's configuration cannot be built."
+    if isinstance(error, StrictDataclassError | ValueError):
+        problem = "The model's configuration contradicts itself."
+    got = error if isinstance(error, StrictDataclassError | ValueError) else f"{type(error).__name__}: {error}"
+    return StudyError(problem, file=file, got=got, remedy=f"{remedy}.")
 
 
 def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> AutoClass:
@@ -84,17 +103,28 @@ def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False
     )
 
 
-def _fields(file: Path) -> dict[str, Any]:
+def config_fields(file: Path) -> dict[str, Any]:
+    """What a config.json says.
+
+    Raises:
+        StudyError: If there is none, or it is no JSON object.
+    """
     try:
-        return json.loads(file.read_text())
+        fields = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise StudyError(
             "The model has no configuration.", file=file, remedy="Point to a folder in the hub's layout."
         ) from None
-    except json.JSONDecodeError as error:
-        raise StudyError(
-            "The model's configuration is not JSON.", file=file, got=str(error), remedy="Fetch the model again."
-        ) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise _no_object(file, f"{type(error).__name__}: {error}") from None
+    if not isinstance(fields, dict):
+        raise _no_object(file, f"a {type(fields).__name__}")
+    return fields
+
+
+def _no_object(file: Path, got: str) -> StudyError:
+    problem, remedy = "The model's configuration is not JSON.", "Mend the file, or copy it again from the model."
+    return StudyError(problem, file=file, expected="a JSON object", got=got, remedy=remedy)
 
 
 def _needs_remote_code(file: Path | None, model_type: str | None) -> StudyError:

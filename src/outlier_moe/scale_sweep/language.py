@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.options import RecordOptions
@@ -20,6 +19,7 @@ from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, opti
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject, SweptModel
+from outlier_moe.tokenizer_files import open_tokenizer
 from outlier_moe.training.options import OptimizerName
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
 from outlier_moe.upcycling.language_loss import language_loss, next_token_loss
@@ -105,7 +105,7 @@ def run_options(of: LanguageModel, recording: RecordOptions, chosen: ChosenRate,
 
 
 def _subject(of: LanguageModel, options: RunOptions) -> Subject:
-    tokenizer = AutoTokenizer.from_pretrained(of.text / "tokenizer")
+    tokenizer = open_tokenizer(of.text / "tokenizer").tokenizer
     seed, length = options.training.seed, of.sizes.sequence_length
     model = new_model(model_config("simple", of.sizes, end_of_text=tokenizer.eos_token_id), seed=seed)
     train, held_out = of.text / "train.npy", of.text / "held_out.npy"

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from outlier_moe.registry import GgufWheelSource
 from outlier_moe.sources.checkpoint_files import WEIGHTS
 from outlier_moe.sources.package_index import downloaded_package, link_or_copy, unpack
+from outlier_moe.tokenizer_files import open_tokenizer
 from outlier_moe.whole_outputs import whole_directory
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def _name_special_tokens(tokenizer: Any, metadata: Mapping[str, ReaderField]) ->
 
 @torch.no_grad()
 def _refuse_differences(directory: Path, model: Any, tokenizer: Any) -> None:
-    again = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    again = open_tokenizer(directory).tokenizer
     tokens = tokenizer(_SAMPLE)["input_ids"]
     if again(_SAMPLE)["input_ids"] != tokens or again.chat_template != tokenizer.chat_template:
         raise RuntimeError("the tokenizer that was written is not the one of the GGUF file")

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.checkpoint_files import small_files
 from outlier_moe.sources.corpora import METADATA, documents_sha256, read_corpus
 from outlier_moe.sources.hub import download, resolve_model
+from outlier_moe.tokenizer_files import open_tokenizer
 from outlier_moe.training.steps import Batch, BatchSource
 from outlier_moe.whole_outputs import whole_directory
 
@@ -121,7 +122,7 @@ def _from_hub(repo: str, *, key: str) -> tuple[PreTrainedTokenizerBase, str]:
         # A source of the registry has a key for its repository.
         error.key = key
         raise
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = open_tokenizer(folder).tokenizer
     if tokenizer.eos_token_id is None:
         raise StudyError(
             "A tokenizer has no token for the end of a text.",

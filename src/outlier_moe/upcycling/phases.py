@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.terminal.model_bars import model_bars_hidden
+from outlier_moe.tokenizer_files import open_tokenizer
 from outlier_moe.training.loop import TrainingTask, Visit, forget_state, train
 from outlier_moe.training.model_identity import plain_config
 from outlier_moe.training.optimizers import adamw
@@ -76,7 +77,7 @@ def train_dense(
         sizes: Of the model.
         options: Of the phase.
     """
-    end_of_text = AutoTokenizer.from_pretrained(text / "tokenizer").eos_token_id
+    end_of_text = open_tokenizer(text / "tokenizer").tokenizer.eos_token_id
     model = new_model(model_config(pair, sizes, end_of_text=end_of_text), seed=options.training.seed)
     _train_phase(model, text, model_output, run_output, options, label=f"{pair}, dense")
 
@@ -119,7 +120,7 @@ def _train_phase(
 ) -> None:
     # Beside the output, which Snakemake removes before it starts a killed job again.
     work = run_output.with_name(f".{run_output.name}.work")
-    tokenizer = AutoTokenizer.from_pretrained(text / "tokenizer")
+    tokenizer = open_tokenizer(text / "tokenizer").tokenizer
     top_k = model.config.num_experts_per_tok if has_experts(model.config) else None
     sizes = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
     task = TrainingTask(
@@ -225,7 +226,7 @@ def upcycle_dense(
     moe = upcycled(model, pair=pair, arm=arm, sizes=sizes, experts=experts, options=options)
     with whole_directory(output) as partial:
         moe.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(dense).save_pretrained(partial)
+        open_tokenizer(dense).tokenizer.save_pretrained(partial)
 
 
 @model_bars_hidden()
