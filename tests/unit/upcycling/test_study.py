@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from snakemake.utils import update_config
+from transformers import AutoModelForCausalLM
 
 from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
 from outlier_moe.study import validated_study
+from outlier_moe.upcycling.pairs import model_config
+from outlier_moe.upcycling.settings import phase_options
+from outlier_moe.upcycling.study import Pair, model_sizes
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
@@ -48,14 +54,41 @@ def test_a_mistake_is_named(changes: dict[str, Any], key: str, got: object) -> N
     assert caught.value.expected is not None
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "upcycle-reference.yaml"])
+@pytest.mark.parametrize(
+    "file", ["config.yaml", *sorted(path.name for path in (ROOT / "config").glob("upcycle-*.yaml"))]
+)
 def test_shipped_configurations_are_right_and_the_schemas_defaults_are_the_demos(file: str) -> None:
     document = read_yaml(ROOT / "config/config.yaml")
     chosen = validated_study(document, SCHEMA)["upcycle"]
     if file == "config.yaml":
         assert validated_study({**document, "upcycle": {}}, SCHEMA)["upcycle"] == chosen
     else:
-        validated_study({**document, **read_yaml(ROOT / "config" / file)}, SCHEMA)
+        update_config(document, read_yaml(ROOT / "config" / file))
+        validated_study(document, SCHEMA)
+
+
+def test_the_published_run_is_the_reference() -> None:
+    document = read_yaml(ROOT / "config/config.yaml")
+    update_config(document, read_yaml(ROOT / "config/upcycle-reference.yaml"))
+    options = [phase_options(document["upcycle"], phase=phase, arm="zero", seed=0) for phase in (1, 2)]
+    assert [(of.training.n_steps, of.batch_size, of.lr) for of in options] == [(1000, 8, 3e-4), (1000, 8, 1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("file", "n_parameters"),
+    [
+        ("upcycle-16m.yaml", {"simple": 16_025_344, "smollm": 16_030_208}),
+        ("upcycle-reference.yaml", {"simple": 100_038_016, "smollm": 99_996_416}),
+        ("upcycle-long.yaml", {"simple": 100_038_016, "smollm": 99_996_416}),
+    ],
+)
+def test_shipped_sizes_are_the_published_ones(file: str, n_parameters: dict[Pair, int]) -> None:
+    document = read_yaml(ROOT / "config/config.yaml")
+    update_config(document, read_yaml(ROOT / "config" / file))
+    for pair, n in n_parameters.items():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model_config(pair, model_sizes(document["upcycle"], pair)))
+        assert model.num_parameters() == n
 
 
 def test_an_arm_that_is_left_out_is_not_checked() -> None:
