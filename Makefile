@@ -31,14 +31,20 @@ endef
 
 PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-cloud lint cloud lock clean
+.PHONY: help demo experiments test test-cloud lint cloud lock clean
 
 help:  ## Say what each target does.
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
-demo: .venv/installed  ## Run the embedded study offline on two CPU cores and show its table.
-	.venv/bin/snakemake --cores 2
+demo: .venv/installed  ## Run the embedded study offline on two CPU cores: its table first, then the experiments.
+	.venv/bin/snakemake --cores 2 results/comparison/models.parquet
 	.venv/bin/outlier-moe show
+	@echo 'This is the table of the study. Its experiments and its report follow, and take some ten minutes.'
+	@echo 'Ctrl-C ends them and loses no result; `make experiments` goes on.'
+	.venv/bin/snakemake --cores 2
+
+experiments: .venv/installed  ## Go on behind the table of `make demo`: the experiments, pictures and the report.
+	.venv/bin/snakemake --cores 2
 
 test: .venv/installed  ## Run the tests.
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2

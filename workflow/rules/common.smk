@@ -48,7 +48,6 @@ REVISIONS = {
     "tokenize_training_text": 1,
     "train_dense": 1,
     "upcycle_dense": 1,
-    "verify_equivalence": 1,
     "train_moe": 1,
     "summarise_upcycling": 1,
     "plot_upcycling": 1,
@@ -336,9 +335,8 @@ def nodes_to_record_on(models):
 @cache
 def models_to_record():
     """The models of this run, when the first of their nodes is asked for: the jobs are known then."""
-    recording = ("record_outliers", "record_shard")
     wanted = {
-        job.wildcards.model for job in workflow.dag.jobs if job.rule.name in recording
+        job.wildcards.model for job in workflow.dag.jobs if job.rule.name in RECORDING
     }
     return tuple(model for model in REGISTRY.models if model in wanted)
 
@@ -369,6 +367,27 @@ def node_resources(find):
 
 RECORDING_NODE = node_resources(recording_node)
 TRAINING_NODE = node_resources(lambda wildcards: node_to_train_on())
+
+
+# A recording takes all cores, and jobs of one core that follow each other would never leave them all free: it would wait
+# for the last experiment. So training takes turns: while a recording of this run is left, it asks for more than what
+# the jobs of models on their way to the recording leave over.
+TURNS = 1000
+RECORDING = ("record_outliers", "record_shard")
+
+
+def turns_to_train(wildcards):
+    """The turns of a job that trains: all of them until the recordings of this run are made."""
+    left = any(job.rule.name in RECORDING for job in workflow.dag.needrun_jobs())
+    return TURNS if left else 1
+
+
+# On other machines no job takes cores from another.
+if ELSEWHERE or workflow.remote_exec:
+    RECORDING_TURN, TRAINING_TURN = {}, {}
+else:
+    workflow.register_resource("turns", TURNS)
+    RECORDING_TURN, TRAINING_TURN = {"turns": 1}, {"turns": turns_to_train}
 
 
 def weights_to_send(wildcards):

@@ -22,6 +22,7 @@ rule count_at_edges:
         "logs/count_at_edges/{model}.log",
     benchmark:
         "logs/benchmarks/count_at_edges/{model}.tsv"
+    priority: 30
     params:
         shapes=sorted({shape.name for shape in map(shape_of, PRESETS) if shape}),
         massive=MASSIVE,

@@ -18,6 +18,9 @@ rule fetch_model:
         "logs/fetch_model/{model}.log",
     benchmark:
         "logs/benchmarks/fetch_model/{model}.tsv"
+    priority: 100
+    resources:
+        **RECORDING_TURN,
     params:
         source=model_source,
         revision=REVISIONS["fetch_model"],
@@ -34,6 +37,9 @@ rule fetch_corpus:
         "logs/fetch_corpus/{corpus}.log",
     benchmark:
         "logs/benchmarks/fetch_corpus/{corpus}.tsv"
+    priority: 100
+    resources:
+        **RECORDING_TURN,
     params:
         source=corpus_source,
         revision=REVISIONS["fetch_corpus"],

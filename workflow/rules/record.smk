@@ -34,9 +34,12 @@ rule record_outliers:
         "logs/benchmarks/record_outliers/{model}.tsv"
     wildcard_constraints:
         model=one_of(model for model in REGISTRY.models if model not in SHARDED),
+    # What a recording waits for, and the recording itself, go before all else.
+    priority: 100
     threads: workflow.cores
     resources:
         **RECORDING_NODE,
+        **RECORDING_TURN,
         **files_of_node(
             send=weights_to_send,
             resume=goes_on_from("results/{model}/.outliers.resume"),
@@ -63,9 +66,11 @@ rule record_shard:
         "logs/record_shard/{model}-{shard}-of-{n_shards}.log",
     benchmark:
         "logs/benchmarks/record_shard/{model}-{shard}-of-{n_shards}.tsv"
+    priority: 100
     threads: workflow.cores
     resources:
         **RECORDING_NODE,
+        **RECORDING_TURN,
         **files_of_node(
             send=weights_to_send,
             resume=goes_on_from(
@@ -95,6 +100,7 @@ rule merge_shards:
         "logs/benchmarks/merge_shards/{model}.tsv"
     wildcard_constraints:
         model=one_of(SHARDED),
+    priority: 100
     params:
         revision=REVISIONS["merge_shards"],
     message:

@@ -87,6 +87,7 @@ rule try_learning_rates:
         scale=one_of(SCALE_SWEEP["sizes"]),
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         resume=goes_on_from(
             "results/scale_sweep/{scale}/{optimizer}/.learning_rates.work"
         ),
@@ -113,6 +114,7 @@ rule train_classifier:
         scale=one_of(SCALE_SWEEP["sizes"]),
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         resume=goes_on_from(
             "results/scale_sweep/{scale}/{optimizer}/seed{seed}/.run.work"
         ),
@@ -141,6 +143,7 @@ rule try_language_model_rates:
         d_model=r"\d+",
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         resume=goes_on_from(
             "results/lm_scale_sweep/d{d_model}/{optimizer}/.learning_rates.work"
         ),
@@ -169,6 +172,7 @@ rule train_language_model:
         d_model=r"\d+",
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         resume=goes_on_from(
             "results/lm_scale_sweep/d{d_model}/{optimizer}/seed{seed}/.run.work"
         ),

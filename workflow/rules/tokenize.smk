@@ -19,6 +19,9 @@ rule tokenize_corpus:
         "logs/tokenize_corpus/{model}.log",
     benchmark:
         "logs/benchmarks/tokenize_corpus/{model}.tsv"
+    priority: 100
+    resources:
+        **RECORDING_TURN,
     params:
         options=STUDY["tokenize_corpus"],
         revision=REVISIONS["tokenize_corpus"],

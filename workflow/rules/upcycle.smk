@@ -1,11 +1,12 @@
 # The transition from dense to Mixture of Experts, as an experiment: train a dense model, make it a mixture in several
 # ways (arms), prove that the mixture computes the same, train on, and record every checkpoint like any other model.
 #
-#   tokenize_training_text -> train_dense -> upcycle_dense -> verify_equivalence -> train_moe (and train_control)
+#   tokenize_training_text -> train_dense -> upcycle_dense -> train_moe (and train_control)
 #   -> record_checkpoints -> filter_checkpoints -> summarise_upcycling -> plot_upcycling
 #
-# Each pair of models, seed and arm has jobs of its own, so that a cluster runs them side by side. A training job that
-# is killed goes on from its last checkpoint, which lies beside its outputs.
+# Each pair of models, seed and arm is trained by jobs of its own, so that a cluster runs them side by side. A training
+# job that is killed goes on from its last checkpoint, which lies beside its outputs. What takes less time than torch
+# takes to start shares a process: an arm is made and proven in one, and all runs of a seed are recorded in one.
 #
 # INPUTS   resources/corpora/{corpus}.parquet
 # OUTPUTS  results/upcycle/text/                            tokenizer, train.npy, held_out.npy
@@ -21,6 +22,8 @@ UPCYCLE_RUNS = [
     for seed in UPCYCLE["seeds"]
     for arm in UPCYCLE["arms"]
 ]
+# What is trained of each pair and seed, by its folder there.
+UPCYCLE_PHASES = ["phase1", *(f"{arm}/phase2" for arm in UPCYCLE["arms"])]
 UPCYCLE_PICTURES = ["losses", "expert-load", "peaks", "kurtosis"]
 
 
@@ -35,7 +38,6 @@ localrules:
     upcycle,
     tokenize_training_text,
     upcycle_dense,
-    verify_equivalence,
     filter_checkpoints,
     summarise_upcycling,
     plot_upcycling,
@@ -79,6 +81,7 @@ rule train_dense:
         "logs/benchmarks/train_dense/{pair}-seed{seed}.tsv"
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         **files_of_node(
             resume=goes_on_from("results/upcycle/{pair}/seed{seed}/.phase1.work")
         ),
@@ -96,8 +99,10 @@ rule train_dense:
 rule upcycle_dense:
     input:
         dense="results/upcycle/{pair}/seed{seed}/dense_model",
+        text="results/upcycle/text",
     output:
         moe=directory("results/upcycle/{pair}/seed{seed}/{arm}/moe_model_init"),
+        proof="results/upcycle/{pair}/seed{seed}/{arm}/equivalence.json",
     log:
         "logs/upcycle_dense/{pair}-seed{seed}-{arm}.log",
     benchmark:
@@ -109,29 +114,9 @@ rule upcycle_dense:
         experts=UPCYCLE["experts"],
         revision=REVISIONS["upcycle_dense"],
     message:
-        "Making the dense {wildcards.pair} a mixture of experts: {wildcards.arm}, seed {wildcards.seed}"
+        "Making the dense {wildcards.pair} a mixture of experts, and proving it: {wildcards.arm}, seed {wildcards.seed}"
     script:
         "../scripts/upcycle_dense.py"
-
-
-rule verify_equivalence:
-    input:
-        dense="results/upcycle/{pair}/seed{seed}/dense_model",
-        moe="results/upcycle/{pair}/seed{seed}/{arm}/moe_model_init",
-        text="results/upcycle/text",
-    output:
-        proof="results/upcycle/{pair}/seed{seed}/{arm}/equivalence.json",
-    log:
-        "logs/verify_equivalence/{pair}-seed{seed}-{arm}.log",
-    benchmark:
-        "logs/benchmarks/verify_equivalence/{pair}-seed{seed}-{arm}.tsv"
-    params:
-        sequence_length=UPCYCLE["model"]["sequence_length"],
-        revision=REVISIONS["verify_equivalence"],
-    message:
-        "Holding {wildcards.arm} of {wildcards.pair}, seed {wildcards.seed}, against its dense model"
-    script:
-        "../scripts/verify_equivalence.py"
 
 
 rule train_moe:
@@ -148,6 +133,7 @@ rule train_moe:
         "logs/benchmarks/train_moe/{pair}-seed{seed}-{arm}.tsv"
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         **files_of_node(
             resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work")
         ),
@@ -178,6 +164,7 @@ rule train_control:
         arm="dense",
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
         **files_of_node(
             resume=goes_on_from("results/upcycle/{pair}/seed{seed}/{arm}/.phase2.work")
         ),
@@ -195,18 +182,22 @@ rule train_control:
 
 rule record_checkpoints:
     input:
-        run="results/upcycle/{run}",
+        runs=expand(
+            "results/upcycle/{{pair}}/seed{{seed}}/{phase}", phase=UPCYCLE_PHASES
+        ),
         text="results/upcycle/text",
     output:
-        recordings=directory("results/upcycle/{run}_recordings"),
+        recordings=[
+            directory(f"results/upcycle/{{pair}}/seed{{seed}}/{phase}_recordings")
+            for phase in UPCYCLE_PHASES
+        ],
     log:
-        "logs/record_checkpoints/{run}.log",
+        "logs/record_checkpoints/{pair}-seed{seed}.log",
     benchmark:
-        "logs/benchmarks/record_checkpoints/{run}.tsv"
-    wildcard_constraints:
-        run=r"\w+/seed\d+(/\w+)?/phase[12]",
+        "logs/benchmarks/record_checkpoints/{pair}-seed{seed}.tsv"
     resources:
         **TRAINING_NODE,
+        **TRAINING_TURN,
     params:
         n_sequences=UPCYCLE["evaluation"]["n_recorded"],
         sequence_length=UPCYCLE["model"]["sequence_length"],
@@ -215,22 +206,26 @@ rule record_checkpoints:
         n_peaks=STUDY["record_outliers"]["n_peaks"],
         revision=REVISIONS["record_outliers"],
     message:
-        "Recording the outliers of the checkpoints of {wildcards.run}"
+        "Recording the outliers of all checkpoints of {wildcards.pair}, seed {wildcards.seed}"
     script:
         "../scripts/record_checkpoints.py"
 
 
 rule filter_checkpoints:
     input:
-        recordings="results/upcycle/{run}_recordings",
+        recordings=expand(
+            "results/upcycle/{{pair}}/seed{{seed}}/{phase}_recordings",
+            phase=UPCYCLE_PHASES,
+        ),
     output:
-        outliers="results/upcycle/{run}_outliers.parquet",
+        outliers=expand(
+            "results/upcycle/{{pair}}/seed{{seed}}/{phase}_outliers.parquet",
+            phase=UPCYCLE_PHASES,
+        ),
     log:
-        "logs/filter_checkpoints/{run}.log",
+        "logs/filter_checkpoints/{pair}-seed{seed}.log",
     benchmark:
-        "logs/benchmarks/filter_checkpoints/{run}.tsv"
-    wildcard_constraints:
-        run=r"\w+/seed\d+(/\w+)?/phase[12]",
+        "logs/benchmarks/filter_checkpoints/{pair}-seed{seed}.tsv"
     params:
         magnitude=STUDY["magnitude"],
         layer_fraction=STUDY["layer_fraction"],
@@ -238,7 +233,7 @@ rule filter_checkpoints:
         filter_systematic=STUDY["filter_systematic"],
         revision=REVISIONS["filter_systematic"],
     message:
-        "Filtering the systematic features of the checkpoints of {wildcards.run}"
+        "Filtering the systematic features of all checkpoints of {wildcards.pair}, seed {wildcards.seed}"
     script:
         "../scripts/filter_checkpoints.py"
 

@@ -1,4 +1,4 @@
-"""Hold the recordings of a run's checkpoints against the definitions of an outlier feature."""
+"""Hold the recordings of the checkpoints of a seed against the definitions of an outlier feature."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ from outlier_moe.reporting import reporting_to
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
 
 with reporting_to(snakemake.log[0]):
-    table = filter_checkpoints(Path(snakemake.input.recordings), presets(snakemake.params))
-    table.write_parquet(snakemake.output.outliers)
+    for recordings, outliers in zip(snakemake.input.recordings, snakemake.output.outliers, strict=True):
+        filter_checkpoints(Path(recordings), presets(snakemake.params)).write_parquet(outliers)

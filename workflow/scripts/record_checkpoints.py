@@ -1,22 +1,27 @@
-"""Record the outliers of all checkpoints of a run."""
+"""Record the outliers of all checkpoints of the runs of a seed."""
 
 from pathlib import Path
 
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.reporting import reporting_to
-from outlier_moe.upcycling.checkpoint_recording import record_checkpoints
+from outlier_moe.lean_imports import uncollected
+
+with uncollected():
+    from outlier_moe.recording.options import RecordOptions
+    from outlier_moe.reporting import reporting_to
+    from outlier_moe.upcycling.checkpoint_recording import record_checkpoints
 
 with reporting_to(snakemake.log[0]):
-    record_checkpoints(
-        Path(snakemake.input.run),
-        Path(snakemake.input.text),
-        Path(snakemake.output.recordings),
-        RecordOptions(
-            taps=tuple(snakemake.params.taps),
-            floor=snakemake.params.floor,
-            n_peaks=snakemake.params.n_peaks,
-            device=snakemake.config["record_outliers"]["device"],
-        ),
-        n_sequences=snakemake.params.n_sequences,
-        sequence_length=snakemake.params.sequence_length,
+    options = RecordOptions(
+        taps=tuple(snakemake.params.taps),
+        floor=snakemake.params.floor,
+        n_peaks=snakemake.params.n_peaks,
+        device=snakemake.config["record_outliers"]["device"],
     )
+    for run, recordings in zip(snakemake.input.runs, snakemake.output.recordings, strict=True):
+        record_checkpoints(
+            Path(run),
+            Path(snakemake.input.text),
+            Path(recordings),
+            options,
+            n_sequences=snakemake.params.n_sequences,
+            sequence_length=snakemake.params.sequence_length,
+        )

@@ -16,10 +16,10 @@ def experiments_of(study: Mapping[str, Any]) -> list[str]:
 def training_jobs(study: Mapping[str, Any]) -> dict[str, int]:
     """How many jobs each experiment of a validated study has on nodes, for training and for recording checkpoints."""
     upcycle, images, text = study["upcycle"], chosen_sweep(study), study["lm_scale_sweep"]
-    # Of every pair and seed a dense model and what each arm makes of it: trained, and its checkpoints recorded.
-    trained = len(upcycle["pairs"]) * len(upcycle["seeds"]) * (1 + len(upcycle["arms"]))
+    # Of every pair and seed a dense model and what each arm makes of it are trained, and one job records all of them.
+    jobs_of_seed = 1 + len(upcycle["arms"]) + 1
     jobs = {
-        "upcycle": 2 * trained,
+        "upcycle": len(upcycle["pairs"]) * len(upcycle["seeds"]) * jobs_of_seed,
         "scale_sweep": _jobs_of_sweep(images, len(images["scales"]), tries_rates=True),
         # One learning rate is taken as it is.
         "lm_scale_sweep": _jobs_of_sweep(text, len(text["d_models"]), tries_rates=len(text["multiples"]) > 1),
