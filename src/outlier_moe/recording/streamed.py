@@ -26,7 +26,7 @@ from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.sources.safetensors_header import read_header
 from outlier_moe.streaming.forgotten import CannotResumeError
 from outlier_moe.streaming.layer_store import LayerStore
-from outlier_moe.streaming.loading import Placement, Skeleton, read_dequantized
+from outlier_moe.streaming.loading import Placement, Skeleton
 from outlier_moe.streaming.resume import ResumeFolder
 from outlier_moe.streaming.safetensors_files import TORCH_DTYPES
 from outlier_moe.streaming.shards import LocalShards, ShardSource
@@ -61,7 +61,6 @@ def load_streamed(
     source = LocalShards(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     try:
         config = read_config(source.directory, trust_remote_code=trust_remote_code)
-        read_dequantized(config)
         chosen = _checkpoint_dtype(config, source) if dtype == "checkpoint" else getattr(torch, dtype)
         placement = Placement(chosen, device)
         return LayerStore(Skeleton(config, placement, trust_remote_code=trust_remote_code), source)
@@ -77,7 +76,7 @@ def _checkpoint_dtype(config: PreTrainedConfig, source: ShardSource) -> torch.dt
             return part.dtype if isinstance(part.dtype, torch.dtype) else getattr(torch, part.dtype)
     header = read_header(source.path(min(source.weight_map.values())))
     stored = (TORCH_DTYPES[entry.dtype] for entry in header.values())
-    return next((dtype for dtype in stored if dtype.is_floating_point), torch.float32)
+    return next((dtype for dtype in stored if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
 
 def record_streamed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +17,14 @@ from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
 from outlier_moe.host_memory import available_bytes
 from outlier_moe.sources.safetensors_header import FETCH_AGAIN, TensorEntry, read_header
-from outlier_moe.streaming.loading import CheckpointTensor, Skeleton
+from outlier_moe.streaming.loading import CheckpointTensor, Skeleton, UndoneTensor
 from outlier_moe.streaming.memory import release_freed_memory
+from outlier_moe.streaming.no_account import of_no_account
 from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, forget_cached, read_tensors
 from outlier_moe.streaming.shards import ShardSource
+from outlier_moe.streaming.undoing import StoredWeight
+
+log = logging.getLogger(__name__)
 
 REST = -1
 """The portion of a checkpoint that lies outside the decoder layers: embeddings, final norm, head."""
@@ -65,8 +70,12 @@ class LayerStore:
         self._layer_of = re.compile(re.escape(self.structure.prefix) + r"\.(\d+)\.")
         self._towers = tuple(_other_towers(self.model, self.structure.backbone))
         self._headers: dict[str, Mapping[str, TensorEntry]] = {}
-        self._targets = skeleton.targets(source.weight_map)
+        names = source.weight_map
+        self._owner = {name: skeleton.undoing.owner(name, names) for name in names}
+        of_weights = skeleton.targets(set(self._owner.values()))
+        self._targets = {name: of_weights[owner] for name, owner in self._owner.items()}
         self._portions = self._checked_portions()
+        self._stored = self._stored_in_parts()
         self._slots = [list(self._slots_of(layer)) for layer in range(self.n_layers)]
         self._read_order: list[int] = []
         self._has_rest = False
@@ -107,7 +116,16 @@ class LayerStore:
             )
         unexpected = [name for name, targets in self._targets.items() if targets[0] in found.unexpected]
         towers = self.skeleton.of_other_towers(unexpected)
-        if unexpected := [name for name in unexpected if name not in towers]:
+        left = of_no_account(
+            unexpected,
+            self._targets,
+            layers=self._layer_of,
+            n_layers=self.n_layers,
+            is_quantized=self.skeleton.quantized,
+        )
+        if left:
+            log.info("of no account for what is computed, and not read: %s", _some(sorted(left)))
+        if unexpected := [name for name in unexpected if name not in towers | left]:
             raise self._unfit(
                 "The checkpoint has tensors that belong nowhere in the model.",
                 key=unexpected,
@@ -119,10 +137,29 @@ class LayerStore:
         return StudyError(
             problem,
             file=self.source.directory / file,
-            key=", ".join(key[:4]) + (f" and {len(key) - 4} more" if len(key) > 4 else ""),
+            key=_some(key),
             expected=expected,
             remedy="Check that config.json and the shards belong together; fetch the model again.",
         )
+
+    def _stored_in_parts(self) -> Mapping[str, StoredWeight]:
+        """The weights that are not stored whole, each of which is checked to have what it can be made from."""
+        parts: dict[str, list[str]] = defaultdict(list)
+        for name in (name for names in self._portions.values() for name in names):
+            parts[self._owner[name]].append(name)
+        found = {}
+        for weight, stored in parts.items():
+            if stored != [weight]:
+                found[weight] = self.skeleton.stored_weight(weight, stored, self._targets[stored[0]][0])
+                self._check_parts(found[weight])
+        return found
+
+    def _check_parts(self, weight: StoredWeight) -> None:
+        try:
+            self.skeleton.undoing.check(weight)
+        except StudyError as error:
+            error.file = self.source.directory / self.source.weight_map[min(weight.parts)]
+            raise
 
     def _portion(self, targets: Sequence[str]) -> int:
         """The layer that all weights belong to, else the rest."""
@@ -177,13 +214,15 @@ class LayerStore:
         return [name for name in self._portions[portion] if self.source.weight_map[name] == shard]
 
     def _check_dtype(self, name: str, entry: TensorEntry) -> None:
+        if self._owner[name] in self._stored or self.skeleton.converts_quantized:
+            return
         expected = self.skeleton.weights[self._targets[name][0]].dtype
         # Values of less than 16 bits mean something only together with their scales.
         stored = TORCH_DTYPES[entry.dtype]
         alike = stored.is_floating_point == expected.is_floating_point and (
             stored.itemsize >= 2 or not stored.is_floating_point
         )
-        if not alike and not self.skeleton.quantized:
+        if not alike:
             raise StudyError(
                 "A tensor of the checkpoint has a dtype that its weight cannot come from.",
                 file=self.source.directory / self.source.weight_map[name],
@@ -205,7 +244,7 @@ class LayerStore:
             StudyError: If a tensor does not fit, or a weight is left without one.
         """
         try:
-            self.skeleton.install(raw)
+            self.skeleton.install(self._weights_of(raw))
         except StudyError as error:
             error.file = self._file_of(error.key)
             raise
@@ -221,9 +260,22 @@ class LayerStore:
             )
         release_freed_memory()
 
+    def _weights_of(self, raw: RawPortion) -> Mapping[str, CheckpointTensor | UndoneTensor]:
+        """What was read, with the parts of a weight as one."""
+        parts: dict[str, dict[str, CheckpointTensor]] = defaultdict(dict)
+        for name, tensor in raw.items():
+            parts[self._owner[name]][name] = tensor
+        device = self.skeleton.placement.device
+        return {
+            weight: UndoneTensor(self._stored[weight], stored, self.skeleton.undoing, device)
+            if weight in self._stored
+            else stored[weight]
+            for weight, stored in parts.items()
+        }
+
     def _file_of(self, weight: str | None) -> Path:
         """The file with the tensor, or the first of those, that become a weight."""
-        names = [name for name, targets in self._targets.items() if weight in targets]
+        names = [name for name, targets in self._targets.items() if weight in (*targets, name, self._owner[name])]
         return self.source.directory / min((self.source.weight_map[name] for name in names), default="config.json")
 
     def _held(self, portion: int) -> Iterator[tuple[str, Tensor]]:
@@ -243,6 +295,11 @@ class LayerStore:
                 forget_cached(self.source.path(shard), self._header(shard), self._names(layer, shard))
         if layer in self._read_order:
             self.source.finish(self._read_order.index(layer))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _other_towers(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[str]:

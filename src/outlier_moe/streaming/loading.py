@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -18,71 +19,26 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
-    ConversionOps,
     WeightConverter,
     WeightRenaming,
     convert_and_load_state_dict_in_model,
     dot_natural_key,
     rename_source_key,
 )
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers.auto import get_hf_quantizer
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from outlier_moe.architectures.model_class import AutoClass, model_class_for
+from outlier_moe.architectures.quantisation import SECTIONS, readable_quantization
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError
+from outlier_moe.streaming.fp8 import Fp8Undoing
+from outlier_moe.streaming.undoing import NothingToUndo, StoredWeight, Undoing
 from outlier_moe.terminal.model_bars import model_bars_hidden
 
-DEQUANTISED = ("fp8", "mxfp4", "compressed-tensors")
-
-
-class BlockFp8Dequantize(Fp8Dequantize):
-    """Dequantisation of FP8 weights whose last blocks may be partial.
-
-    transformers takes `rows // scale_rows` for the height of a block. Where the last block is partial that is an error
-    (576 rows, 5 rows of scales) or silently wrong (192 rows, 2 rows of scales make blocks of 96).
-    """
-
-    def _dequantize_one(self, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None) -> Tensor:
-        block = self.hf_quantizer.quantization_config.weight_block_size
-        # The experts of a checkpoint with FP8 matrices may be packed FP4, in blocks of their own.
-        if not block or quantized.dtype != torch.float8_e4m3fn or scales.numel() == 1:
-            return super()._dequantize_one(quantized, scales, output_dtype)
-        rows, columns = quantized.shape[-2:]
-        grid = (-(-rows // block[0]), -(-columns // block[1]))
-        if tuple(scales.shape[-2:]) != grid:
-            raise ValueError(
-                f"FP8 scales of shape {list(scales.shape)} for a weight of shape {list(quantized.shape)} in blocks of"
-                f" {block[0]} x {block[1]}: expected a grid of {grid[0]} x {grid[1]}"
-            )
-        if rows % block[0] == 0 and columns % block[1] == 0:
-            return super()._dequantize_one(quantized, scales, output_dtype)
-        padding = (0, grid[1] * block[1] - columns, 0, grid[0] * block[0] - rows)
-        whole = nn.functional.pad(quantized.float(), padding)
-        return super()._dequantize_one(whole, scales, output_dtype)[..., :rows, :columns].contiguous()
-
-
-def read_dequantized(config: PreTrainedConfig) -> None:
-    """Have a configuration say that quantised weights are to be dequantised as they are read, on every device.
-
-    Raises:
-        StudyError: If they are quantised in a way that transformers cannot undo.
-    """
-    for part in (config, config.get_text_config(decoder=True)):
-        quantization = getattr(part, "quantization_config", None)
-        if isinstance(quantization, dict):
-            if quantization.get("quant_method") not in DEQUANTISED:
-                raise StudyError(
-                    "The checkpoint is quantised in a way that cannot be read into plain weights.",
-                    key="quantization_config.quant_method",
-                    expected=", ".join(DEQUANTISED),
-                    got=quantization.get("quant_method"),
-                    remedy="Take a checkpoint of the model that is not quantised, or quantised in one of these ways.",
-                )
-            quantization["dequantize"] = True
+with torch.device("meta"):
+    _LINEAR = nn.Linear(1, 1)
 
 
 class Placement(NamedTuple):
@@ -113,6 +69,32 @@ class CheckpointTensor:
         return tensor
 
 
+class UndoneTensor:
+    """A weight that is stored in parts, made of them only when the conversion takes it.
+
+    Args:
+        weight: What it is.
+        parts: What is stored, by full name.
+        undoing: How.
+        device: Where it is made.
+    """
+
+    def __init__(
+        self, weight: StoredWeight, parts: Mapping[str, CheckpointTensor], undoing: Undoing, device: torch.device
+    ) -> None:
+        self._weight, self._parts, self._undoing, self._device = weight, dict(parts), undoing, device
+
+    def get_dtype(self) -> str:
+        """A dtype of floats, which it will have."""
+        return "F32"
+
+    def __getitem__(self, whole: object) -> Tensor:
+        """The weight, whose parts this object then forgets."""
+        parts = {name: tensor[...].to(self._device) for name, tensor in self._parts.items()}
+        self._parts.clear()
+        return self._undoing.undo(self._weight, parts)
+
+
 @dataclass(frozen=True)
 class Discrepancies:
     """What a checkpoint lacks and what it has too much, but for what the family declares to be of no account."""
@@ -127,10 +109,13 @@ class Skeleton:
     """A model whose weights are on the meta device but whose computed tables (rotary frequencies) are real.
 
     Args:
-        config: The model's configuration; `read_dequantized` must have seen it.
+        config: The model's configuration.
         placement: How and where the weights will be.
         trust_remote_code: Whether the checkpoint's own code may run.
         auto_class: What makes the model of the configuration, if not what recording runs.
+
+    Raises:
+        StudyError: If its checkpoint is quantised in a way that cannot be undone.
     """
 
     def __init__(
@@ -143,9 +128,14 @@ class Skeleton:
     ) -> None:
         self.config = config
         self.placement = placement
+        said = readable_quantization(config)
+        self.quantized = said is not None
+        """Whether the checkpoint is."""
+        self.undoing = _undoing(said)
+        """How its weights become plain before transformers sees them."""
         device_map = {"": placement.device}
-        quantizer, config, _ = get_hf_quantizer(config, None, device_map, True, {})
-        dtype = placement.dtype if quantizer is None else _with_block_scales(quantizer).update_dtype(placement.dtype)
+        quantizer, config, _ = get_hf_quantizer(_left_to_transformers(config, said), None, device_map, True, {})
+        dtype = placement.dtype if quantizer is None else quantizer.update_dtype(placement.dtype)
         auto_class = auto_class or model_class_for(config, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             self.model = cast(
@@ -168,8 +158,8 @@ class Skeleton:
         )
 
     @property
-    def quantized(self) -> bool:
-        """Whether the checkpoint is."""
+    def converts_quantized(self) -> bool:
+        """Whether transformers' conversion undoes the quantisation."""
         return self._load_config.hf_quantizer is not None
 
     def _compute_tables(self) -> None:
@@ -220,7 +210,16 @@ class Skeleton:
         whole = Skeleton(self.config, self.placement, auto_class=AutoModelForImageTextToText)
         return frozenset(name for name, targets in whole.targets(names).items() if targets[0] in whole.weights)
 
-    def install(self, tensors: Mapping[str, CheckpointTensor]) -> None:
+    def stored_weight(self, name: str, parts: Iterable[str], target: str) -> StoredWeight:
+        """A weight that is stored in parts, and what its module is where it is quantised."""
+        module = self.model.get_submodule(target.rpartition(".")[0])
+        # Experts that are one module here were so many linear ones where they were quantised.
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            module = _LINEAR
+        paths = tuple(path.rpartition(".")[0] for path in (name, target))
+        return StoredWeight(name, frozenset(parts), paths, module)
+
+    def install(self, tensors: Mapping[str, CheckpointTensor | UndoneTensor]) -> None:
         """Convert tensors of the checkpoint into weights of the model.
 
         Raises:
@@ -240,11 +239,32 @@ class Skeleton:
         self.model.tie_weights(missing_keys=set(self.weights) - set(loaded), recompute_mapping=False)
 
 
-def _with_block_scales(quantizer: HfQuantizer) -> HfQuantizer:
-    operation: type[ConversionOps] = quantizer.get_load_operations()["dequantize"]
-    if operation is Fp8Dequantize:
-        quantizer.get_load_operations = lambda: {"dequantize": BlockFp8Dequantize}
-    return quantizer
+def _undoing(said: Mapping[str, Any] | None) -> Undoing:
+    match (said or {}).get("quant_method"):
+        case "compressed-tensors":
+            # Imported where they are needed: compressed-tensors takes half a second.
+            from outlier_moe.architectures.compressed_schemes import CompressedSchemes
+            from outlier_moe.streaming.compressed import CompressedUndoing
+
+            return CompressedUndoing(CompressedSchemes(said or {}))
+        case "fp8" | "fbgemm_fp8":
+            return Fp8Undoing(said or {})
+    return NothingToUndo()
+
+
+def _left_to_transformers(config: PreTrainedConfig, said: Mapping[str, Any] | None) -> PreTrainedConfig:
+    """A configuration that says no more of a quantisation than transformers is to undo."""
+    if said is None:
+        return config
+    config = deepcopy(config)
+    for part in (config, config.get_text_config(decoder=True)):
+        for section in SECTIONS:
+            if hasattr(part, section):
+                if said["quant_method"] == "mxfp4":
+                    setattr(part, section, {**said, "dequantize": True})
+                else:
+                    delattr(part, section)
+    return config
 
 
 def _same_weight(name: str, tied: Mapping[str, str]) -> set[str]:

@@ -239,5 +239,5 @@ def test_another_quantisation_is_refused(tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     settings = {"quant_method": "bitnet", "modules_to_not_convert": []}
     (checkpoint / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
-    with pytest.raises(StudyError, match="quantised in a way"):
+    with pytest.raises(StudyError, match="quantised with bitnet"):
         open_store(checkpoint)
