@@ -16,6 +16,7 @@ container: "docker://python:3.11-bookworm"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/keeping.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/tokenize.smk"
 include: "workflow/rules/record.smk"

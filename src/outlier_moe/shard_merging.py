@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from outlier_moe.errors import StudyError
+from outlier_moe.kept_recordings import KeptRecordings, keep_merged
 from outlier_moe.recording_files import Recording, read_recording
 from outlier_moe.whole_outputs import whole_directory
 
@@ -32,16 +33,19 @@ _SUMMED = ("time_load_s", "time_run_s", "bytes_read")
 _LARGEST = "peak_memory_bytes"
 
 
-def merge_shards(directories: Sequence[Path], output: Path) -> None:
+def merge_shards(directories: Sequence[Path], output: Path, *, kept: KeptRecordings | None = None) -> None:
     """Put the recordings of all parts of a study together.
 
     Args:
         directories: Their folders, in any order.
         output: The folder to write; it appears when it is whole.
+        kept: The model's recordings so far: this one is kept among them, in the place of its shards.
 
     Raises:
         StudyError: If they are not of one model, text and set of options, or do not cover all sequences once.
     """
+    if kept is not None and kept.take_up_whole(directories, output):
+        return
     shards = sorted(map(read_recording, directories), key=_first)
     _refuse_strangers(shards)
     _refuse_gaps(shards)
@@ -53,6 +57,8 @@ def merge_shards(directories: Sequence[Path], output: Path) -> None:
             else:
                 _merge_parquet(shards, name, partial / name)
         (partial / "run.json").write_text(json.dumps(_merged_run([shard.run for shard in shards]), indent=1) + "\n")
+    if kept is not None:
+        keep_merged(kept, output)
 
 
 def _first(recording: Recording) -> int:

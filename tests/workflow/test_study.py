@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -214,7 +213,8 @@ def test_another_number_of_sequences_tokenises_and_records_again(study: StudyFol
 def test_edited_files_of_this_machine_are_fetched_again(study: StudyFolder, tmp_path: Path) -> None:
     edited = study.copied(tmp_path / "edited")
     (edited.path / "text.txt").write_text((edited.path / "text.txt").read_text().upper())
-    os.utime(edited.path / "checkpoints/tiny-gpt2/model.safetensors")
+    weights = edited.path / "checkpoints/tiny-gpt2/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     jobs = edited.planned()
     assert jobs["fetch_corpus"] == jobs["fetch_model"] == 1
     assert jobs["record_outliers"] == len(MODELS)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+from outlier_moe.contents import DigestMemo
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
@@ -266,17 +267,21 @@ def corpus_file(wildcards):
     return f"resources/corpora/{corpus_of(wildcards)}.parquet"
 
 
+# Of this machine's files that the study reads: by what they hold, so that a copy of the study is the same study.
+DIGESTS = DigestMemo(Path("resources/.digests.json"))
+
+
 def model_source(wildcards):
     """Where a model comes from; a change of it, of its files here or of its leave fetches the model again."""
     entry = REGISTRY.model(wildcards.model)
     leave = " with its code" if entry.trust_remote_code else ""
-    return f"{entry.source!r}{leave} {local_state(entry.source)}".strip()
+    return f"{entry.source!r}{leave} {local_state(entry.source, DIGESTS)}".strip()
 
 
 def corpus_source(wildcards):
     """Where a text comes from and how much of it; a change of either, or of its files here, fetches it again."""
     entry = REGISTRY.corpus(wildcards.corpus)
-    return f"{entry!r} {local_state(entry.source)}".strip()
+    return f"{entry!r} {local_state(entry.source, DIGESTS)}".strip()
 
 
 def model_facts(entry):

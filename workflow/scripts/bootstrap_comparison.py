@@ -7,7 +7,7 @@ from outlier_moe.reporting import reporting_to
 from outlier_moe.statistics.bootstrap import BootstrapOptions
 from outlier_moe.statistics.study_bootstrap import StudyFiles, bootstrap_study
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     options = dict(snakemake.params.options)
     paths = zip(map(Path, snakemake.input.outliers), map(Path, snakemake.input.counts), strict=True)
     tables = bootstrap_study(

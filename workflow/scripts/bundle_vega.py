@@ -5,5 +5,5 @@ from pathlib import Path
 from outlier_moe.plots.saving import bundled
 from outlier_moe.reporting import reporting_to
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     Path(snakemake.output.script).write_text(bundled())

@@ -6,7 +6,7 @@ from outlier_moe.comparison import compare_models, judged_models
 from outlier_moe.presets import Preset
 from outlier_moe.reporting import reporting_to
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     presets = [Preset(**preset) for preset in snakemake.params.presets]
     paths = map(Path, snakemake.input.outliers), map(Path, snakemake.input.counts)
     judged = judged_models(zip(snakemake.params.facts, *paths, strict=True), presets)

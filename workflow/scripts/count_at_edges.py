@@ -6,7 +6,7 @@ from outlier_moe.layer_peaks import CountFiles, count_recording
 from outlier_moe.presets import CountShape, Preset
 from outlier_moe.reporting import reporting_to
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     count_recording(
         Path(snakemake.input.outliers),
         CountFiles(**{name: Path(path) for name, path in snakemake.output.items()}),

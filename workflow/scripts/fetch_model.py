@@ -6,6 +6,6 @@ from outlier_moe.registry import load_registry
 from outlier_moe.reporting import reporting_to
 from outlier_moe.sources.models import fetch_model
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     registry = load_registry(Path("config/models.yaml"), Path("workflow/schemas/models.schema.yaml"))
     fetch_model(registry.model(snakemake.wildcards.model), Path(snakemake.output.model))

@@ -6,6 +6,6 @@ from outlier_moe.presets import presets
 from outlier_moe.reporting import reporting_to
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     for recordings, outliers in zip(snakemake.input.recordings, snakemake.output.outliers, strict=True):
         filter_checkpoints(Path(recordings), presets(snakemake.params)).write_parquet(outliers)

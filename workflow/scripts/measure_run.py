@@ -6,7 +6,7 @@ from outlier_moe.presets import presets
 from outlier_moe.reporting import reporting_to
 from outlier_moe.scale_sweep.figures import metrics_of_run
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     chosen = presets(snakemake.params)
     table = metrics_of_run(Path(snakemake.input.run), chosen, default=snakemake.params.preset)
     table.write_parquet(snakemake.output.metrics)

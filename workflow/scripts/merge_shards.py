@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+from outlier_moe.kept_recordings import KeptRecordings
 from outlier_moe.reporting import reporting_to
 from outlier_moe.shard_merging import merge_shards
 
-with reporting_to(snakemake.log[0]):
-    merge_shards([Path(shard) for shard in snakemake.input.shards], Path(snakemake.output.outliers))
+with reporting_to(snakemake.log[0], snakemake):
+    merge_shards(
+        [Path(shard) for shard in snakemake.input.shards],
+        Path(snakemake.output.outliers),
+        kept=KeptRecordings(Path("results", snakemake.wildcards.model, "recordings")),
+    )

@@ -8,7 +8,7 @@ from outlier_moe.plots.gallery import comparison_charts, save_charts
 from outlier_moe.presets import presets
 from outlier_moe.reporting import reporting_to
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     charts = comparison_charts(
         pl.read_parquet(snakemake.input.models),
         preset=next(preset for preset in presets(snakemake.config) if preset.name == snakemake.params.preset),

@@ -8,5 +8,5 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.images import ImageOptions, prepare_images
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     prepare_images(Path(snakemake.output.images), ImageOptions(**snakemake.params.images))

@@ -9,7 +9,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.upcycling.checkpoint_recording import record_checkpoints
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     options = RecordOptions(
         taps=tuple(snakemake.params.taps),
         floor=snakemake.params.floor,

@@ -5,12 +5,13 @@ from pathlib import Path
 from outlier_moe.lean_imports import uncollected
 
 with uncollected():
+    from outlier_moe.kept_recordings import KeptRecordings
     from outlier_moe.recording.options import RecordOptions
     from outlier_moe.recording.record import record_outliers
     from outlier_moe.reporting import reporting_to
     from outlier_moe.sharding import Shard
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     options = RecordOptions(
         taps=tuple(snakemake.params.taps),
         floor=snakemake.params.floor,
@@ -22,4 +23,12 @@ with reporting_to(snakemake.log[0]):
         evict=snakemake.config["record_outliers"]["evict"],
         shard=Shard(int(snakemake.wildcards.get("shard", 1)) - 1, int(snakemake.wildcards.get("n_shards", 1))),
     )
-    record_outliers(Path(snakemake.input.model), Path(snakemake.input.tokens), Path(snakemake.output.outliers), options)
+    record_outliers(
+        Path(snakemake.input.model),
+        Path(snakemake.input.tokens),
+        Path(snakemake.output.outliers),
+        options,
+        kept=KeptRecordings(
+            Path("results", snakemake.wildcards.model, "recordings"), revision=snakemake.params.revision
+        ),
+    )

@@ -7,7 +7,7 @@ from outlier_moe.scale_sweep.figures import SweptRun
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import show_summary
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     files = zip(snakemake.params.runs, snakemake.input.runs, snakemake.input.metrics, strict=True)
     tables = summarise_sweep([SweptRun(*run, Path(folder), Path(metrics)) for run, folder, metrics in files])
     for name, table in tables._asdict().items():

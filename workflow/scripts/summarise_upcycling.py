@@ -6,7 +6,7 @@ from outlier_moe.reporting import reporting_to
 from outlier_moe.terminal.presentation import show_frame
 from outlier_moe.upcycling.summary import TABLE, RunFiles, for_terminal, summarise_upcycling
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     proofs = iter(snakemake.input.proofs)
     columns = [snakemake.input[name] for name in ("dense_runs", "arm_runs", "dense_outliers", "arm_outliers")]
     runs = [

@@ -8,7 +8,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.tokenization import tokenize_corpus
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     tokenize_corpus(
         Path(snakemake.input.corpus),
         Path(snakemake.input.model),

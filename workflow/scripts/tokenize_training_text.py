@@ -8,7 +8,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.training.text_stream import TextOptions, tokenize_training_text
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     options = {name: value for name, value in snakemake.params.text.items() if name != "corpus"}
     tokenize_training_text(
         Path(snakemake.input.corpus),

@@ -9,7 +9,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
     train_classifier(
         classifier_of(

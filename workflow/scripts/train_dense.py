@@ -10,7 +10,7 @@ with uncollected():
     from outlier_moe.upcycling.settings import phase_options
     from outlier_moe.upcycling.study import model_sizes
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     section = dict(snakemake.params.items())
     train_dense(
         Path(snakemake.input.text),

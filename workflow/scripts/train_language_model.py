@@ -9,7 +9,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.language import language_model_of, train_language_model
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
     model = language_model_of(
         params.sweep,

@@ -10,7 +10,7 @@ with uncollected():
     from outlier_moe.upcycling.settings import phase_options
     from outlier_moe.upcycling.study import expert_sizes, model_sizes
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     section, arm = dict(snakemake.params.items()), snakemake.wildcards.arm
     continue_training(
         Path(snakemake.input.start),

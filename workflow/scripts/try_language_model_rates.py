@@ -8,7 +8,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.language import language_model_of, try_language_model_rates
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     model = language_model_of(
         snakemake.params.sweep,
         Path(snakemake.input.text),

@@ -8,7 +8,7 @@ with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.classifiers import classifier_of, try_learning_rates
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     classifier = classifier_of(
         snakemake.params.sweep,
         Path(snakemake.input.images),

@@ -10,7 +10,7 @@ with uncollected():
     from outlier_moe.upcycling.settings import transfer_options
     from outlier_moe.upcycling.study import EXACT, expert_sizes, model_sizes
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     section, arm = dict(snakemake.params.items()), snakemake.wildcards.arm
     dense, moe = Path(snakemake.input.dense), Path(snakemake.output.moe)
     upcycle_dense(

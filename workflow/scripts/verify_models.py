@@ -7,7 +7,7 @@ import polars as pl
 from outlier_moe.reporting import reporting_to
 from outlier_moe.statistics.study_checks import CheckedModel, checks_of_study
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
     rows = zip(params.models, map(Path, snakemake.input.outliers), params.revisions, strict=True)
     tables = checks_of_study(

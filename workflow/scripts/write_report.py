@@ -8,7 +8,7 @@ from outlier_moe.report.inputs import ModelFiles, ReportInputs
 from outlier_moe.report.page import write_report
 from outlier_moe.reporting import reporting_to
 
-with reporting_to(snakemake.log[0]):
+with reporting_to(snakemake.log[0], snakemake):
     paths = [snakemake.input[name] for name in ("outliers", "edge_counts", "layer_peaks")]
     files = [ModelFiles(*map(Path, of_model)) for of_model in zip(*paths, strict=True)]
     inputs = ReportInputs(

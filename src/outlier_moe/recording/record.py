@@ -20,6 +20,7 @@ from outlier_moe import __version__
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings
 from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.planning.workload import Workload
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
@@ -54,7 +55,14 @@ class _Loaded(NamedTuple):
     """Records all sequences; returns what only the driver knows of the run."""
 
 
-def record_outliers(model_directory: Path, tokens_path: Path, output: Path, options: RecordOptions) -> None:
+def record_outliers(
+    model_directory: Path,
+    tokens_path: Path,
+    output: Path,
+    options: RecordOptions,
+    *,
+    kept: KeptRecordings | None = None,
+) -> None:
     """Run a model over the corpus and write what its taps show.
 
     Args:
@@ -62,12 +70,16 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
         tokens_path: What `tokenize_corpus` wrote for this model.
         output: The folder to write; it appears when it is whole.
         options: What to record and how to run.
+        kept: The model's recordings so far: one of the same is taken up, and this one is kept among them.
 
     Raises:
         StudyError: If the device is not there, the checkpoint does not fit, or one sequence does not fit into memory.
     """
     started = time.monotonic()
     tokens = _of_shard(read_tokens(tokens_path), options.shard)
+    made = None if kept is None else kept.made_from(model_directory, tokens.metadata, options)
+    if kept is not None and made is not None and kept.take_up(made, options, output):
+        return
     device = choose_device(options.device)
     origin = read_origin(model_directory)
     # What a streamed run has finished, for the run after it if it is interrupted, and files that it will delete.
@@ -89,6 +101,7 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
             "d_model": writer.d_model,
             "model": origin.model,
             "source": asdict(origin),
+            **({} if made is None else {MADE_FROM: made}),
             "mode": loaded.mode,
             "experts": experts,
             "device": str(device),
@@ -98,6 +111,8 @@ def record_outliers(model_directory: Path, tokens_path: Path, output: Path, opti
             "peak_memory_bytes": peak_memory_bytes(device),
         }
         writer.finish(run, decode)
+    if kept is not None:
+        kept.keep(output)
     for folder in (resume, weights):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -31,6 +31,7 @@ from outlier_moe.recording.tables import (
 )
 from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.taps import View
+from outlier_moe.whole_outputs import partial_of, put_in_place, remove_orphans
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class RecordingWriter:
         self, directory: Path, *, tokens: UInt32[np.ndarray, "sequence position"], n_peaks: int, n_layers: int
     ) -> None:
         self.directory = directory
-        self.partial = directory.with_name(f".{directory.name}.partial")
+        self.partial = partial_of(directory)
         self.tokens = tokens
         self.n_peaks = n_peaks
         self.n_layers = n_layers
@@ -67,6 +68,7 @@ class RecordingWriter:
 
     def __enter__(self) -> RecordingWriter:
         """Open the tables in an empty folder beside the final one."""
+        remove_orphans(self.directory)
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         digits = max(2, len(str(self.n_layers - 1)))
@@ -86,8 +88,7 @@ class RecordingWriter:
         if kind is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self.partial.rename(self.directory)
+        put_in_place(self.partial, self.directory)
 
     def add_layers(self, observer: ChunkObserver) -> None:
         """Write the per-layer rows that a chunk has gathered, and have it forget them."""

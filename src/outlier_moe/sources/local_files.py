@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from outlier_moe.contents import DigestMemo
 from outlier_moe.registry import CheckpointSource, CorpusSource, DirectorySource, FilesSource, ModelSource
 
 
@@ -14,10 +15,12 @@ def matching_files(pattern: str) -> list[Path]:
     return [path for path in map(Path, found) if path.is_file()]
 
 
-def local_state(source: ModelSource | CorpusSource | None) -> str:
-    """Name, size and time of each file of a local source; nothing of any other, or if it is not there.
+def local_state(source: ModelSource | CorpusSource | None, digests: DigestMemo) -> str:
+    """Name, size and digest of each file of a local source; nothing of any other, or if it is not there.
 
-    By size and time, as Snakemake tells its own inputs apart: a checkpoint takes too long to be read for each plan.
+    Args:
+        source: The source.
+        digests: Those of files that did not change since they were read: a checkpoint takes too long for each plan.
     """
     match source:
         case DirectorySource() | CheckpointSource():
@@ -26,5 +29,6 @@ def local_state(source: ModelSource | CorpusSource | None) -> str:
             files = [path for pattern in source.paths for path in matching_files(pattern)]
         case _:
             return ""
-    states = [(str(path), path.stat()) for path in sorted(files)]
-    return "; ".join(f"{path} {state.st_size} {state.st_mtime_ns}" for path, state in states)
+    states = [f"{path} {path.stat().st_size} {digests.sha256_of(path)}" for path in sorted(files)]
+    digests.save()
+    return "; ".join(states)

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
 
 
 @contextmanager
 def disk_full_is_told(path: Path) -> Iterator[None]:
-    """Say so if the disk is full, and what becomes of the run; each library has an error of its own for it.
+    """Say so if a disk is full or closed; each library has an error of its own for it.
 
     Args:
         path: What is being written.
 
     Raises:
-        StudyError: If there is no room left.
+        StudyError: If it cannot be.
     """
     try:
         yield
     except Exception as error:
-        if not isinstance(error, StudyError) and (
-            getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        ):
-            raise StudyError(
-                "The disk is full.",
-                file=path,
-                got=str(error),
-                remedy="Make room and run again: layers that a streamed run has finished are kept.",
-            ) from error
+        if (told := disk_trouble(error, path)) is not None:
+            raise told from error
         raise
 
 

@@ -17,6 +17,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
+from outlier_moe.whole_outputs import partial_of
 from tests.hub_server import HubServer, hub_environment
 from tests.unit.sources.checkpoints import INDEX, repository, shards, write
 from tests.unit.sources.entries import model_entry
@@ -274,12 +275,15 @@ def test_what_was_fetched_before_is_replaced_only_by_something_whole(hub: HubSer
     hub.add(REPO, repository())
     fetch_model(TINY, tmp_path / "model")
     (tmp_path / "model/stale").write_text("")
-    (tmp_path / ".model.partial").mkdir()
+    process = subprocess.Popen(["true"])
+    process.wait()
+    left = partial_of(tmp_path / "model", pid=process.pid)
+    left.mkdir()
     with pytest.raises(StudyError):
         fetch_model(model_entry(HubSource("owner/absent")), tmp_path / "model")
     assert (tmp_path / "model/stale").exists()
     fetch_model(TINY, tmp_path / "model")
-    assert not (tmp_path / "model/stale").exists() and not (tmp_path / ".model.partial").exists()
+    assert not (tmp_path / "model/stale").exists() and not left.exists()
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"files": [{"title": 1}]}'])

@@ -1,0 +1,59 @@
+# What keeps a study from being lost or made twice: each recording is kept under a name of its own before anything runs,
+# and files that a copy has left without their times get them back.
+#
+# INPUTS   none
+# OUTPUTS  results/{model}/recordings/, results/.times.json
+
+from outlier_moe.kept_times import (
+    begin_changes,
+    forget_known,
+    keep_all_recordings,
+    note_times,
+    restore_times,
+)
+from outlier_moe.stages import killed_stages
+
+STUDY_FOLDERS = [Path("results"), Path("resources")]
+
+
+def restored():
+    """Put back the times of a copied study, before Snakemake looks at them."""
+    if workflow.is_main_process and (n_files := restore_times(STUDY_FOLDERS)):
+        logger.info(f"{n_files} files are as the last run left them: their times too")
+
+
+def before_jobs():
+    """What is done before the first job starts, and Snakemake removes what it makes."""
+    keep_all_recordings(Path("results"), Path("resources/models"))
+    begin_changes(STUDY_FOLDERS)
+
+
+def after_jobs():
+    """What is done when the last job has ended."""
+    forget_known(STUDY_FOLDERS)
+    note_times(STUDY_FOLDERS)
+
+
+def told_killed():
+    """What is said of jobs that were killed."""
+    return "\n".join(killed_stages(Path("logs")))
+
+
+restored()
+
+
+onstart:
+    if workflow.is_main_process:
+        before_jobs()
+
+
+onsuccess:
+    if workflow.is_main_process:
+        after_jobs()
+
+
+onerror:
+    if workflow.is_main_process:
+        after_jobs()
+        if killed := told_killed():
+            logger.error(killed)
