@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -152,7 +152,7 @@ class KeptRecordings:
             return True
         return self._take_up({**made, "shard": list(options.shard)}, output)
 
-    def take_up_whole(self, shards: list[Path], output: Path) -> bool:
+    def take_up_whole(self, shards: Sequence[Path], output: Path) -> bool:
         """Put the recording of all sequences in place if shards say that it is kept."""
         for shard in shards:
             with suppress(OSError, ValueError):
