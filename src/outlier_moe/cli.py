@@ -13,7 +13,7 @@ import polars as pl
 
 from outlier_moe import __version__
 from outlier_moe.commands import compare, cost, count_params, nodes, plan, sweep, upcycling, verify
-from outlier_moe.commands.tables import read_table, tell_nonfinite
+from outlier_moe.commands.tables import read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
     CheckpointSource,
@@ -23,6 +23,7 @@ from outlier_moe.registry import (
     ModelSource,
     load_registry,
 )
+from outlier_moe.statistics.degenerate import share_of_features, with_degenerate
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 
 _COMPARISON = {
@@ -72,11 +73,12 @@ _MODELS = {
 
 def _show(arguments: argparse.Namespace) -> None:
     path = arguments.results / "comparison" / "models.parquet"
-    table = read_table(path, remedy="Run snakemake (or make demo) first.")
+    table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first."))
     if arguments.format == "table":
-        table = _for_people(table)
+        table = with_marks(_for_people(table))
     show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path), section="preset")
     if arguments.format == "table":
+        tell_degenerate(table)
         tell_nonfinite(table)
 
 
@@ -107,12 +109,15 @@ def _top(arguments: argparse.Namespace) -> None:
         raise StudyError(
             "The table has no such preset.", file=path, got=arguments.preset, remedy=nearest(arguments.preset, known)
         )
-    top = (
-        table.filter(preset=arguments.preset, first_token="excluded" if arguments.without_first_token else "included")
-        .sort("is_systematic", "peak", descending=True)
-        .head(arguments.n)
+    rows = table.filter(
+        preset=arguments.preset, first_token="excluded" if arguments.without_first_token else "included"
     )
+    share = share_of_features(rows, arguments.results / arguments.model / "outliers" / "run.json")
+    top = rows.sort("is_systematic", "peak", descending=True).head(arguments.n)
+    top = with_degenerate(top.with_columns(d_model_share=pl.lit(share, pl.Float64)))
     show_frame(top, _TOP, output_format=arguments.format, title=f"{arguments.model}, preset {arguments.preset}")
+    if arguments.format == "table":
+        tell_degenerate(top)
 
 
 def _top_experts(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from outlier_moe.presets import Preset
 from outlier_moe.recording_files import Recording, read_recording
 from outlier_moe.schemas.comparison import LeftOut
 from outlier_moe.statistics.comparable import on_one_text, text_of
+from outlier_moe.statistics.degenerate import with_degenerate
 from outlier_moe.statistics.judged import judged_features
 from outlier_moe.statistics.sequence_counts import SequenceCounts
 from outlier_moe.statistics.stored_tables import stored_tables
@@ -196,4 +197,5 @@ def _rows(model: ComparedModel, presets: list[Preset]) -> pl.DataFrame:
         )
         .join(facts, how="cross")
     )
-    return rows.with_columns(fraction(rows["n_systematic"], model.recording.run["d_model"]).alias("d_model_share"))
+    share = fraction(rows["n_systematic"], model.recording.run["d_model"]).alias("d_model_share")
+    return with_degenerate(rows.with_columns(share))

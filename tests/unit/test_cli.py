@@ -70,6 +70,27 @@ def test_top_lists_the_features_with_the_largest_peaks(results: Path, capsys: py
     assert [row["feature"] for row in rows] == expected["feature"].head(3).to_list()
 
 
+def test_a_definition_that_marks_every_feature_is_marked(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = results / "comparison" / "models.parquet"
+    table = pl.read_parquet(comparison)
+    preset = table["preset"][0]
+    is_odd = (pl.col("model") == "one") & (pl.col("preset") == preset)
+    share = pl.when(is_odd).then(1.0).otherwise(0.1)
+    table.with_columns(d_model_share=share).write_parquet(comparison)
+    assert main(["show", "--results", str(results)]) == 0
+    assert capsys.readouterr().out.count("degenerate") == 1
+    features = results / "one" / "systematic.parquet"
+    every = pl.DataFrame({"feature": range(40)}, schema={"feature": pl.UInt32})
+    rows = pl.read_parquet(features).filter(preset=preset, first_token="included").head(1)
+    whole = rows.drop("feature").join(every, how="cross").with_columns(is_systematic=True)
+    for n, is_marked in ((40, True), (35, False)):
+        whole.head(n).write_parquet(features)
+        assert main(["top", "one", "--preset", preset, "--results", str(results)]) == 0
+        assert ("degenerate" in capsys.readouterr().out) == is_marked
+        assert main(["top", "one", "--preset", preset, "--results", str(results), "--format", "json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["is_degenerate"] == is_marked
+
+
 def test_top_lists_the_experts_of_outlier_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "comparison").mkdir()
     experts = rows_of(np.array([[9, 1, 0], [9, 1, 0]]), np.array([[9, 36, 45], [9, 36, 45]]))

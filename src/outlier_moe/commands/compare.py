@@ -9,8 +9,10 @@ from typing import Literal, get_args
 
 import polars as pl
 
-from outlier_moe.commands.tables import read_table, tell_nonfinite
+from outlier_moe.commands.tables import degenerate_note, read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError, nearest
+from outlier_moe.statistics.degenerate import MARK, with_degenerate
+from outlier_moe.terminal.figures import with_ends
 from outlier_moe.terminal.presentation import Column, show_frame
 from outlier_moe.terminal.table_formats import latex_table, markdown_table
 
@@ -77,7 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
             got=f"--format {arguments.format}",
         )
     path = arguments.results / "comparison" / "models.parquet"
-    models = _of_preset(read_table(path, remedy="Run snakemake (or make demo) first."), path, arguments)
+    table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first."))
+    models = _of_preset(table, path, arguments)
     chosen = _chosen(models, arguments)
     _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)
     if arguments.terminal:
@@ -86,6 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _of_preset(models: pl.DataFrame, path: Path, arguments: argparse.Namespace) -> pl.DataFrame:
     first_token = "excluded" if arguments.without_first_token else "included"
+    if models.is_empty():
+        raise StudyError(
+            "The comparison has no model: none of the study could be compared.",
+            file=path,
+            expected="at least one model",
+            remedy="logs/compare_models.log says why each was left out.",
+        )
     models = models.filter(pl.col("first_token").cast(pl.String) == first_token)
     if arguments.preset == "all":
         return models
@@ -106,16 +116,12 @@ def _chosen(models: pl.DataFrame, arguments: argparse.Namespace) -> pl.DataFrame
         return models.filter(pl.col("model").is_in(arguments.models))
     if arguments.include_dense:
         return models
+    if models["kind"].n_unique() < 2:
+        # A study of one kind is compared as it is.
+        return models
     moe = models.filter(pl.col("kind").cast(pl.String) == "moe")
     left_out = models.filter(pl.col("kind").cast(pl.String) != "moe")["model"].unique(maintain_order=True).to_list()
-    if moe.is_empty():
-        raise StudyError(
-            "The comparison has no MoE model.",
-            got=f"dense models only: {', '.join(left_out)}" if left_out else "no model at all",
-            remedy="Add --include-dense." if left_out else "Run snakemake first.",
-        )
-    if left_out:
-        sys.stderr.write(f"Left out, since they are dense (--include-dense): {', '.join(left_out)}\n")
+    sys.stderr.write(f"Left out, since they are dense (--include-dense): {', '.join(left_out)}\n")
     return moe
 
 
@@ -150,19 +156,22 @@ def _print(models: pl.DataFrame, arguments: argparse.Namespace) -> None:
     }
     first = ", without each sequence's first token" if arguments.without_first_token else ""
     title = f"Outlier features, preset {arguments.preset}{first}"
-    shown = models.select(list(columns))
+    shown, note = with_marks(models).select(list(columns)), degenerate_note(models)
     if arguments.format == "markdown":
         sys.stdout.write(markdown_table(shown, columns))
+        sys.stdout.write(f"\n\\{note}\n" if note else "")
     elif arguments.format == "latex":
-        sys.stdout.write(latex_table(shown, columns, caption=title))
+        sys.stdout.write(latex_table(shown, columns, caption=". ".join(filter(None, [title, note]))))
     else:
         _show(models, columns, title, is_marked=arguments.terminal)
+        tell_degenerate(models)
         tell_nonfinite(models)
 
 
 def _show(models: pl.DataFrame, columns: dict[str, Column], title: str, *, is_marked: bool) -> None:
     """The table on a terminal, with intervals, and with the letters that stand for models in plots."""
-    cells = {name: [column.written(value) for value in models[name]] for name, column in columns.items()}
+    marked = with_marks(models)
+    cells = {name: [column.written(value) for value in marked[name]] for name, column in columns.items()}
     heads = {name: Column(column.title) for name, column in columns.items()}
     for name in _INTERVALS:
         cells[name] = _written(models, name, columns[name])
@@ -186,16 +195,18 @@ def _show(models: pl.DataFrame, columns: dict[str, Column], title: str, *, is_ma
 
 
 def _written(models: pl.DataFrame, name: str, column: Column) -> list[str]:
-    """Figures with their intervals, each right-aligned."""
-    values = [column.written(value) for value in models[name]]
-    width, factor = max(map(len, values), default=0), 100 if column.style == "percent" else 1
-    if f"{name}_low" not in models.columns:
-        return [value.rjust(width) for value in values]
-    ends = [
-        # Whole numbers and percentages: a table has little room.
-        "" if low is None else f" ({factor * low:,.0f}–{factor * high:,.0f})"
-        for low, high in models.select(f"{name}_low", f"{name}_high").iter_rows()
-    ]
+    """Figures with their intervals, each right-aligned, a count with its mark."""
+    texts = with_marks(models)["n_systematic"] if name == "n_systematic" else models[name]
+    values, ends = [column.written(text) for text in texts], [""] * len(models)
+    if f"{name}_low" in models.columns and column.style != "text":
+        known = models.select(name, f"{name}_low", f"{name}_high").iter_rows()
+        for row, (value, low, high) in enumerate(known):
+            if value is not None and low is not None:
+                # Whole numbers and percentages: a table has little room.
+                shown = with_ends(value, low, high, column.style, digits=0)
+                mark = values[row][-1] if values[row].endswith(MARK) else ""
+                values[row], ends[row] = f"{shown.value}{mark}", f" ({shown.low}–{shown.high})"
+    width = max(map(len, values), default=0)
     return [value.rjust(width) + end for value, end in zip(values, ends, strict=True)]
 
 

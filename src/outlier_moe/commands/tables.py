@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from outlier_moe.errors import StudyError
+from outlier_moe.statistics.degenerate import MARK, MARKED, is_degenerate, with_degenerate
 
 
 def tell_nonfinite(table: pl.DataFrame) -> None:
@@ -15,6 +16,28 @@ def tell_nonfinite(table: pl.DataFrame) -> None:
     some = table.filter(pl.col("n_nonfinite") > 0).unique("model", maintain_order=True)
     for model, n in some.select(pl.col("model").str.strip_chars(), "n_nonfinite").iter_rows():
         sys.stdout.write(f"{model}: {n:,} activations were NaN or infinite and are in no figure.\n")
+
+
+def with_marks(models: pl.DataFrame) -> pl.DataFrame:
+    """The comparison for people: a count is text, with a mark where its definition is degenerate for the model.
+
+    Args:
+        models: Rows of `schemas.ModelComparison`, with or without `is_degenerate`.
+    """
+    told = with_degenerate(models).select("n_systematic", "is_degenerate").iter_rows()
+    texts = [f"{count:,}{MARK if is_marked else ''}" for count, is_marked in told]
+    return models.with_columns(n_systematic=pl.Series(texts, dtype=pl.String))
+
+
+def degenerate_note(models: pl.DataFrame) -> str | None:
+    """What the mark means, if any of the rows has one."""
+    return MARKED if models.select(is_degenerate().any()).item() else None
+
+
+def tell_degenerate(models: pl.DataFrame) -> None:
+    """Say beneath a table for people what its marks mean."""
+    if (note := degenerate_note(models)) is not None:
+        sys.stdout.write(f"{note}\n")
 
 
 def read_table(path: Path, *, remedy: str) -> pl.DataFrame:

@@ -76,9 +76,20 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write("\n".join(map(_told, shown.iter_rows(named=True))) + "\n")
     else:
         show_frame(shown, COLUMNS, output_format=arguments.format, title=entry.id)
-    counts = dict(shown["verdict"].value_counts().iter_rows())
-    told = [f"{counts.get(verdict, 0)} {verdict}" for verdict in ("reproduced", "not reproduced", "not comparable")]
-    sys.stderr.write(f"{', '.join(told)}.\n")
+    sys.stderr.write(_counts(shown))
+
+
+def _counts(rows: pl.DataFrame) -> str:
+    """How many figures of others were reproduced; this project's own earlier measurements are none of those."""
+    from outlier_moe.statistics.published import VERDICTS, is_own
+
+    lines = []
+    for name, chosen in (("published by others", rows.filter(~is_own())), ("measured here", rows.filter(is_own()))):
+        if len(chosen):
+            counts = dict(chosen["verdict"].value_counts().iter_rows())
+            told = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
+            lines.append(f"{name}: {told}.\n")
+    return "".join(lines)
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -10,7 +10,7 @@ import polars as pl
 from outlier_moe.filtering import Preset
 from outlier_moe.report.inputs import ReportContents, ReportInputs
 from outlier_moe.report.jumps import transition_findings
-from outlier_moe.report.sentences import Finding, counted, have, of_all, percent
+from outlier_moe.report.sentences import Finding, counted, have, of_all, percent, with_interval
 from outlier_moe.report.tested import (
     dense_moe_findings,
     pair_findings,
@@ -18,13 +18,12 @@ from outlier_moe.report.tested import (
     super_expert_findings,
     verification_findings,
 )
+from outlier_moe.statistics.degenerate import is_degenerate
 from outlier_moe.statistics.intervals import SIMULATED
+from outlier_moe.terminal.figures import plain
 
 FEW = 30
 """Sequences from which on intervals come without a warning."""
-
-DEGENERATE_SHARE = 0.5
-"""A preset by which at least so many of a model's features are systematic tells them apart no more."""
 
 
 class Intervals(NamedTuple):
@@ -107,13 +106,10 @@ def _basis(rows: pl.DataFrame, preset: Preset, intervals: Intervals | None = Non
     return f"n = {counted(len(rows), 'model')}, {texts}; preset {preset.name}{end}"
 
 
-def _with_interval(text: str, interval: tuple[float, float] | None, form: str) -> str:
-    if interval is None:
-        return text
-    low, high = interval
-    # One more digit where the ends would look the same.
-    form = ".1%" if form == ".0%" and f"{low:.0%}" == f"{high:.0%}" else form
-    return f"{text} [{low:{form}} to {high:{form}}]"
+def _figure(row: Mapping[str, Any], figure: str, intervals: Intervals) -> str:
+    """A model's figure, with its interval if there is one."""
+    low, high = intervals.of(row["model"], figure) or (None, None)
+    return with_interval(row[figure], low, high, "count" if figure == "n_systematic" else "percent_sign")
 
 
 def _rule(preset: Preset) -> str:
@@ -125,23 +121,20 @@ def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Findi
     ranked = rows.sort(["n_systematic", "model"], descending=[True, False]).rows(named=True)
 
     def told(row: dict[str, Any]) -> str:
-        count = _with_interval(f"{row['n_systematic']:,}", intervals.of(row["model"], "n_systematic"), ",.0f")
-        return f"{count} in {row['model']} ({row['d_model_share']:.1%} of its {row['d_model']:,})"
+        share = f"{row['d_model_share']:.1%} of its {row['d_model']:,}"
+        return f"{_figure(row, 'n_systematic', intervals)} in {row['model']} ({share})"
 
     if len(rows) == 1:
-        verb = "reaches" if ranked[0]["n_systematic"] == 1 else "reach"
-        text = f"{counted(ranked[0]['n_systematic'], 'feature')} of {ranked[0]['model']} {verb} {_rule(preset)}"
-        text = f"{text}, {ranked[0]['d_model_share']:.1%} of its {ranked[0]['d_model']:,}."
-        interval = intervals.of(ranked[0]["model"], "n_systematic")
-        text += f" The interval is {interval[0]:,.0f} to {interval[1]:,.0f}." if interval else ""
-        return Finding("How many", text, _basis(rows, preset, intervals if interval else None))
+        text = f"Features with {_rule(preset)}: {told(ranked[0])}."
+        return Finding("How many", text, _basis(rows, preset, intervals))
     with_some = [row for row in ranked if row["n_systematic"]]
     if not with_some:
         text = f"None of {len(rows)} models has a feature with {_rule(preset)}."
         return Finding("How many", text, _basis(rows, preset))
+    median = plain(float(rows["n_systematic"].median() or 0))  # type: ignore[arg-type]
     text = (
         f"{of_all(len(with_some), len(ranked))} {have(len(ranked))} features with {_rule(preset)}: from"
-        f" {told(ranked[-1])} to {told(ranked[0])}; the median model has {rows['n_systematic'].median():,g}."
+        f" {told(ranked[-1])} to {told(ranked[0])}; the median model has {median}."
     )
     return Finding("How many", text, _basis(rows, preset, intervals))
 
@@ -155,10 +148,7 @@ def _how_far(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Findin
     parts = []
     for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions")):
         ends = known.sort([figure, "model"]).rows(named=True)
-        told = [
-            f"{_with_interval(format(row[figure], '.0%'), intervals.of(row['model'], figure), '.0%')} in {row['model']}"
-            for row in (ends[0], ends[-1])
-        ]
+        told = [f"{_figure(row, figure, intervals)} in {row['model']}" for row in (ends[0], ends[-1])]
         parts.append(f"{' to '.join(told)} of the {noun}")
     text = f"On average over a model's systematic features, one affects {', and '.join(parts)}."
     return Finding("How far they reach", text, _basis(known, preset, intervals))
@@ -167,7 +157,7 @@ def _how_far(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Findin
 def _how_far_alone(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Finding:
     row = rows.row(0, named=True)
     told = [
-        f"{_with_interval(format(row[figure], '.0%'), intervals.of(row['model'], figure), '.0%')} of the {noun}"
+        f"{_figure(row, figure, intervals)} of the {noun}"
         for figure, noun in (("layer_fraction_mean", "layers"), ("position_fraction_mean", "positions"))
     ]
     subject = "This feature" if row["n_systematic"] == 1 else "On average such a feature"
@@ -182,16 +172,17 @@ def _dense_and_moe(rows: pl.DataFrame, preset: Preset) -> list[Finding]:
         return []
     names = {"dense": "dense", "moe": "MoE"}
 
-    def told(column: str, form: str) -> str:
+    def told(column: str, form: Callable[[float], str]) -> str:
         medians = {kind: part.select(pl.col(column).cast(pl.Float64).median()).item() for kind, part in kinds.items()}
         return " against ".join(
-            f"{'none' if median is None else format(median, form)} ({names[kind]})" for kind, median in medians.items()
+            f"{'none' if median is None else form(median)} ({names[kind]})" for kind, median in medians.items()
         )
 
+    layers, positions = (told(f"{of}_fraction_mean", "{:.0%}".format) for of in ("layer", "position"))
     text = (
-        f"The median model has {told('n_systematic', ',g')} systematic features, which affect on average"
-        f" {told('layer_fraction_mean', '.0%')} of the layers and {told('position_fraction_mean', '.0%')} of the"
-        " positions. Models of one kind differ in size and family too: medians alone do not say what sparsity does."
+        f"The median model has {told('n_systematic', plain)} systematic features, which affect on average {layers} of"
+        f" the layers and {positions} of the positions. Models of one kind differ in size and family too: medians alone"
+        " do not say what sparsity does."
     )
     sizes = " and ".join(f"{len(part)} {names[kind]}" for kind, part in kinds.items())
     return [Finding("Dense against MoE", text, f"n = {sizes} models; preset {preset.name}")]
@@ -229,27 +220,24 @@ def _massive(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
         text = f"{of_all(len(some), len(rows))} {have(len(rows))} massive activations ({rule})."
         if len(some):
             row = some.row(0, named=True)
-            text += f" The largest is {row['peak_largest']:,.0f}, in {row['model']}."
+            where = f"at {preset.view}, first tokens included"
+            text += f" The largest of them ({where}) is {plain(row['peak_largest'])}, in {row['model']}."
         found.append(Finding("Massive activations", text, f"n = {counted(len(rows), 'model')}; preset {preset.name}"))
     return found
 
 
 def _degenerate(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
-    """Presets that call most features systematic, which is why there are others."""
+    """Presets that mark nearly all features of a model, which is why there are others."""
     found = []
     for preset in inputs.presets:
         rows = comparison.filter(preset=preset.name, first_token="included")
-        most = rows.filter(pl.col("d_model_share") >= DEGENERATE_SHARE).sort(
-            ["d_model_share", "model"], descending=[True, False]
-        )
+        most = rows.filter(is_degenerate()).sort(["d_model_share", "model"], descending=[True, False])
         if most.is_empty():
             continue
-        row = most.row(0, named=True)
-        text = (
-            f"By the preset {preset.name} at least half of all features are systematic in"
-            f" {of_all(len(most), len(rows)).lower()} (in {row['model']} {row['n_systematic']:,} of"
-            f" {row['d_model']:,}); there it does not tell outliers from the rest."
+        each = ", ".join(
+            f"{row['model']} ({row['n_systematic']:,} of {row['d_model']:,})" for row in most.rows(named=True)
         )
+        text = f"{preset.name} marks (nearly) every feature of {each}: these are in no test by it."
         found.append(Finding("Where a definition says nothing", text, f"n = {counted(len(rows), 'model')}", True))
     return found
 

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.filtering import Preset
-from outlier_moe.report.sentences import Finding, between, counted, listed, of_preset, up_to
+from outlier_moe.report.sentences import Finding, counted, listed, of_preset, up_to, with_interval
+from outlier_moe.terminal.figures import p_value, plain
 
 AXES = {
     "total_params_b": "total parameters",
@@ -96,7 +97,7 @@ def _sentence(tested: list[dict[str, Any]]) -> str:
         n = max(row["n_models"] for row in by["too_few"])
         rest.append(
             f"whether there is a jump in {_figures(by['too_few'])} cannot be told:"
-            f" {counted(n, 'model')} cannot give less than p = {least:.2g} there"
+            f" {counted(n, 'model')} cannot give less than p {p_value(least)} there"
         )
     text = "; ".join([f"there is {'; '.join(seen)}", *rest] if seen else rest)
     return f"{text[0].upper()}{text[1:]}."
@@ -143,7 +144,7 @@ def _is_beyond(measure: str, size: float | None) -> bool:
 
 
 def _size(measure: str, jump: float) -> str:
-    return f"{100 * jump:.0f} points" if "fraction" in measure else f"{jump:,.3g}"
+    return f"{100 * jump:.0f} points" if "fraction" in measure else f"{plain(jump, 3)}"
 
 
 def _measures(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -164,11 +165,13 @@ def _figures(rows: list[dict[str, Any]]) -> str:
 def _detail(row: Mapping[str, Any]) -> str:
     """What was found in one figure along one axis, and all the tests that say so."""
     name = "_either" if row["verdict"] == "fall" else ""
-    tests = [f"p = {row[f'p_value{name}']:.2g}, q = {row[f'q_value{name}']:.2g}"]
+    tests = [f"p {p_value(row[f'p_value{name}'])}, q {p_value(row[f'q_value{name}'])}"]
     if row["q_value_beyond_line"] is not None:
-        tests.append(f"a step on a line p = {row['p_value_beyond_line']:.2g}, q = {row['q_value_beyond_line']:.2g}")
+        tests.append(
+            f"a step on a line p {p_value(row['p_value_beyond_line'])}, q {p_value(row['q_value_beyond_line'])}"
+        )
     if row["kendall_tau"] is not None:
-        of_order = f"p = {row['kendall_p_value']:.2g}, q = {row['kendall_q_value']:.2g}"
+        of_order = f"p {p_value(row['kendall_p_value'])}, q {p_value(row['kendall_q_value'])}"
         tests.append(f"Kendall's τ = {row['kendall_tau']:+z.2f}, {of_order}")
     if row["verdict"] == "none":
         possible = not _is_beyond(row["y"], row["detectable_jump"])
@@ -180,13 +183,13 @@ def _detail(row: Mapping[str, Any]) -> str:
 
 def _told(row: Mapping[str, Any]) -> str:
     if row["verdict"] == "jump":
-        where = f"{row['location']:.3g}{between(row['location_low'], row['location_high'], '.3g')}"
+        where = with_interval(row["location"], row["location_low"], row["location_high"], "significant")
         return f"jumps at {where} from {_amount(row['y'], row['before'])} to {_amount(row['y'], row['after'])}"
     if row["verdict"] == "too_few":
-        return f"cannot be told, so few cannot give less than p = {row['smallest_p_value']:.2g}"
+        return f"cannot be told, so few cannot give less than p {p_value(row['smallest_p_value'])}"
     told = {"rise": "rises, no jump stands out", "fall": "falls", "mixed": "rises and falls", "none": "nothing seen"}
     return told[row["verdict"]]
 
 
 def _amount(figure: str, value: float) -> str:
-    return f"{value:.0%}" if "fraction" in figure else f"{value:,.3g}"
+    return f"{value:.0%}" if "fraction" in figure else f"{plain(value, 3)}"

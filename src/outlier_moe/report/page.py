@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from outlier_moe.plots.theme import CATEGORY, INK, Theme, theme_config
 from outlier_moe.report.charts import Picture, comparison_pictures, model_pictures
 from outlier_moe.report.explorer import COLUMNS, HORIZONTAL, LABEL_RULES, VERTICAL, explorer_study
 from outlier_moe.report.findings import confidence_level, findings
+from outlier_moe.report.first_look import first_look
 from outlier_moe.report.inputs import ReportContents, ReportInputs, read_contents
 from outlier_moe.report.sentences import percent
 from outlier_moe.report.statistics_tables import routing_table, statistics_tables
@@ -29,6 +31,7 @@ from outlier_moe.report.tables import (
     run_documents,
 )
 from outlier_moe.report.upcycling import upcycling_pictures
+from outlier_moe.terminal.figures import plain
 
 ASSETS = files("outlier_moe.report") / "assets"
 SCRIPTS = ("decode.js", "figures.js", "labels.js", "charts.js", "explorer.js", "explorer_views.js", "page.js")
@@ -67,7 +70,10 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
             **{f"charts/{name}": _blob(pictures) for name, pictures in of_models.items()},
         },
         inputs=inputs,
+        title=_title(contents),
         facts=_facts(contents),
+        first_look=first_look(inputs, contents) if contents.models else None,
+        kinds=sorted({model.facts["kind"] for model in contents.models}),
         models=contents.models,
         findings=findings(inputs, contents),
         left_out=contents.left_out,
@@ -126,18 +132,33 @@ _SURFACES: dict[Theme, dict[str, str]] = {
 }
 
 
+_KINDS = (("dense", "dense"), ("moe", "Mixture-of-Experts"))
+
+
+def _title(contents: ReportContents) -> str:
+    """What the page is of: a model, models of one kind, or both kinds."""
+    kinds = Counter(model.facts["kind"] for model in contents.models)
+    match len(contents.models), len(kinds):
+        case (0, _):
+            return "Outlier features"
+        case (1, _):
+            return f"Outlier features of {contents.models[0].name}"
+        case (n, 1):
+            return f"Outlier features of {n} {dict(_KINDS)[next(iter(kinds))]} models"
+        case _:
+            return "Outlier features, dense against Mixture-of-Experts"
+
+
 def _facts(contents: ReportContents) -> list[tuple[str, str]]:
     """The study in a few numbers, for the head of the page."""
     if not contents.models:
         return []
-    kinds = [model.facts["kind"] for model in contents.models]
+    kinds = Counter(model.facts["kind"] for model in contents.models)
     sizes = sorted(model.facts["total_params_b"] for model in contents.models)
     tokens = sorted({model.facts["n_tokens"] for model in contents.models})
-    ends = [f"{size:g}" for size in dict.fromkeys([sizes[0], sizes[-1]])]
+    ends = [plain(size) for size in dict.fromkeys([sizes[0], sizes[-1]])]
     return [
-        (str(len(kinds)), "model" if len(kinds) == 1 else "models"),
-        (str(kinds.count("dense")), "dense"),
-        (str(kinds.count("moe")), "mixture-of-experts"),
+        *((str(kinds[kind]), f"{name} model{'' if kinds[kind] == 1 else 's'}") for kind, name in _KINDS if kinds[kind]),
         (" – ".join(ends), "billion parameters"),
         (" – ".join(f"{n:,}" for n in dict.fromkeys([tokens[0], tokens[-1]])), "tokens each"),
     ]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from outlier_moe.filtering import Preset
+from outlier_moe.terminal.figures import Number, StyleOfNumber, p_value, with_ends
 
 
 class Finding(NamedTuple):
@@ -50,9 +51,13 @@ def listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def between(low: float | None, high: float | None, form: str) -> str:
-    """An interval in brackets, or nothing."""
-    return "" if low is None or high is None else f" [{low:{form}} to {high:{form}}]"
+def with_interval(
+    value: Number, low: Number | None, high: Number | None, style: StyleOfNumber, *, signed: bool = False
+) -> str:
+    """A figure, with its interval in brackets where there is one, in the same digits."""
+    if low is None or high is None:
+        return with_ends(value, value, value, style, signed=signed).value
+    return str(with_ends(value, low, high, style, signed=signed))
 
 
 def percent(share: float) -> str:
@@ -62,7 +67,7 @@ def percent(share: float) -> str:
 
 def up_to(values: list[float]) -> str:
     """The largest of some small values, so that a statement of all of them holds; itself if it is alone."""
-    return f"{'=' if len(values) == 1 else 'up to'} {max(values):.2g}"
+    return f"{'' if len(values) == 1 else 'up to '}{p_value(max(values)).removeprefix('= ' if len(values) > 1 else '')}"
 
 
 def of_preset(table: pl.DataFrame, preset: Preset) -> pl.DataFrame:

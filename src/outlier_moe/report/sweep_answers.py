@@ -11,6 +11,7 @@ from outlier_moe.plots.sweep_panels import TITLES, short_title
 from outlier_moe.report.sentences import Statement, counted, listed
 from outlier_moe.report.tables import Cell, Table, sort_key
 from outlier_moe.scale_sweep.study import ALL_SCALES
+from outlier_moe.terminal.figures import plain, with_ends
 
 LEVEL = 0.05
 """Largest q-value of what is called found."""
@@ -94,9 +95,8 @@ def _found(question: Question) -> list[str]:
         kinds.setdefault("turned", sorted(turned, key=_place))
     if not kinds:
         least = min(row["q_value"] for row in _every(question) if row["q_value"] is not None)
-        said = (
-            f"Of {counted(len(tested), 'figure')} none has q ≤ {LEVEL:g} in either moment; the least q is {least:.2g}."
-        )
+        none = f"none has q ≤ {LEVEL:g} in either moment; the least q is {plain(least, 2)}"
+        said = f"Of {counted(len(tested), 'figure')} {none}."
         return [said, *_intervals(question)]
     said = [
         f"{words}: {_directions(question, kinds[kind], kind)}.{_doubts(question, kinds[kind], kind)}"
@@ -275,6 +275,8 @@ def _cell(row: Row | None, column: str, estimate: str) -> Cell:
         return Cell("–", kind="number")
     kind = "number strong" if _is_found(row) and column in (estimate, "q_value") else "number"
     if column != estimate:
-        return Cell(f"{value:.3g}" if column == "q_value" else f"{value:.2g}", sort_key(value), kind)
-    interval = "" if row["low"] is None else f"{row['low']:z.2g} to {row['high']:z.2g}"
-    return Cell(f"{value:+z.3g}", sort_key(value), kind, interval)
+        return Cell(plain(value, 3) if column == "q_value" else plain(value, 2), sort_key(value), kind)
+    if row["low"] is None:
+        return Cell(plain(value, 3, signed=True), sort_key(value), kind)
+    shown = with_ends(value, row["low"], row["high"], "significant", signed=True)
+    return Cell(shown.value, sort_key(value), kind, shown.interval)

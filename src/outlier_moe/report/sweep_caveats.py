@@ -12,6 +12,7 @@ from outlier_moe.report.sentences import counted, listed
 from outlier_moe.scale_sweep.figures import COST, TARGET
 from outlier_moe.scale_sweep.seed_intervals import coverage_said
 from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
+from outlier_moe.terminal.figures import plain
 
 NEARLY_THE_START = 0.05
 """Share of the loss at the start below which what it has fallen by is next to nothing."""
@@ -57,7 +58,7 @@ def _rates(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> list[s
     """The learning rates, whether they were tried, and whose differ between scales."""
     said, differing = [], []
     for (optimizer,), rows in summary.group_by("optimizer", maintain_order=True):
-        rates = {scale: f"{rate:.2g}" for scale, rate in rows.select("scale", "learning_rate").iter_rows()}
+        rates = {scale: plain(rate, 2) for scale, rate in rows.select("scale", "learning_rate").iter_rows()}
         if len(set(rates.values())) == 1:
             where = f" at {'all scales' if len(rates) > 1 else next(iter(rates))}"
             said.append(f"{optimizer} {next(iter(rates.values()))}{where}")
@@ -84,7 +85,7 @@ def _edges(summary: pl.DataFrame) -> list[str]:
     """Whose learning rate is not known to be the best: it is at the edge of what was tried, or all of it diverged."""
     at_edge, diverged = [], []
     for row in summary.filter(pl.col("grid_edge").is_not_null()).iter_rows(named=True):
-        where, rate = f"{row['optimizer']} at {row['scale']}", f"{row['learning_rate']:.2g}"
+        where, rate = f"{row['optimizer']} at {row['scale']}", plain(row["learning_rate"], 2)
         if row["grid_edge"] == "all diverged":
             diverged.append(f"{where} ({rate})")
         else:
@@ -108,8 +109,8 @@ def _matched(summary: pl.DataFrame) -> list[str]:
     said = f"The matched loss of a scale is reached after {_range(min(steps), max(steps))} steps (means of seeds)"
     if any(gaps):
         said += (
-            f", and figures there lie on a line between two checkpoints, up to {max(gaps):.3g} steps apart: what is"
-            " found there has one sign whichever values between those of the two are taken"
+            f", and figures there lie on a line between two checkpoints, up to {plain(max(gaps), 3)} steps apart: what"
+            " is found there has one sign whichever values between those of the two are taken"
         )
     missing = sum(summary.select(pl.col("n_seeds") - pl.col("n_diverged") - pl.col("n_matched")).to_series().to_list())
     if missing:
@@ -134,9 +135,11 @@ def _targets(tables: Tables) -> list[str]:
     known = [scale for scale in start if scale in targets]
     if not known:
         return []
-    pairs = ", ".join(f"{targets[scale]:.4g} at {scale} (at the start {start[scale]:.4g})" for scale in known)
+    pairs = ", ".join(
+        f"{plain(targets[scale], 4)} at {scale} (at the start {plain(start[scale], 4)})" for scale in known
+    )
     n_classes = cast(int | None, tables["runs"]["n_classes"].drop_nulls().first())
-    guess = "" if n_classes is None else f"; to guess one of {n_classes} classes costs {math.log(n_classes):.4g}"
+    guess = "" if n_classes is None else f"; to guess one of {n_classes} classes costs {plain(math.log(n_classes), 4)}"
     text = f"Matched training loss in nats: {pairs}{guess}."
     if near := [scale for scale in known if _is_near(start[scale], targets[scale])]:
         text += (
@@ -156,7 +159,9 @@ def _followed(trends: pl.DataFrame) -> str:
         return ""
     followed = trends.filter(pl.col("n_scales") > 1).drop_nulls("target_loss_nats")
     known = followed.unique("optimizer", maintain_order=True)
-    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in known.select("optimizer", "target_loss_nats").rows())
+    losses = ", ".join(
+        f"{name} {plain(loss, 4)}" for name, loss in known.select("optimizer", "target_loss_nats").rows()
+    )
     return f" how figures go with size is read at one loss at all scales ({losses});" if losses else ""
 
 
@@ -171,7 +176,7 @@ def _near_pairs(tables: Tables, start: Mapping[str, float]) -> str:
     for scale, optimizer, other, target in rows.select(columns).unique(columns[:3], maintain_order=True).iter_rows():
         n_pairs += 1
         if scale in start and _is_near(start[scale], target):
-            near.append(f"{optimizer} and {other} at {scale} ({target:.4g})")
+            near.append(f"{optimizer} and {other} at {scale} ({plain(target, 4)})")
     if not n_pairs:
         return ""
     own = (
@@ -213,7 +218,7 @@ def _decay(runs: pl.DataFrame) -> list[str]:
 
 
 def _range(low: float, high: float) -> str:
-    first, last = f"{low:.3g}", f"{high:.3g}"
+    first, last = plain(low, 3), plain(high, 3)
     return first if first == last else f"{first} to {last}"
 
 
@@ -223,7 +228,7 @@ def _clipped(runs: pl.DataFrame) -> list[str]:
     if "clipped_share" not in runs.columns or not runs["clipped_share"].count():
         return []
     known = runs.group_by("optimizer", maintain_order=True).agg(pl.col("clipped_share").mean())
-    shares = ", ".join(f"{name} {100 * share:.3g} %" for name, share in known.drop_nulls().rows())
+    shares = ", ".join(f"{name} {plain(100 * share, 3)} %" for name, share in known.drop_nulls().rows())
     return [
         f"Gradients longer than the limit were cut to it, in these shares of the steps: {shares}. That makes a step of"
         " SGD smaller; AdamW and Muon hardly go by a gradient's length."
@@ -242,7 +247,7 @@ def _unit(tables: Tables) -> list[str]:
     return [
         f"Differences over all scales are tested by {n_pairs} pairs ({counted(n_seeds, 'seed')} at"
         f" {n_pairs // n_seeds} scales) and trends by single runs, all taken as independent; of whole seeds (p value of"
-        f" seeds in the table of comparisons) no p-value below {min(1.0, 2 / 2**most_seeds):.2g} can come."
+        f" seeds in the table of comparisons) no p-value below {plain(min(1.0, 2 / 2**most_seeds), 2)} can come."
     ]
 
 

@@ -15,6 +15,7 @@ from outlier_moe.report.sweep_caveats import caveats, start_losses
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.moments import MOMENTS
+from outlier_moe.terminal.figures import with_ends
 
 Sweep = Mapping[str, pl.DataFrame]
 """The tables of `scale_sweep.summary.SweepTables`, by name."""
@@ -180,4 +181,5 @@ def _mean_cell(found: tuple[float, float, float, int] | None) -> Cell:
     if found is None:
         return Cell("–", kind="number")
     mean, low, high, n = found
-    return Cell(f"{mean:z.4g}", sort_key(mean), "number", "" if n == 1 else f"{low:z.3g} to {high:z.3g}")
+    shown = with_ends(mean, low, high, "significant")
+    return Cell(shown.value, sort_key(mean), "number", "" if n == 1 else shown.interval)

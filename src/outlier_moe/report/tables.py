@@ -11,6 +11,7 @@ import polars as pl
 
 from outlier_moe.plots.positions import with_place_kind
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+from outlier_moe.terminal.figures import plain, with_ends
 from outlier_moe.terminal.presentation import Column
 
 MOST_PEAKS = 15
@@ -96,12 +97,10 @@ def comparison_tables(inputs: ReportInputs, contents: ReportContents) -> list[Ta
 def _figure(row: Mapping[str, Any], name: str, interval: tuple[float, float] | None) -> Cell:
     column, value = COMPARISON[name], row[name]
     kind = name if name == "kind" else "" if column.style == "text" else "number"
-    text = "" if interval is None else " to ".join(column.written(_like(value, end)) for end in interval)
-    return Cell(column.written(value), "" if value is None else str(value), kind, text)
-
-
-def _like(value: object, end: float) -> float | int:
-    return round(end) if isinstance(value, int) else end
+    if value is None or interval is None or column.style == "text":
+        return Cell(column.written(value), "" if value is None else str(value), kind)
+    shown = with_ends(value, *interval, column.style)
+    return Cell(shown.value, str(value), kind, shown.interval)
 
 
 def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
@@ -133,7 +132,7 @@ def _plain_cell(value: object, is_number: bool) -> Cell:
     if value is None:
         return Cell("–", kind="number" if is_number else "")
     if isinstance(value, float):
-        return Cell(f"{value:z.4g}", sort_key(value), "number")
+        return Cell(plain(value), sort_key(value), "number")
     text = str(value)
     return Cell(text, text, "number" if is_number else "wrap" if len(text) > 40 else "")
 

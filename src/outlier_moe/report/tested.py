@@ -8,7 +8,9 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.filtering import Preset
-from outlier_moe.report.sentences import Finding, between, counted, have, listed, of_all, of_preset, up_to
+from outlier_moe.report.sentences import Finding, counted, have, listed, of_all, of_preset, up_to, with_interval
+from outlier_moe.statistics.published import VERDICTS, is_own
+from outlier_moe.terminal.figures import p_value, plain
 
 LEVEL = 0.05
 
@@ -41,7 +43,8 @@ def dense_moe_findings(table: pl.DataFrame | None, preset: Preset) -> list[Findi
         for row in rows
     ]
     n_tests = table["q_value"].count()
-    basis = f"rank tests of the systematic features, two-sided; q over the {counted(n_tests, 'test')} of the table"
+    over = f"; q over the {counted(n_tests, 'test')} of the table" if n_tests else ""
+    basis = f"rank tests of the systematic features, two-sided{over}"
     finding = Finding("Dense against MoE, tested", _difference(tested), basis, details=tuple(details))
     return [finding, *_sparsity(chosen, n_tests)]
 
@@ -54,7 +57,7 @@ def _difference(tested: list[dict[str, Any]]) -> str:
     if len(few) == len(tested):
         least = min(row["smallest_p_value"] for row in few)
         what = "Whether dense and MoE models differ in how many systematic features they have cannot be told"
-        return f"{what}: so few cannot give less than p = {least:.2g}."
+        return f"{what}: so few cannot give less than p {p_value(least)}."
     told = [
         f"{word} systematic features over {listed([_QUESTIONS[row['question']] for row in rows])}"
         f" (q {up_to([row['q_value'] for row in rows])})"
@@ -90,10 +93,10 @@ def _sizes(row: Mapping[str, Any]) -> str:
 
 
 def _effect(row: Mapping[str, Any]) -> str:
-    effect = f"effect {row['effect']:+z.2f}{between(row['low'], row['high'], '+z.2f')}"
+    effect = f"effect {with_interval(row['effect'], row['low'], row['high'], 'decimal', signed=True)}"
     limit = row["smallest_p_value"]
-    least = f", and so few cannot give less than p = {limit:.2g}" if limit is not None and limit > LEVEL else ""
-    return f"{effect}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}{least}"
+    least = f", and so few cannot give less than p {p_value(limit)}" if limit is not None and limit > LEVEL else ""
+    return f"{effect}, p {p_value(row['p_value'])}, q {p_value(row['q_value'])}{least}"
 
 
 def _sparsity(chosen: pl.DataFrame, n_tests: int) -> list[Finding]:
@@ -113,9 +116,9 @@ def _sparsity(chosen: pl.DataFrame, n_tests: int) -> list[Finding]:
 
 def _sparser(row: Mapping[str, Any], among: str) -> str:
     if _is_hopeless(row):
-        least = f"so few cannot give less than p = {row['smallest_p_value']:.2g}"
+        least = f"so few cannot give less than p {p_value(row['smallest_p_value'])}"
         return f"fewer or more systematic features {among}, which cannot be told: {least}"
-    q = f"(q = {row['q_value']:.2g})"
+    q = f"(q {p_value(row['q_value'])})"
     if row["q_value"] > LEVEL:
         return f"neither fewer nor more systematic features, as far as is seen, {among} {q}"
     # The share of active parameters falls as sparsity grows.
@@ -123,8 +126,9 @@ def _sparser(row: Mapping[str, Any], among: str) -> str:
 
 
 def _tau(row: Mapping[str, Any]) -> str:
-    tau = f"Kendall's τ with the active share {row['effect']:+z.2f}{between(row['low'], row['high'], '+z.2f')}"
-    return f"{tau}, p = {row['p_value']:.2g}, q = {row['q_value']:.2g}"
+    effect = with_interval(row["effect"], row["low"], row["high"], "decimal", signed=True)
+    tau = f"Kendall's τ with the active share {effect}"
+    return f"{tau}, p {p_value(row['p_value'])}, q {p_value(row['q_value'])}"
 
 
 def pair_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
@@ -144,7 +148,8 @@ def pair_findings(table: pl.DataFrame | None, preset: Preset) -> list[Finding]:
     fewer = sum(row["moe_y"] < row["dense_y"] for row in known)
     beside = "Beside the dense model with as many active parameters"
     text = f"{beside}, {fewer} of {len(known)} MoE models have fewer features."
-    basis = f"n = {counted(len(known), 'pair')}, at most a factor of {rows['factor'].max():.2g} apart"
+    factor = float(rows["factor"].max() or 0)  # type: ignore[arg-type]
+    basis = f"n = {counted(len(known), 'pair')}, at most a factor of {plain(factor, 2)} apart"
     return [Finding("Nearest pairs", text, basis, details=tuple(told))]
 
 
@@ -193,9 +198,9 @@ def _routing(tested: pl.DataFrame) -> str:
     possible = tested.filter(pl.col("smallest_p_value") <= LEVEL)
     few = len(tested) - len(possible)
     if possible.is_empty():
-        least = tested["smallest_p_value"].min()
+        least = float(tested["smallest_p_value"].min() or 0)  # type: ignore[arg-type]
         what = "Whether tokens that carry outliers go to other experts than the rest cannot be told"
-        return f"{what}: sign flips of so few sequences cannot give less than p = {least:.2g}."
+        return f"{what}: sign flips of so few sequences cannot give less than p {p_value(least)}."
     apart = len(possible.filter(pl.col("q_value") <= LEVEL))
     text = "Tokens that carry outliers are seen to go to other experts than the rest in"
     more = f"; in {few} more, too few sequences have both to tell" if few else ""
@@ -207,8 +212,9 @@ def _routed(model: str, rows: pl.DataFrame) -> str:
     apart = f"{len(possible.filter(pl.col('q_value') <= LEVEL))} of {counted(len(possible), 'layer')}"
     told = apart if len(possible) else f"cannot be told in {counted(len(rows), 'layer')}"
     n = int(rows["n_sequences"].max() or 0)  # type: ignore[arg-type]
-    effect, p_value, q_value = rows["cramers_v"].median(), rows["p_value"].min(), rows["q_value"].min()
-    tests = f"median Cramér's V {effect:.2f}, least p = {p_value:.2g}, q = {q_value:.2g}, n = {counted(n, 'sequence')}"
+    p, q = (p_value(rows[name].min()) for name in ("p_value", "q_value"))  # type: ignore[arg-type]
+    effect = f"median Cramér's V {rows['cramers_v'].median():.2f}"
+    tests = f"{effect}, least p {p}, q {q}, n = {counted(n, 'sequence')}"
     return f"{model}: {told}, {tests}"
 
 
@@ -220,13 +226,20 @@ def verification_findings(table: pl.DataFrame | None) -> list[Finding]:
     """
     if table is None or table.is_empty():
         return []
-    n = {verdict: len(table.filter(verdict=verdict)) for verdict in ("reproduced", "not reproduced", "not comparable")}
+    others = table.filter(~is_own())
+    n = {verdict: len(others.filter(verdict=verdict)) for verdict in VERDICTS}
     tried = n["reproduced"] + n["not reproduced"]
-    if tried == 0:
-        text = f"None of {counted(len(table), 'published figure')} can be compared with these recordings."
+    if others.is_empty():
+        text = "Nobody else is known to have published figures of these models."
+    elif tried == 0:
+        text = f"None of {counted(len(others), 'published figure')} can be compared with these recordings."
     else:
         text = f"Of {counted(tried, 'published figure')} that can be compared, {n['reproduced']} reproduced."
     missed = table.filter(verdict="not reproduced")
     claims = [f"not reproduced in {model}: {claim}" for model, claim in missed.select("model", "claim").iter_rows()]
-    basis = f"n = {counted(len(table), 'published figure')}, {n['not comparable']} not comparable"
+    basis = f"n = {counted(len(others), 'published figure')}, {n['not comparable']} not comparable"
+    own = table.filter(is_own(), pl.col("verdict").cast(pl.String) != "not comparable")
+    if len(own):
+        again = len(own.filter(verdict="reproduced"))
+        basis += f"; this project's own earlier measurements, not counted: {again} of {len(own)} found again"
     return [Finding("Against what others published", text, basis, details=tuple(claims))]

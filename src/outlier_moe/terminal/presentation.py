@@ -29,6 +29,9 @@ class Column:
         """A value as the terminal shows it."""
         if value is None:
             return "-"
+        if isinstance(value, str):
+            # Written already, with a mark or an interval.
+            return value
         match self.style:
             case "count":
                 return f"{value:,}"

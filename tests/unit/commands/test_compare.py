@@ -169,17 +169,42 @@ def test_no_comparison_yet(tmp_path: Path) -> None:
         compare(tmp_path)
 
 
-def test_dense_models_alone(results: Path) -> None:
+@pytest.mark.parametrize(("kind", "n"), [("dense", 1), ("dense", 3), ("moe", 1), ("moe", 2)])
+def test_models_of_one_kind_are_a_study(results: Path, kind: str, n: int, capsys: pytest.CaptureFixture[str]) -> None:
     path = results / "comparison" / "models.parquet"
-    pl.read_parquet(path).filter(kind="dense").write_parquet(path)
-    with pytest.raises(StudyError, match="no MoE model") as error:
-        compare(results)
-    assert "--include-dense" in str(error.value)
+    table = pl.read_parquet(path).filter(kind=kind)
+    names = table["model"].unique(maintain_order=True).head(n).to_list()
+    table.filter(pl.col("model").is_in(names)).write_parquet(path)
+    compare(results, "--terminal")
+    told = capsys.readouterr()
+    assert all(name in told.out for name in names)
+    assert "Left out" not in told.err
+
+
+def test_a_definition_that_marks_everything_is_marked(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = results / "comparison" / "models.parquet"
+    table = pl.read_parquet(path)
+    model = expected(results)["model"][0]
+    is_odd = (pl.col("model") == model) & (pl.col("preset") == "dettmers2022")
+    whole = {"n_systematic": 640, "d_model_share": 1.0}
+    changed = [pl.when(is_odd).then(pl.lit(value)).otherwise(name).alias(name) for name, value in whole.items()]
+    # Tables of before know no such column.
+    table.with_columns(changed).drop("is_degenerate").write_parquet(path)
+    with_intervals(results)
+    for output_format in ("table", "markdown", "latex"):
+        compare(results, "--include-dense", "--format", output_format)
+        text = capsys.readouterr().out.replace("\\", "")
+        assert "640*" in text and text.count("degenerate") == 1, output_format
+        compare(results, "--preset", "residual", "--include-dense", "--format", output_format)
+        assert "degenerate" not in capsys.readouterr().out
+    compare(results, "--include-dense", "--format", "csv")
+    rows = pl.read_csv(io.StringIO(capsys.readouterr().out))
+    assert rows.filter("is_degenerate")["model"].to_list() == [model]
 
 
 def test_an_empty_study(results: Path) -> None:
     schemas.ModelComparison.create_empty().write_parquet(results / "comparison" / "models.parquet")
-    with pytest.raises(StudyError):
+    with pytest.raises(StudyError, match="has no model"):
         compare(results, "--include-dense")
 
 

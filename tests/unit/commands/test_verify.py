@@ -51,7 +51,7 @@ def test_each_published_figure_has_a_verdict(command: list[str], capsys: pytest.
     assert rows["feature 247 is an outlier at attn_in"]["verdict"] == "reproduced"
     assert rows["feature 507 is an outlier at residual"]["verdict"] == "not reproduced"
     n = sum(row["verdict"] == "reproduced" for row in rows.values())
-    assert captured.err == f"{n} reproduced, {len(rows) - n} not reproduced, 0 not comparable.\n"
+    assert captured.err == f"measured here: {n} reproduced, {len(rows) - n} not reproduced, 0 not comparable.\n"
 
 
 def test_people_read_the_reason_whole(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

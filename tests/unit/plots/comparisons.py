@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from outlier_moe import schemas
+from outlier_moe.statistics.degenerate import NEARLY_ALL
 
 
 def made_up_comparison(n_models: int, *, seed: int = 0, presets: tuple[str, ...] = ("dettmers2022",)) -> pl.DataFrame:
@@ -52,6 +53,7 @@ def _figures(random: np.random.Generator) -> dict[str, object]:
         **fractions,
         "n_systematic": n,
         "d_model_share": n / 2048,
+        "is_degenerate": n / 2048 >= NEARLY_ALL,
         "peak_median": peak,
         "peak_largest": peak,
         "n_values": 100 * n,

@@ -66,21 +66,24 @@ def test_no_model_is_done(study: ReportInputs, tmp_path: Path, caplog: pytest.Lo
 
 def test_one_model_alone(study: ReportInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     alone = chosen(study, DENSE[:1])
-    assert left_out(alone, caplog) == {"comparisons of models": f"there is one model only, {DENSE[0]}"}
+    assert left_out(alone, caplog) == {}
     topics = {finding.topic for finding in findings(alone, read_contents(alone))}
     assert "How many" in topics
     assert not topics & {"Dense against MoE", "Is there a jump?"}
-    assert f"there is one model only, {DENSE[0]}" in page_of(alone, tmp_path)
+    page = page_of(alone, tmp_path)
+    assert f"<title>Outlier features of {DENSE[0]}</title>" in page
+    assert 'data-choose="moe"' not in page and "1 models" not in page
 
 
-@pytest.mark.parametrize(("names", "absent"), [(DENSE, "MoE"), (MOE, "dense")])
+@pytest.mark.parametrize(("names", "title"), [(DENSE, "2 dense models"), (MOE, "2 Mixture-of-Experts models")])
 def test_one_kind_alone(
-    study: ReportInputs, names: list[str], absent: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    study: ReportInputs, names: list[str], title: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     of_kind = chosen(study, names)
-    assert left_out(of_kind, caplog) == {"dense against MoE": f"no {absent} model is among the 2"}
+    assert left_out(of_kind, caplog) == {}
     page = page_of(of_kind, tmp_path)
-    assert f"no {absent} model is among the 2" in page
+    assert f"<title>Outlier features of {title}</title>" in page
+    assert "0 dense" not in page and "against Mixture" not in page
     assert "The median model has" not in page, "nothing stands against it"
     assert "Bars are" not in page, "there are no intervals"
 

@@ -106,6 +106,6 @@ def test_the_tables_mark_what_is_found_and_have_both_moments_beside_each_other()
     [table] = answer_tables("sweep", comparisons, trends)
     # In the order of the pictures.
     assert [row[0].text for row in table.rows] == ["Hoyer's sparseness", "largest |x|"]
-    assert [cell.text for cell in table.rows[0]][2:] == ["–", "–", "–", "-0.3", "0.5", "0.5"]
+    assert [cell.text for cell in table.rows[0]][2:] == ["–", "–", "–", "-0.300", "0.5", "0.5"]
     assert [cell.kind for cell in table.rows[1]][2:5] == ["number strong", "number", "number strong"]
-    assert table.rows[1][2].interval == "0.2 to 0.4"
+    assert table.rows[1][2].interval == "+0.200 to +0.400"

@@ -178,7 +178,7 @@ def test_sign_flips_of_so_few_sequences_tell_nothing(n: int, least: str) -> None
 
 
 def test_published_figures_that_were_not_reproduced_are_named() -> None:
-    claim = {"model": "a", "claim": "a feature", "verdict": "reproduced"}
+    claim = {"model": "a", "claim": "a feature", "verdict": "reproduced", "source": "arXiv 2402.17762"}
     held = table(claim, {}, {"verdict": "not reproduced", "claim": "a peak"}, {"verdict": "not comparable"})
     [found] = verification_findings(held)
     assert found.sentence == "Of 2 published figures that can be compared, 1 reproduced."
@@ -186,6 +186,16 @@ def test_published_figures_that_were_not_reproduced_are_named() -> None:
     assert found.basis == "n = 3 published figures, 1 not comparable"
     [none] = verification_findings(held.filter(verdict="not comparable"))
     assert none.sentence == "None of 1 published figure can be compared with these recordings."
+
+
+def test_what_this_project_measured_itself_is_no_published_figure() -> None:
+    claim = {"model": "a", "claim": "a feature", "verdict": "reproduced", "source": "measured here on 4-bit weights"}
+    others = {"source": "arXiv 2402.17762"}
+    [found] = verification_findings(table(claim, {}, {"verdict": "not reproduced"}, others))
+    assert found.sentence == "Of 1 published figure that can be compared, 1 reproduced."
+    assert "1 of 2 found again" in found.basis
+    [alone] = verification_findings(table(claim, {}))
+    assert "reproduced" not in alone.sentence
 
 
 def test_without_tables_nothing_is_said() -> None:

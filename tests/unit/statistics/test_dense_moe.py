@@ -6,7 +6,6 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,17 +99,24 @@ def test_groups_say_how_many_models_they_have() -> None:
     assert (routing["b"]["median"], routing["b"]["smallest"], routing["b"]["largest"]) == (6.5, 6, 7)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("dense", "no MoE model"), ("moe", "no dense model")])
-def test_one_kind_only_says_so(kind: str, reason: str) -> None:
+@pytest.mark.parametrize(("kind", "asked"), [("dense", set()), ("moe", {"sparsity_of_moe", "by_routing"})])
+def test_one_kind_is_asked_what_one_kind_can_answer(kind: str, asked: set[str]) -> None:
     rows = [row for row in registry() if row.get("kind", "dense") == kind]
     found = compare_dense_moe(model_rows(rows))
     assert found.pairs.is_empty()
-    matched = found.tests.filter(pl.col("question").cast(pl.String).str.contains("matched|dense_against"))
-    assert matched["reason"].str.contains(reason).all()
+    assert set(found.tests["question"]) == asked
+    assert set(found.groups["by"]) == {question[3:] for question in asked if question.startswith("by_")}
+
+
+def test_a_figure_that_one_kind_lacks_is_told() -> None:
+    rows = [row | {"peak_median": None} if row.get("kind") == "moe" else row for row in registry()]
+    tests = compare_dense_moe(model_rows(rows)).tests.filter(y="peak_median", question="dense_against_moe")
+    assert "no MoE model has" in tests["reason"].item()
 
 
 def test_one_model_and_none() -> None:
-    assert compare_dense_moe(model_rows(registry()[:1])).tests["p_value"].null_count() == 10 * len(MEASURES)
+    alone = compare_dense_moe(model_rows(registry()[:1]))
+    assert alone.tests.is_empty() and alone.pairs.is_empty() and alone.groups.is_empty()
     nothing = compare_dense_moe(model_rows(registry()[:1]).clear())
     assert nothing.tests.is_empty() and nothing.pairs.is_empty() and nothing.groups.is_empty()
 

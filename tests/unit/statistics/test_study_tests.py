@@ -7,6 +7,7 @@ import pytest
 
 from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics import study_tests
+from outlier_moe.statistics.degenerate import NEARLY_ALL
 from tests.unit.plots.comparisons import made_up_comparison
 
 PRESETS = ("dettmers2022", "survey2025", "sun2024")
@@ -26,6 +27,20 @@ def test_models_with_activations_that_are_no_numbers_are_in_no_test(caplog: pyte
     for name in found._fields:
         assert getattr(found, name).equals(getattr(without, name)), name
     assert f"{odd} is in no test" in caplog.text
+
+
+def test_models_that_a_preset_marks_wholly_are_in_no_test_by_it(caplog: pytest.LogCaptureFixture) -> None:
+    models = made_up_comparison(7, presets=PRESETS[:2])
+    odd = pl.col("model") == models["model"][0], pl.col("preset") == PRESETS[0]
+    share = pl.when(*odd).then(NEARLY_ALL).when(odd[0]).then(NEARLY_ALL - 0.01).otherwise("d_model_share")
+    degenerate = models.with_columns(d_model_share=share)
+    found = tables_of(degenerate, PRESETS[:2])
+    without = tables_of(models.filter(~(odd[0] & odd[1])), PRESETS[:2])
+    for name in ("pairs", "groups", "trends"):
+        figures = without._asdict()[name].filter(pl.col("y") != "d_model_share")
+        assert getattr(found, name).filter(pl.col("y") != "d_model_share").equals(figures), name
+    assert [line for line in caplog.messages if models["model"][0] in line and PRESETS[0] in line]
+    assert not [line for line in caplog.messages if models["model"][0] in line and PRESETS[1] in line]
 
 
 def test_all_presets_are_tested_and_paid_for() -> None:
