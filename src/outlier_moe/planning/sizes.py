@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from outlier_moe.architectures.layer_parts import LayerParts, find_parts
 from outlier_moe.architectures.model_class import model_class_for
 from outlier_moe.architectures.moe_parts import Experts, find_experts
+from outlier_moe.architectures.quantisation import readable_quantization
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.planning.packed_bits import PackedBits
 from outlier_moe.recording.options import Dtype
 
 # How families call the number of experts that work on a token.
@@ -23,8 +25,6 @@ CHOICE_FIELDS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "mo
 # for 32 weights (MXFP4).
 FP8_BITS = 8 + 32 / 128**2
 MXFP4_BITS = 4 + 8 / 32
-# Scales of packed integers are bfloat16.
-SCALE_BITS = 16
 
 
 class Portion(NamedTuple):
@@ -100,15 +100,18 @@ def model_sizes(
         trust_remote_code: Whether the checkpoint's own code may run.
 
     Raises:
-        StudyError: If the architecture cannot be recorded.
+        StudyError: If the architecture cannot be recorded, or the quantisation of the checkpoint cannot be undone.
     """
     model = _on_meta(config, dtype, trust_remote_code=trust_remote_code)
     structure = find_structure(model)
     experts, parts = find_experts(structure), find_parts(structure)
     text = config.get_text_config(decoder=True)
     n_choices = _first_number(text, CHOICE_FIELDS) or 1
-    storage = _Storage(config, stored_dtype(config))
-    layers = [storage.portion(layer.named_parameters(), in_layers=True) for layer in structure.layers]
+    storage = _Storage(config, model, stored_dtype(config))
+    layers = [
+        storage.portion(layer.named_parameters(prefix=f"{structure.prefix}.{i}"), in_layers=True)
+        for i, layer in enumerate(structure.layers)
+    ]
     in_layers = {id(parameter) for layer in structure.layers for parameter in layer.parameters()}
     outside = _Outside(model, structure, in_layers)
     d_model = _embedding(model).embedding_dim
@@ -131,7 +134,7 @@ def model_sizes(
         feed_forward_width=max(width.feed_forward for width in widths),
         n_scores=heads if text._attn_implementation == "eager" else 0,
         attention_width=heads * (_first_number(text, ("head_dim", "v_head_dim")) or text.hidden_size // max(heads, 1)),
-        is_quantized=quantization(config) is not None,
+        is_quantized=storage.is_quantized,
         has_experts=bool(experts),
     )
 
@@ -142,15 +145,6 @@ def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
         if part.dtype is not None:
             return part.dtype if isinstance(part.dtype, torch.dtype) else getattr(torch, part.dtype)
     return torch.float32
-
-
-def quantization(config: PreTrainedConfig) -> Mapping[str, Any] | None:
-    """What a configuration says of the quantisation of its checkpoint, if it is quantised."""
-    for part in (config, config.get_text_config(decoder=True)):
-        said = getattr(part, "quantization_config", None)
-        if said is not None:
-            return said if isinstance(said, Mapping) else said.to_dict()
-    return None
 
 
 def _on_meta(config: PreTrainedConfig, dtype: Dtype, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -186,17 +180,28 @@ class _Outside:
 class _Storage:
     """How many bytes of a checkpoint a weight takes."""
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: PreTrainedConfig, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._said = quantization(config)
-        plain = (self._said or {}).get("modules_to_not_convert") or (self._said or {}).get("ignore") or ()
-        self._plain = tuple(name.removeprefix("re:").strip(".*") for name in plain)
+        self._model = model
+        self._said = readable_quantization(config)
+        plain = [(self._said or {}).get(key) or () for key in ("modules_to_not_convert", "ignored_layers")]
+        self._plain = tuple(name.removeprefix("re:").strip(".*") for names in plain for name in names)
+        self._packed = None if self._method != "compressed-tensors" else PackedBits(self._said or {})
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the checkpoint is."""
+        return self._said is not None
+
+    @property
+    def _method(self) -> str | None:
+        return (self._said or {}).get("quant_method")
 
     def portion(self, parameters: Iterable[tuple[str, nn.Parameter]], *, in_layers: bool = False) -> Portion:
         """The bytes of some weights."""
         stored, computed, copied = 0.0, 0, 0
         for name, parameter in parameters:
-            bits = self._bits(name, parameter) if in_layers else None
+            bits = self._bits(name, parameter, in_layers=in_layers)
             stored += parameter.numel() * (bits or 8 * self.dtype.itemsize) / 8
             computed += parameter.nbytes
             # Experts lie one by one in most checkpoints, and are joined as they come in.
@@ -204,30 +209,22 @@ class _Storage:
                 copied += parameter.nbytes
         return Portion(math.ceil(stored), computed, copied)
 
-    def _bits(self, name: str, parameter: nn.Parameter) -> float | None:
+    def _bits(self, name: str, parameter: nn.Parameter, *, in_layers: bool) -> float | None:
         """Bits of one value of a weight that is quantised."""
         # A router is small and always in full precision; so is what the configuration names.
         if self._said is None or parameter.ndim < 2 or self._is_plain(name):
             return None
-        match self._said.get("quant_method"):
-            case "fp8":
-                return FP8_BITS
-            case "mxfp4":
-                return MXFP4_BITS if parameter.ndim == 3 else None
-            case "compressed-tensors":
-                return _packed_bits(self._said)
-        return None
+        if self._packed is not None:
+            return self._packed.bits(name, parameter, self._model.get_submodule(name.rpartition(".")[0]))
+        if not in_layers:
+            return None
+        if self._method == "mxfp4":
+            return MXFP4_BITS if parameter.ndim == 3 else None
+        return FP8_BITS
 
     def _is_plain(self, name: str) -> bool:
         path = name.rpartition(".")[0]
         return path.endswith(("gate", "router")) or any(part and part in f"{path}." for part in self._plain)
-
-
-def _packed_bits(said: Mapping[str, Any]) -> float:
-    """Bits of a weight that compressed-tensors packs, by the first group of its configuration."""
-    group = next(iter(said.get("config_groups", {}).values()), {})
-    weights = group.get("weights") or {}
-    return weights.get("num_bits", 4) + SCALE_BITS / (weights.get("group_size") or 128)
 
 
 class _Widths(NamedTuple):
