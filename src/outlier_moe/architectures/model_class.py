@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
@@ -14,9 +16,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
+    PreTrainedModel,
     __version__,
 )
 
+from outlier_moe.architectures.other_kinds import refuse_other_kinds
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.upcycling.simple_model import register_simple
@@ -25,6 +29,8 @@ AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
 # The one model of this project's own.
 register_simple()
+
+COMPUTED_IN = ("float32", "bfloat16", "float16", "float64")
 
 # Names under which a checkpoint of another family is published. The configuration must change its name for good: what
 # its keys are converted to goes by the name, and under the published one the experts would stay random.
@@ -41,6 +47,7 @@ def read_config(checkpoint: Path, *, trust_remote_code: bool = False) -> PreTrai
     file = checkpoint / "config.json"
     fields = config_fields(file)
     published = fields.get("model_type")
+    _refuse_unusable(fields, file)
     if published in SAME_ARCHITECTURE:
         fields = {name: value for name, value in fields.items() if name != "auto_map"}
         published = fields["model_type"] = SAME_ARCHITECTURE[published]
@@ -76,7 +83,39 @@ def _not_built(error: Exception, file: Path, fields: dict[str, Any]) -> StudyErr
     if isinstance(error, StrictDataclassError | ValueError):
         problem = "The model's configuration contradicts itself."
     got = error if isinstance(error, StrictDataclassError | ValueError) else f"{type(error).__name__}: {error}"
-    return StudyError(problem, file=file, got=got, remedy=f"{remedy}.")
+    return StudyError(problem, file=file, key=_field_of(error), got=got, remedy=f"{remedy}.")
+
+
+def _refuse_unusable(fields: dict[str, Any], file: Path) -> None:
+    """Refuse a model_type that is no name, and a dtype in which nothing can be computed."""
+    published = fields.get("model_type")
+    if not isinstance(published, str) and (published is not None or "auto_map" not in fields):
+        raise StudyError(
+            "The model's configuration does not name its family.",
+            file=file,
+            key="model_type",
+            expected="transformers' name of the family, such as llama",
+            got=published,
+            remedy="Take the config.json of transformers' format; a params.json is another.",
+        )
+    for part in (fields, fields.get("text_config")):
+        for key in ("dtype", "torch_dtype"):
+            said = part.get(key) if isinstance(part, dict) else None
+            if isinstance(said, str) and said.removeprefix("torch.") not in COMPUTED_IN:
+                raise StudyError(
+                    "The model's configuration names a dtype in which it cannot be computed.",
+                    file=file,
+                    key=key,
+                    expected=", ".join(COMPUTED_IN),
+                    got=said,
+                    remedy="Correct it, or take the key out: the dtype of the weights counts then.",
+                )
+
+
+def _field_of(error: Exception) -> str | None:
+    """The field that a configuration's check names, if it does."""
+    match = re.search(r"field '(\w+)'", str(error))
+    return match[1] if match else None
 
 
 def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> AutoClass:
@@ -85,8 +124,9 @@ def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False
     Given tokens alone, the latter runs its text tower alone.
 
     Raises:
-        StudyError: If neither knows the configuration, or it takes code that is not allowed.
+        StudyError: If it is of no decoder language model, neither class knows it, or it takes code that is not allowed.
     """
+    refuse_other_kinds(config)
     for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if class_takes_config(auto_class, config):
             return auto_class
@@ -98,9 +138,37 @@ def model_class_for(config: PreTrainedConfig, *, trust_remote_code: bool = False
         "The configuration belongs to no language model.",
         key="model_type",
         expected="a causal or an image-text-to-text language model of transformers",
-        got=config.model_type,
+        got=f"{config.model_type} ({', '.join(config.architectures or ()) or 'no architectures'})",
         remedy="Take a decoder model.",
     )
+
+
+def meta_model(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    auto_class: AutoClass | None = None,
+) -> PreTrainedModel:
+    """The model of a configuration on the meta device, where weights take no memory.
+
+    Raises:
+        StudyError: If the configuration does not build one.
+    """
+    chosen: Any = auto_class or model_class_for(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return chosen.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    # Whatever the family's own code makes of numbers that do not go together.
+    except Exception as error:
+        raise StudyError(
+            "The model's configuration builds no model.",
+            file="config.json",
+            key="model_type",
+            expected=f"fields from which transformers builds a {config.model_type}",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            remedy="Compare config.json with the one that the model was published with; sizes must divide evenly.",
+        ) from error
 
 
 def config_fields(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,12 @@ from transformers import PreTrainedConfig
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource, ModelEntry
+from outlier_moe.sources.checkpoint_dtype import values_by_dtype
 from outlier_moe.sources.checkpoint_files import weight_files
-from outlier_moe.sources.hub import cached_model, download, resolve_model
+from outlier_moe.sources.checkpoint_map import map_checkpoint
+from outlier_moe.sources.computing_dtype import settle_dtype, stated_dtype
+from outlier_moe.sources.hub import cached_model, download, resolve_model, values_on_hub
+from outlier_moe.sources.models import stored_values
 from outlier_moe.sources.origin import FILE, read_origin
 
 CONFIG = "config.json"
@@ -44,16 +49,21 @@ def find_config(entry: ModelEntry, models_directory: Path, *, ask_hub: bool = Tr
     if (fetched / FILE).exists():
         origin = read_origin(fetched)
         config = read_config(fetched, trust_remote_code=entry.trust_remote_code)
+        _settle(config, lambda: stored_values(fetched), of=entry.id)
         return FoundConfig(config, origin.weight_bytes or None, "fetched")
     match entry.source:
         case HubSource():
             return _from_hub(entry, entry.source) if ask_hub else _from_hubs_cache(entry, entry.source)
         case DirectorySource() | CheckpointSource():
             folder = entry.source.path.expanduser()
-            n_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            return FoundConfig(
-                read_config(folder, trust_remote_code=entry.trust_remote_code), n_bytes or None, "folder"
-            )
+            config = read_config(folder, trust_remote_code=entry.trust_remote_code)
+            if not any(folder.glob("*.safetensors")):
+                # A configuration alone can be planned with.
+                return FoundConfig(config, None, "folder")
+            files = map_checkpoint(folder)
+            _settle(config, lambda: values_by_dtype(files.counting()), of=entry.id)
+            n_bytes = sum((folder / name).stat().st_size for name in files.headers)
+            return FoundConfig(config, n_bytes or None, "folder")
         case _:
             raise StudyError(
                 "A model's configuration is not here yet.",
@@ -68,7 +78,15 @@ def _from_hubs_cache(entry: ModelEntry, source: HubSource) -> FoundConfig:
     cached = cached_model(source.repo, source.revision)
     if cached is None or cached.folder is None:
         raise StudyError("The hub is not asked, and its cache does not hold the configuration.", got=source.repo)
-    return FoundConfig(read_config(cached.folder, trust_remote_code=entry.trust_remote_code), None, "hub")
+    config = read_config(cached.folder, trust_remote_code=entry.trust_remote_code)
+    _settle(config, lambda: values_on_hub(cached, key=f"models.{entry.id}.source"), of=entry.id)
+    return FoundConfig(config, None, "hub")
+
+
+def _settle(config: PreTrainedConfig, values: Callable[[], Mapping[str, int] | None], *, of: str) -> None:
+    """Have a configuration say what its model is computed in; where that cannot be told yet, leave it."""
+    if stated_dtype(config) is None and (found := values()):
+        settle_dtype(config, lambda: found, of=of)
 
 
 def _from_hub(entry: ModelEntry, source: HubSource) -> FoundConfig:
@@ -87,6 +105,7 @@ def _from_hub(entry: ModelEntry, source: HubSource) -> FoundConfig:
         )
     folder = download(source.repo, snapshot.commit, wanted, key=key)
     config = read_config(folder, trust_remote_code=entry.trust_remote_code)
+    _settle(config, lambda: values_on_hub(snapshot, key=key), of=entry.id)
     weights = set(weight_files(names, folder, origin=source.repo))
     sizes = [file.size for file in snapshot.files if file.name in weights]
     # Offline the hub's cache has only what was downloaded once.

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from outlier_moe.architectures.layer_parts import LayerParts, find_parts
-from outlier_moe.architectures.model_class import model_class_for
+from outlier_moe.architectures.model_class import meta_model
 from outlier_moe.architectures.moe_parts import Experts, find_experts
 from outlier_moe.architectures.quantisation import readable_quantization
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.planning.packed_bits import PackedBits
 from outlier_moe.recording.options import Dtype
+from outlier_moe.sources.computing_dtype import stated_dtype
 
 # How families call the number of experts that work on a token.
 CHOICE_FIELDS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "top_k")
@@ -95,7 +96,8 @@ def model_sizes(
     """The sizes of the model of a configuration.
 
     Args:
-        config: The configuration. What it says of a quantisation decides how the checkpoint is counted.
+        config: The configuration, whose dtype is settled. What it says of a quantisation decides how the checkpoint is
+            counted.
         dtype: The precision of the forward pass.
         trust_remote_code: Whether the checkpoint's own code may run.
 
@@ -107,7 +109,7 @@ def model_sizes(
     experts, parts = find_experts(structure), find_parts(structure)
     text = config.get_text_config(decoder=True)
     n_choices = _first_number(text, CHOICE_FIELDS) or 1
-    storage = _Storage(config, model, stored_dtype(config))
+    storage = _Storage(config, model, stated_dtype(config) or torch.float32)
     layers = [
         storage.portion(layer.named_parameters(prefix=f"{structure.prefix}.{i}"), in_layers=True)
         for i, layer in enumerate(structure.layers)
@@ -139,19 +141,9 @@ def model_sizes(
     )
 
 
-def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """What the unquantised weights of a checkpoint are stored in, by its configuration; float32 if it does not say."""
-    for part in (config, config.get_text_config(decoder=True)):
-        if part.dtype is not None:
-            return part.dtype if isinstance(part.dtype, torch.dtype) else getattr(torch, part.dtype)
-    return torch.float32
-
-
 def _on_meta(config: PreTrainedConfig, dtype: Dtype, *, trust_remote_code: bool) -> PreTrainedModel:
-    chosen = stored_dtype(config) if dtype == "checkpoint" else getattr(torch, dtype)
-    auto_class: Any = model_class_for(config, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return auto_class.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
+    chosen = (stated_dtype(config) or torch.float32) if dtype == "checkpoint" else getattr(torch, dtype)
+    return meta_model(config, chosen, trust_remote_code=trust_remote_code)
 
 
 def _first_number(config: PreTrainedConfig, names: Iterable[str]) -> int | None:

@@ -32,7 +32,8 @@ from outlier_moe.recording.streamed import StreamOptions, load_streamed, record_
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.recording_files import FORMAT
 from outlier_moe.sharding import WHOLE, Shard
-from outlier_moe.sources.models import open_checkpoint
+from outlier_moe.sources.computing_dtype import settle_dtype
+from outlier_moe.sources.models import open_checkpoint, stored_values
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.streaming.disk_space import disk_full_is_told
 from outlier_moe.streaming.hub_shards import fetched_shards
@@ -146,6 +147,8 @@ def _load(
     mode = options.mode
     if mode == "auto":
         config = read_config(model_directory, trust_remote_code=origin.trust_remote_code)
+        if options.dtype == "checkpoint":
+            settle_dtype(config, lambda: stored_values(model_directory), of=origin.model)
         sizes = model_sizes(config, dtype=options.dtype, trust_remote_code=origin.trust_remote_code)
         workload = Workload(*tokens.tokens.shape, taps=options.taps, chunk=options.chunk, dtype=options.dtype)
         mode = fitting_mode(sizes, workload, device=device)

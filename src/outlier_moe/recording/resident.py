@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt32
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from outlier_moe.architectures.model_class import model_class_for, read_config
+from outlier_moe.architectures.model_class import meta_model, read_config
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
@@ -23,7 +23,12 @@ from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
+from outlier_moe.sources.checkpoint_dtype import values_by_dtype
+from outlier_moe.sources.checkpoint_map import CheckpointMap, map_checkpoint, unlisted_tensors, warn_of_ignored
+from outlier_moe.sources.computing_dtype import settle_dtype
 from outlier_moe.streaming.memory import freed_memory_kept
+from outlier_moe.streaming.misfits import lacks_weights, some
+from outlier_moe.streaming.safetensors_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -43,45 +48,73 @@ def load_resident(
         StudyError: If the checkpoint leaves a weight to chance, or has one that the model does not know.
     """
     config = read_config(checkpoint, trust_remote_code=trust_remote_code)
-    auto_class: Any = model_class_for(config, trust_remote_code=trust_remote_code)
-    model, report = auto_class.from_pretrained(
+    # No other file than those that `map_checkpoint` counts.
+    config.transformers_weights = None
+    files = map_checkpoint(checkpoint)
+    if dtype == "checkpoint":
+        chosen = settle_dtype(config, lambda: values_by_dtype(files.counting()), of=str(checkpoint))
+    else:
+        chosen = getattr(torch, dtype)
+    skeleton = meta_model(config, chosen, trust_remote_code=trust_remote_code)
+    warn_of_ignored(files.ignored, files.file_of, directory=checkpoint)
+    model, report = _load_weights(
         checkpoint,
+        files,
+        type(skeleton),
         config=config,
-        dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),
-        device_map=_device_map(config, dtype, device, trust_remote_code=trust_remote_code),
-        use_safetensors=True,
-        local_files_only=True,
+        dtype=chosen,
+        device_map=_device_map(skeleton, device),
         trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-        # They are told below, with all else that does not fit.
-        ignore_mismatched_sizes=True,
     )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+    if report["missing_keys"]:
+        unlisted = unlisted_tensors(files.ignored, files.file_of)
+        raise lacks_weights(checkpoint, sorted(report["missing_keys"]), model=model, unlisted=unlisted)
+    for kind in ("unexpected_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
             found = sorted(map(str, report[kind]))
             raise StudyError(
                 "The checkpoint does not fit the model.",
                 file=checkpoint,
-                key=", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else ""),
+                key=some(found),
                 expected=f"every weight of {type(model).__name__}, and no other",
                 got=kind.replace("_", " "),
-                remedy="Check that config.json and the safetensors files belong together; fetch the model again.",
+                remedy="Check that config.json and the safetensors files are of the same model and save.",
             )
     return model.eval()
 
 
-def _device_map(config: PreTrainedConfig, dtype: Dtype, device: torch.device, *, trust_remote_code: bool) -> DeviceMap:
+def _load_weights(
+    checkpoint: Path, files: CheckpointMap, model_class: type[PreTrainedModel], **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model with its weights, by transformers' own reading where that takes the tensors that count, and a report."""
+    options |= {
+        "local_files_only": True,
+        "output_loading_info": True,
+        # They are told by the caller, with all else that does not fit.
+        "ignore_mismatched_sizes": True,
+    }
+    from_pretrained: Any = model_class.from_pretrained
+    if files.as_transformers_reads:
+        return from_pretrained(checkpoint, use_safetensors=True, **options)
+    # transformers takes the last copy of a tensor that lies in several files, and no shards without an index.
+    tensors = {
+        name: tensor
+        for file, header in files.headers.items()
+        for name, tensor in read_tensors(
+            checkpoint / file, header, [name for name in header if files.file_of.get(name) == file]
+        ).items()
+    }
+    return from_pretrained(None, state_dict=tensors, **options)
+
+
+def _device_map(skeleton: PreTrainedModel, device: torch.device) -> DeviceMap:
     """The one device, unless its memory is too small for the weights and there are others."""
     if device.type != "cuda" or torch.cuda.device_count() < 2:
         return {"": device}
     room = {card: int(SHARE_FOR_WEIGHTS * n_bytes) for card, n_bytes in enumerate(free_by_card())}
-    chosen = config.get_text_config(decoder=True).dtype if dtype == "checkpoint" else getattr(torch, dtype)
-    auto_class: Any = model_class_for(config, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = auto_class.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
-    if sum(parameter.nbytes for parameter in model.parameters()) <= room[device.index or 0]:
+    if sum(parameter.nbytes for parameter in skeleton.parameters()) <= room[device.index or 0]:
         return {"": device}
-    return balanced_placement(model, room)
+    return balanced_placement(skeleton, room)
 
 
 def initial_chunk(options: RecordOptions, *, device: torch.device, n_sequences: int, sequence_length: int) -> int:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import UInt32
-from transformers import PreTrainedConfig
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
@@ -23,12 +22,11 @@ from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.resident import initial_chunk
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.sources.safetensors_header import read_header
+from outlier_moe.sources.computing_dtype import settle_dtype
 from outlier_moe.streaming.forgotten import CannotResumeError
 from outlier_moe.streaming.layer_store import LayerStore
 from outlier_moe.streaming.loading import Placement, Skeleton
 from outlier_moe.streaming.resume import ResumeFolder
-from outlier_moe.streaming.safetensors_files import TORCH_DTYPES
 from outlier_moe.streaming.shards import LocalShards, ShardSource
 
 __all__ = ["StreamOptions", "StreamedRun", "load_streamed", "record_streamed"]
@@ -61,22 +59,15 @@ def load_streamed(
     source = LocalShards(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     try:
         config = read_config(source.directory, trust_remote_code=trust_remote_code)
-        chosen = _checkpoint_dtype(config, source) if dtype == "checkpoint" else getattr(torch, dtype)
+        if dtype == "checkpoint":
+            chosen = settle_dtype(config, source.values_by_dtype, of=str(source.directory))
+        else:
+            chosen = getattr(torch, dtype)
         placement = Placement(chosen, device)
         return LayerStore(Skeleton(config, placement, trust_remote_code=trust_remote_code), source)
     except BaseException:
         source.close()
         raise
-
-
-def _checkpoint_dtype(config: PreTrainedConfig, source: ShardSource) -> torch.dtype:
-    """What the configuration says, else that of the first tensor of floats."""
-    for part in (config, config.get_text_config(decoder=True)):
-        if part.dtype is not None:
-            return part.dtype if isinstance(part.dtype, torch.dtype) else getattr(torch, part.dtype)
-    header = read_header(source.path(min(source.weight_map.values())))
-    stored = (TORCH_DTYPES[entry.dtype] for entry in header.values())
-    return next((dtype for dtype in stored if dtype.is_floating_point and dtype.itemsize > 1), torch.float32)
 
 
 def record_streamed(

@@ -1,14 +1,16 @@
-"""The files of a checkpoint: which of a repository's are needed, and whether they are whole."""
+"""The files of a checkpoint: which of a repository's or a folder's are needed."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 
 from outlier_moe.errors import StudyError
-from outlier_moe.sources.safetensors_header import FETCH_AGAIN, read_header
+from outlier_moe.sources.other_formats import no_safetensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -16,6 +18,8 @@ INDEX = "model.safetensors.index.json"
 # Configuration and tokenizer; those of other frameworks' weights and of subfolders (`original/`, `onnx/`) are not.
 _SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "vocab.bpe", "LICENSE*")
 _FOREIGN = ("pytorch_model*", "flax_model*", "tf_model*", "consolidated*")
+
+_NUMBERED = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 
 
 def small_files(names: Collection[str], *, with_code: bool = False) -> list[str]:
@@ -35,14 +39,20 @@ def small_files(names: Collection[str], *, with_code: bool = False) -> list[str]
     )
 
 
+def file_names(directory: Path) -> set[str]:
+    """The files of a folder, which may be links to files; no folders, and no links to nothing."""
+    return {path.name for path in directory.iterdir() if path.is_file()} if directory.is_dir() else set()
+
+
 def weight_files(names: Collection[str], directory: Path, *, origin: str) -> list[str]:
     """The safetensors files that make up a checkpoint.
 
-    Only those that transformers would read: some repositories hold the same weights twice.
+    Only those that transformers would read: some repositories hold the same weights twice. A whole set of numbered
+    shards needs no index.
 
     Args:
         names: All files of the repository or folder.
-        directory: Where its index lies, if it has one.
+        directory: Where its index lies, if it has one; a folder of one's own, or what is here of a repository.
         origin: How to name the repository in a message.
 
     Raises:
@@ -52,46 +62,60 @@ def weight_files(names: Collection[str], directory: Path, *, origin: str) -> lis
         return [WEIGHTS]
     if INDEX in names:
         shards = sorted(set(read_index(directory / INDEX).values()))
-        absent = [shard for shard in shards if shard not in names]
-        if absent:
-            raise StudyError(
-                "The index of a checkpoint names a file that is not there.",
-                file=f"{origin}: {INDEX}",
-                expected=f"{len(shards)} files, {absent[0]} among them",
-                got=f"{len(shards) - len(absent)} of them",
-                remedy="Take another revision, or complete the checkpoint.",
-            )
+        if absent := [shard for shard in shards if shard not in names]:
+            raise _absent_shard(absent[0], shards, n_absent=len(absent), directory=directory, origin=origin)
         return shards
-    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")))
-    raise StudyError(
-        "A checkpoint has no safetensors.",
-        file=origin,
-        expected=f"{WEIGHTS}, or {INDEX} and what it names",
-        got=", ".join(pickles[:4]) if pickles else "no weights",
-        remedy="Other formats can run code and are never read. Name a revision that has safetensors (the hub's own "
-        "conversion often waits as refs/pr/N), or convert the checkpoint and register its folder.",
+    return _numbered_shards(names, origin) or _refuse(names, directory, origin)
+
+
+def _refuse(names: Collection[str], directory: Path, origin: str) -> list[str]:
+    raise no_safetensors(names, directory, origin=origin)
+
+
+def _numbered_shards(names: Collection[str], origin: str) -> list[str]:
+    """The shards `model-00001-of-0000N.safetensors` that lie there without an index; none if there are none."""
+    sets: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in names:
+        if match := _NUMBERED.fullmatch(name):
+            sets[match[2]][int(match[1])] = name
+    if not sets:
+        return []
+    if len(sets) > 1:
+        raise StudyError(
+            "A checkpoint has shards of several saves, and no index that says which ones count.",
+            file=origin,
+            expected=f"{INDEX}, or the shards of one save",
+            got=", ".join(f"{len(shards)} of {int(total)}" for total, shards in sorted(sets.items())),
+            remedy=f"Put {INDEX} of the save that you want beside the shards, or move those of the others away.",
+        )
+    ((total, shards),) = sets.items()
+    if absent := sorted(set(range(1, int(total) + 1)) - set(shards)):
+        raise StudyError(
+            "A checkpoint lacks some of its shards.",
+            file=origin,
+            expected=f"{int(total)} files model-{absent[0]:05d}-of-{total}.safetensors and so on, and {INDEX}",
+            got=f"{len(shards)} of them",
+            remedy=f"Copy or download the lacking ones: number {', '.join(map(str, absent[:6]))}.",
+        )
+    return [shards[number] for number in sorted(shards)]
+
+
+def _absent_shard(shard: str, shards: list[str], *, n_absent: int, directory: Path, origin: str) -> StudyError:
+    path = directory / shard
+    got = f"{len(shards) - n_absent} of them"
+    remedy = "Copy or download the lacking files, or take another revision that is complete."
+    if path.is_symlink():
+        got = f"a link to {path.readlink()}, which is not there"
+        remedy = "Have the link point to the file, or copy the file itself; `cp -L` and `rsync -L` follow links."
+    elif path.is_dir():
+        got, remedy = f"a folder named {shard}", "Put the file of that name in place of the folder."
+    return StudyError(
+        "The index of a checkpoint names a file that is not there.",
+        file=f"{origin}: {INDEX}",
+        expected=f"{len(shards)} files, {shard} among them",
+        got=got,
+        remedy=remedy,
     )
-
-
-def verify_checkpoint(directory: Path) -> list[Path]:
-    """The safetensors files of a folder, each as long as its header says and holding what the index says.
-
-    Raises:
-        StudyError: If the folder has none, or one is missing, truncated or damaged.
-    """
-    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    weights = weight_files(names, directory, origin=str(directory))
-    tensors = {name: set(read_header(directory / name)) for name in weights}
-    if weights != [WEIGHTS]:
-        for tensor, shard in read_index(directory / INDEX).items():
-            if tensor not in tensors[shard]:
-                raise StudyError(
-                    "A file of a checkpoint lacks a tensor that the index places in it.",
-                    file=directory / shard,
-                    key=tensor,
-                    remedy="The index and the files belong to different versions; fetch them again.",
-                )
-    return [directory / name for name in weights]
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -107,13 +131,15 @@ def read_index(path: Path) -> dict[str, str]:
         for name, shard in weight_map.items():
             if not isinstance(shard, str) or Path(shard).name != shard:
                 raise ValueError(f"{shard!r} for the file of {name}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            if not shard.endswith(".safetensors"):
+                raise ValueError(f"{shard} for {name}, which is no safetensors file")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StudyError(
             "The index of a checkpoint cannot be read.",
             file=path,
             key="weight_map",
-            expected="the name of a file beside the index for each tensor",
+            expected="the name of a safetensors file beside the index for each tensor",
             got=f"{type(error).__name__}: {error}",
-            remedy=FETCH_AGAIN,
+            remedy="Copy or download the index anew, or write it anew with save_pretrained.",
         ) from error
     return weight_map

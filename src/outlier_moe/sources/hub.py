@@ -18,12 +18,16 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    NotASafetensorsRepoError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.checkpoint_dtype import values_by_dtype
+from outlier_moe.sources.safetensors_header import read_header
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +113,32 @@ def cached_model(repo: str, revision: str) -> HubSnapshot | None:
     folder = Path(config).parent
     files = [HubFile(path.name, path.stat().st_size, None) for path in sorted(folder.iterdir()) if path.is_file()]
     return HubSnapshot(repo, folder.name, None, tuple(files), folder)
+
+
+def values_on_hub(snapshot: HubSnapshot, *, key: str) -> dict[str, int] | None:
+    """How many values a model's safetensors have of each dtype, of whose files only the headers are read.
+
+    Args:
+        snapshot: The repository.
+        key: The registry's key of this source, for messages.
+
+    Returns:
+        None if they cannot be told: offline, what the cache does not hold.
+
+    Raises:
+        StudyError: If the hub refuses.
+    """
+    if snapshot.folder is not None:
+        headers = [read_header(path) for path in sorted(snapshot.folder.glob("*.safetensors"))]
+        return values_by_dtype(headers) or None
+    ask = HfApi(token=token()).get_safetensors_metadata
+    with explained(snapshot.repo, snapshot.commit, key=key):
+        try:
+            found = patiently(lambda: ask(snapshot.repo, revision=snapshot.commit))
+        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            log.warning("The hub does not tell what %s is stored in (%s).", snapshot.repo, type(error).__name__)
+            return None
+    return {str(dtype): n for dtype, n in found.parameter_count.items()}
 
 
 def download(repo: str, commit: str, names: Collection[str], *, key: str) -> Path:

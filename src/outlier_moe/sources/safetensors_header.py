@@ -21,9 +21,18 @@ ITEM_BYTES: Mapping[str, int] = {
 }
 """The format's dtypes, and what one item of a tensor takes."""
 
-FETCH_AGAIN = (
-    "Remove the file (and what it is a link to) and run again, or make it anew; layers that are finished are kept."
-)
+# What is saved or served under a safetensors name and is something else, by its first bytes.
+_CONTENTS: Mapping[bytes, tuple[str, str]] = {
+    b"version https://git-lfs": (
+        "a pointer of Git LFS: the weights were not downloaded with the repository",
+        "Run `git lfs pull` in the repository, or download it with `hf download`.",
+    ),
+    b"<": ("a web page", "Download the file itself, with `hf download`."),
+    b"PK\x03\x04": ("a PyTorch file (zip of pickles)", "Convert it with save_pretrained; pickles are never read."),
+    b"\x80": ("a pickle", "Convert it with save_pretrained; pickles are never read."),
+    b"GGUF": ("a GGUF file", "Register it as one: source: {kind: gguf, path: FILE}."),
+    b"\x1f\x8b": ("a gzip archive", "Unpack it."),
+}
 
 
 class TensorEntry(NamedTuple):
@@ -53,11 +62,12 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     try:
         with readable(path) as file:
             size = os.fstat(file.fileno()).st_size
+            _refuse_other_content(path, os.pread(file.fileno(), 64, 0))
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise _broken(path, f"a header of {length} bytes in a file of {size}")
             header: Any = json.loads(file.read(length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(path, f"a header that is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise _broken(path, f"a header that is a {type(header).__name__}")
@@ -66,8 +76,26 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     end = max((entry.stop for entry in entries.values()), default=8 + length)
     if end != size:
         problem = "A shard of the checkpoint is cut short." if end > size else "A shard has bytes that are no tensor's."
-        raise StudyError(problem, file=path, expected=f"{end} bytes", got=f"{size} bytes", remedy=FETCH_AGAIN)
+        raise StudyError(problem, file=path, expected=f"{end} bytes", got=f"{size} bytes", remedy=whole_again(path))
     return entries
+
+
+def whole_again(path: Path) -> str:
+    """How a damaged file is made whole: one of the hub is downloaded again, and one of the user's is not."""
+    if any(part.startswith("models--") or part.endswith(".weights") for part in path.parts):
+        return (
+            "Remove the file and what it is a link to, and run again: it is downloaded anew. Finished layers are kept."
+        )
+    return "Copy, download or save the file anew. Layers that a streamed run has finished are kept."
+
+
+def _refuse_other_content(path: Path, start: bytes) -> None:
+    if not start:
+        raise _broken(path, "an empty file")
+    for beginning, (what, remedy) in _CONTENTS.items():
+        # A header's length comes first, whose lowest byte may be any; what follows it tells a header.
+        if start.startswith(beginning) and start[8:9] != b"{":
+            raise _broken(path, what, remedy=remedy)
 
 
 @contextmanager
@@ -81,10 +109,11 @@ def readable(path: Path) -> Iterator[FileIO]:
         with path.open("rb", buffering=0) as file:
             yield file
     except FileNotFoundError:
-        raise StudyError("A shard of the checkpoint is not there.", file=path, remedy=FETCH_AGAIN) from None
+        raise StudyError("A shard of the checkpoint is not there.", file=path, remedy=whole_again(path)) from None
     except OSError as error:
+        remedy = "Make the file readable for this user, and look to the disk or network drive that it lies on."
         raise StudyError(
-            "A shard of the checkpoint cannot be read.", file=path, got=str(error), remedy=FETCH_AGAIN
+            "A shard of the checkpoint cannot be read.", file=path, got=str(error), remedy=remedy
         ) from error
 
 
@@ -96,18 +125,18 @@ def _entry(path: Path, name: str, fields: Mapping[str, Any], *, first: int) -> T
         raise _broken(path, f"an entry without dtype, shape or offsets: {fields}", key=name) from None
     entry = TensorEntry(dtype, shape, start, stop)
     if dtype not in ITEM_BYTES:
-        raise _broken(path, f"dtype {dtype}", key=name)
+        raise _broken(path, f"dtype {dtype}", key=name, remedy="Take a checkpoint of " + ", ".join(ITEM_BYTES) + ".")
     if math.prod(entry.torch_shape) * ITEM_BYTES[dtype] != stop - start:
         raise _broken(path, f"{stop - start} bytes for {dtype} {list(shape)}", key=name)
     return entry
 
 
-def _broken(path: Path, got: str, *, key: str | None = None) -> StudyError:
+def _broken(path: Path, got: str, *, key: str | None = None, remedy: str | None = None) -> StudyError:
     return StudyError(
         "A shard of the checkpoint is no safetensors file.",
         file=path,
         key=key,
         expected="a header that gives dtype, shape and offsets of each tensor",
         got=got,
-        remedy=FETCH_AGAIN,
+        remedy=remedy or whole_again(path),
     )

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
 
+from outlier_moe.sources.checkpoint_dtype import settled_values
 from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index
+from outlier_moe.sources.checkpoint_map import place_tensors
 from outlier_moe.sources.hub import explained, patiently, token
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
@@ -88,6 +90,7 @@ class HubShards:
         self._repo, self._commit = origin.name, str(origin.revision)
         self._key = f"models.{origin.model}.source"
         self._sizes = {file.name: file.size or 0 for file in origin.files}
+        self._dtype = origin.dtype
         self._directory = directory
         # As the hub's client gives paths.
         self._evict_from = evict_from and evict_from.resolve()
@@ -107,10 +110,11 @@ class HubShards:
                 path.unlink(missing_ok=True)
 
     def _read_weight_map(self) -> Mapping[str, str]:
-        if WEIGHTS not in self._sizes:
+        if WEIGHTS not in self._sizes and INDEX in self._sizes:
             return read_index(self._directory / INDEX)
-        self._check_room({WEIGHTS})
-        return dict.fromkeys(read_header(self.path(WEIGHTS)), WEIGHTS)
+        shards = sorted(name for name in self._sizes if name.endswith(".safetensors"))
+        self._check_room(shards)
+        return place_tensors(self._directory, {shard: read_header(self.path(shard)) for shard in shards})
 
     @property
     def _place(self) -> Path:
@@ -131,6 +135,14 @@ class HubShards:
     def weight_map(self) -> Mapping[str, str]:
         """The file that holds each tensor."""
         return self._weight_map
+
+    def values_by_dtype(self) -> Mapping[str, int]:
+        """The dtype that was settled when the model was fetched.
+
+        Raises:
+            StudyError: If neither the configuration nor the hub said it then.
+        """
+        return settled_values(self._dtype, self._directory)
 
     def plan(self, portions: Sequence[Collection[str]]) -> None:
         """Begin to download what the first portions need; the very first one is needed to the end.

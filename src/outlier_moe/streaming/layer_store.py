@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
 from outlier_moe.host_memory import available_bytes
-from outlier_moe.sources.safetensors_header import FETCH_AGAIN, TensorEntry, read_header
+from outlier_moe.sources.checkpoint_map import ignored_tensors, refuse_lacking, unlisted_tensors, warn_of_ignored
+from outlier_moe.sources.safetensors_header import TensorEntry, read_header
 from outlier_moe.streaming.loading import CheckpointTensor, Skeleton, UndoneTensor
 from outlier_moe.streaming.memory import release_freed_memory
+from outlier_moe.streaming.misfits import lacks_weights, some
 from outlier_moe.streaming.no_account import of_no_account
 from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, forget_cached, read_tensors
 from outlier_moe.streaming.shards import ShardSource
@@ -70,6 +72,7 @@ class LayerStore:
         self._layer_of = re.compile(re.escape(self.structure.prefix) + r"\.(\d+)\.")
         self._towers = tuple(_other_towers(self.model, self.structure.backbone))
         self._headers: dict[str, Mapping[str, TensorEntry]] = {}
+        self._ignored: dict[str, Sequence[str]] = {}
         names = source.weight_map
         self._owner = {name: skeleton.undoing.owner(name, names) for name in names}
         of_weights = skeleton.targets(set(self._owner.values()))
@@ -109,10 +112,11 @@ class LayerStore:
     def _check_names(self) -> None:
         found = self.skeleton.discrepancies(self._targets)
         if found.missing:
-            raise self._unfit(
-                "The checkpoint lacks weights of the model.",
-                key=found.missing,
-                expected=f"a tensor for every weight of {type(self.model).__name__}",
+            raise lacks_weights(
+                self.source.directory,
+                found.missing,
+                model=self.model,
+                unlisted=unlisted_tensors(self._ignored, self.source.weight_map),
             )
         unexpected = [name for name, targets in self._targets.items() if targets[0] in found.unexpected]
         towers = self.skeleton.of_other_towers(unexpected)
@@ -124,7 +128,7 @@ class LayerStore:
             is_quantized=self.skeleton.quantized,
         )
         if left:
-            log.info("of no account for what is computed, and not read: %s", _some(sorted(left)))
+            log.info("of no account for what is computed, and not read: %s", some(sorted(left)))
         if unexpected := [name for name in unexpected if name not in towers | left]:
             raise self._unfit(
                 "The checkpoint has tensors that belong nowhere in the model.",
@@ -137,9 +141,9 @@ class LayerStore:
         return StudyError(
             problem,
             file=self.source.directory / file,
-            key=_some(key),
+            key=some(key),
             expected=expected,
-            remedy="Check that config.json and the shards belong together; fetch the model again.",
+            remedy="Check that config.json and the shards are of the same model and save.",
         )
 
     def _stored_in_parts(self) -> Mapping[str, StoredWeight]:
@@ -185,15 +189,10 @@ class LayerStore:
         if shard not in self._headers:
             path = self.source.path(shard)
             header = read_header(path)
-            named = {name for name, file in self.source.weight_map.items() if file == shard}
-            if header.keys() != named:
-                raise StudyError(
-                    "A shard and the index of the checkpoint disagree.",
-                    file=path,
-                    key=", ".join(sorted(header.keys() ^ named)[:4]),
-                    expected="the tensors that the index says are in this file, and no other",
-                    remedy=FETCH_AGAIN,
-                )
+            refuse_lacking(path, header, self.source.weight_map)
+            if ignored := ignored_tensors(shard, header, self.source.weight_map):
+                self._ignored[shard] = ignored
+                warn_of_ignored({shard: ignored}, self.source.weight_map, directory=path.parent)
             self._headers[shard] = header
         return self._headers[shard]
 
@@ -229,7 +228,7 @@ class LayerStore:
                 key=name,
                 expected=f"a dtype that becomes {str(expected).removeprefix('torch.')}",
                 got=entry.dtype,
-                remedy="Check that config.json says how the checkpoint is quantised; fetch the model again.",
+                remedy="If the checkpoint is quantised, config.json must say how (quantization_config).",
             )
 
     @property
@@ -253,11 +252,8 @@ class LayerStore:
             self.skeleton.tie_weights(target for targets in self._targets.values() for target in targets)
         left = [name for name, tensor in self._held(portion) if tensor.is_meta]
         if left:
-            raise self._unfit(
-                "Weights of the model have no tensor in the checkpoint.",
-                key=left,
-                expected=f"a tensor for every weight of {type(self.model).__name__}",
-            )
+            unlisted = unlisted_tensors(self._ignored, self.source.weight_map)
+            raise lacks_weights(self.source.directory, left, model=self.model, unlisted=unlisted)
         release_freed_memory()
 
     def _weights_of(self, raw: RawPortion) -> Mapping[str, CheckpointTensor | UndoneTensor]:
@@ -295,11 +291,6 @@ class LayerStore:
                 forget_cached(self.source.path(shard), self._header(shard), self._names(layer, shard))
         if layer in self._read_order:
             self.source.finish(self._read_order.index(layer))
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of many names."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _other_towers(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -29,7 +29,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.quantizers.auto import get_hf_quantizer
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from outlier_moe.architectures.model_class import AutoClass, model_class_for
+from outlier_moe.architectures.model_class import AutoClass, meta_model
 from outlier_moe.architectures.quantisation import SECTIONS, readable_quantization
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError
@@ -136,12 +136,8 @@ class Skeleton:
         device_map = {"": placement.device}
         quantizer, config, _ = get_hf_quantizer(_left_to_transformers(config, said), None, device_map, True, {})
         dtype = placement.dtype if quantizer is None else quantizer.update_dtype(placement.dtype)
-        auto_class = auto_class or model_class_for(config, trust_remote_code=trust_remote_code)
+        self.model = meta_model(config, dtype, trust_remote_code=trust_remote_code, auto_class=auto_class)
         with torch.device("meta"):
-            self.model = cast(
-                PreTrainedModel,
-                auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code),
-            )
             if quantizer is not None:
                 quantizer.preprocess_model(model=self.model, dtype=dtype, device_map=device_map, use_kernels=False)
         self._compute_tables()
@@ -292,7 +288,7 @@ def _does_not_fit(name: str, **details: Any) -> StudyError:
     return StudyError(
         "A tensor of the checkpoint does not fit the model.",
         key=name,
-        remedy="Check that config.json and the shards belong together; fetch the model again.",
+        remedy="Check that config.json and the shards are of the same model and save.",
         **details,
     )
 

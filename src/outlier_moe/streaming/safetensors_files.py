@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outlier_moe.errors import StudyError
-from outlier_moe.sources.safetensors_header import FETCH_AGAIN, TensorEntry, readable
+from outlier_moe.sources.safetensors_header import TensorEntry, readable, whole_again
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -107,7 +107,7 @@ def _read(descriptor: int, start: int, stop: int, *, path: Path) -> None:
                 file=path,
                 expected=f"at least {stop} bytes",
                 got=f"{start} bytes",
-                remedy=FETCH_AGAIN,
+                remedy=whole_again(path),
             )
         start += n_read
 

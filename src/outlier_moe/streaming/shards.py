@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index, weight_files
-from outlier_moe.sources.safetensors_header import read_header
+from outlier_moe.sources.checkpoint_dtype import values_by_dtype
+from outlier_moe.sources.checkpoint_map import map_checkpoint
 
 
 @runtime_checkable
@@ -28,6 +28,10 @@ class ShardSource(Protocol):
     @property
     def weight_map(self) -> Mapping[str, str]:
         """The file that holds each tensor."""
+        ...
+
+    def values_by_dtype(self) -> Mapping[str, int]:
+        """How many values there are of each of the format's dtypes, as far as they can be told."""
         ...
 
     def plan(self, portions: Sequence[Collection[str]]) -> None:
@@ -58,12 +62,13 @@ class LocalShards:
         directory: The folder, in the hub's layout.
 
     Raises:
-        StudyError: If it holds no safetensors file, or lacks one that the index names.
+        StudyError: As `map_checkpoint`.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._weight_map = self._read_weight_map()
+        found = map_checkpoint(directory)
+        self._weight_map, self._values = found.file_of, values_by_dtype(found.counting())
 
     @property
     def directory(self) -> Path:
@@ -81,14 +86,12 @@ class LocalShards:
 
     @property
     def weight_map(self) -> Mapping[str, str]:
-        """The file that holds each tensor: of the single file if there is one, else of the index."""
+        """The file that counts for each tensor."""
         return self._weight_map
 
-    def _read_weight_map(self) -> Mapping[str, str]:
-        names = {path.name for path in self._directory.iterdir()}
-        if weight_files(names, self._directory, origin=str(self._directory)) == [WEIGHTS]:
-            return dict.fromkeys(read_header(self._directory / WEIGHTS), WEIGHTS)
-        return read_index(self._directory / INDEX)
+    def values_by_dtype(self) -> Mapping[str, int]:
+        """How many values there are of each of the format's dtypes."""
+        return self._values
 
     def plan(self, portions: Sequence[Collection[str]]) -> None:
         """All files are here."""

@@ -44,7 +44,7 @@ def test_kimi_k2_becomes_deepseek_v3_for_good(tmp_path: Path) -> None:
     ("fields", "problem", "said"),
     [
         ({"model_type": "lama"}, "family is unknown", "'llama'"),
-        ({}, "family is unknown", "newer transformers"),
+        ({}, "does not name its family", "config.json of transformers"),
         ({"model_type": "other", "auto_map": REMOTE}, "needs code", "trust_remote_code: true"),
     ],
 )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from outlier_moe.errors import StudyError
-from outlier_moe.sources.checkpoint_files import small_files, verify_checkpoint, weight_files
+from outlier_moe.sources.checkpoint_files import small_files, weight_files
+from outlier_moe.sources.checkpoint_map import map_checkpoint
 from outlier_moe.sources.safetensors_header import read_header
 from tests.unit.sources.checkpoints import INDEX, repository, shards, write
 
@@ -56,7 +57,7 @@ def test_an_index_that_names_an_absent_file(tmp_path: Path) -> None:
     write(tmp_path, files := shards([["a"], ["b"], ["c"]]))
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(StudyError) as caught:
-        verify_checkpoint(tmp_path)
+        map_checkpoint(tmp_path)
     assert INDEX in str(caught.value.file)
     assert caught.value.expected == "3 files, model-00002-of-00003.safetensors among them"
     assert len(files) == 4
@@ -68,7 +69,7 @@ def test_an_index_that_names_an_absent_file(tmp_path: Path) -> None:
 def test_an_index_that_cannot_be_read(tmp_path: Path, index: bytes) -> None:
     write(tmp_path, {**shards([["a"]]), INDEX: index})
     with pytest.raises(StudyError) as caught:
-        verify_checkpoint(tmp_path)
+        map_checkpoint(tmp_path)
     assert caught.value.file == tmp_path / INDEX and caught.value.key == "weight_map"
 
 
@@ -78,15 +79,15 @@ def test_an_index_that_places_a_tensor_elsewhere(tmp_path: Path) -> None:
     index["weight_map"]["a"] = "model-00002-of-00002.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(StudyError) as caught:
-        verify_checkpoint(tmp_path)
+        map_checkpoint(tmp_path)
     assert caught.value.key == "a" and caught.value.file == tmp_path / "model-00002-of-00002.safetensors"
 
 
 def test_a_whole_checkpoint_is_accepted(tmp_path: Path) -> None:
     write(tmp_path / "one", repository())
-    assert verify_checkpoint(tmp_path / "one") == [tmp_path / "one/model.safetensors"]
+    assert list(map_checkpoint(tmp_path / "one").headers) == ["model.safetensors"]
     write(tmp_path / "two", repository(shards([["a"], ["b"]])))
-    assert [path.name for path in verify_checkpoint(tmp_path / "two")] == [
+    assert list(map_checkpoint(tmp_path / "two").headers) == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ]
@@ -94,7 +95,7 @@ def test_a_whole_checkpoint_is_accepted(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no safetensors"):
-        verify_checkpoint(tmp_path / "absent")
+        map_checkpoint(tmp_path / "absent")
 
 
 def test_a_truncated_file_says_what_is_missing(tmp_path: Path) -> None:

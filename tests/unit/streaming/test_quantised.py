@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.checkpoint_files import INDEX
 from outlier_moe.streaming.layer_store import REST, LayerStore
-from outlier_moe.streaming.shards import INDEX
 from tests import zoo
 from tests.streaming import all_equal, open_store, resident_hidden, streamed_hidden
 
