@@ -103,8 +103,10 @@ def main() -> None:
 
     def recorded() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            directory = Path(folder) / "outliers"
-            with RecordingWriter(directory, tokens=tokens, n_peaks=8, n_layers=len(structure.layers)) as writer:
+            directory, n_layers = Path(folder) / "outliers", len(structure.layers)
+            with RecordingWriter(
+                directory, tokens=tokens, n_peaks=8, n_layers=n_layers, ladder=options.ladder
+            ) as writer:
                 record_resident(model, structure, tokens, options, writer, advance=lambda n: None)
                 writer.finish({}, lambda ids: "")
 

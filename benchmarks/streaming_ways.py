@@ -62,8 +62,10 @@ def digest_of(hidden: list[Tensor]) -> str:
 def recording(arguments: argparse.Namespace, scratch: Path, n_layers: int) -> Iterator[tuple[Any, ...]]:
     """Tokens, options and writer of a recording that is thrown away."""
     tokens = tokens_of(arguments)
-    with RecordingWriter(scratch / "recording", tokens=tokens, n_peaks=8, n_layers=n_layers) as writer:
-        yield tokens, RecordOptions(chunk=arguments.chunk), writer
+    options = RecordOptions(chunk=arguments.chunk)
+    folder = scratch / "recording"
+    with RecordingWriter(folder, tokens=tokens, n_peaks=8, n_layers=n_layers, ladder=options.ladder) as writer:
+        yield tokens, options, writer
         writer.finish({}, lambda ids: "")
 
 

@@ -46,9 +46,10 @@ def write_recording(
     taps: tuple[Tap, ...] = tuple(dict.fromkeys(tap for tap, _ in activations))
     recorded: tuple[Tap, ...] = (*taps, "residual_rms") if "residual" in taps else taps
     tokens = np.arange(n_sequences * n_positions, dtype=np.uint32).reshape(n_sequences, n_positions)
-    with RecordingWriter(directory, tokens=tokens, n_peaks=4, n_layers=n_layers) as writer:
+    ladder = Ladder(floor=floor)
+    with RecordingWriter(directory, tokens=tokens, n_peaks=4, n_layers=n_layers, ladder=ladder) as writer:
         for first in range(0, n_sequences, chunk):
-            observer = ChunkObserver(recorded, Ladder(floor=floor), first_sequence=first)
+            observer = ChunkObserver(recorded, ladder, first_sequence=first)
             for (tap, layer), x in activations.items():
                 observer.observe(tap, layer, torch.from_numpy(x[first : first + chunk]))
             writer.add_layers(observer)

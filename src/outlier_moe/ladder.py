@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -82,6 +83,11 @@ class Ladder:
         first = _bits(self.floor)
         steps = np.arange(N_EDGES, dtype=np.uint32) << np.uint32(FLOAT32_SHIFT)
         return (np.uint32(first) + steps).view(np.float32)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a table says of the ladder that it is counted on."""
+        return {"floor": self.floor, "edges": self.edges.tolist()}
 
     @property
     def floor_rung(self) -> int:

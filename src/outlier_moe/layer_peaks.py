@@ -11,6 +11,7 @@ from outlier_moe.edge_counts import CountShape, write_edge_counts
 from outlier_moe.filtering import Preset
 from outlier_moe.recording_files import damage_told, read_recording
 from outlier_moe.statistics.sequence_counts import write_sequence_counts
+from outlier_moe.table_files import write_table
 
 
 class CountFiles(NamedTuple):
@@ -48,7 +49,7 @@ def count_recording(
     with damage_told(recording):
         write_edge_counts(recording, shapes, files.edge_counts, **least)
         write_sequence_counts(recording, massive, files.sequence_counts)
-        peaks_by_layer(recording.layer_outliers()).write_parquet(files.layer_peaks)
+        write_table(peaks_by_layer(recording.layer_outliers()), files.layer_peaks, recording.ladder.facts)
 
 
 def peaks_by_layer(rows: pl.LazyFrame) -> pl.DataFrame:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from outlier_moe.taps import View
@@ -45,6 +45,11 @@ def presets(study: Mapping[str, Any]) -> list[Preset]:
     shared = {key: study[key] for key in ("magnitude", "layer_fraction", "position_fraction")}
     chosen = study["filter_systematic"]["presets"]
     return [Preset(name=name, **{**shared, **definition}) for name, definition in chosen.items()]
+
+
+def definition_facts(presets: Iterable[Preset]) -> dict[str, Any]:
+    """What a table says of the definitions that it was made by."""
+    return {"presets": [asdict(preset) for preset in presets]}
 
 
 class CountShape(NamedTuple):

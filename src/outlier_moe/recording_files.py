@@ -18,11 +18,15 @@ from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
 from outlier_moe.schemas import SchemaError, ValidationError, dy
 from outlier_moe.schemas import moe as schemas_moe
+from outlier_moe.table_files import check_table, schema_facts
 
 FORMAT = 1
 """Version of the recording's tables; raised when an older reader would misread them."""
 
-_AGAIN = "Remove its folder and run record_outliers again; the other recordings stay as they are."
+
+def again(directory: Path) -> str:
+    """What to do about a recording that cannot be read: recording takes long, so a copy comes first."""
+    return f"Put it back from a copy, if there is one; otherwise record it again: snakemake --force {directory}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Recording:
 
     def layer_outliers(self) -> pl.LazyFrame:
         """Rows of `schemas.LayerOutlier` of all layers."""
+        return pl.concat(self.layers())
+
+    def layers(self) -> list[pl.LazyFrame]:
+        """Rows of `schemas.LayerOutlier`, layer by layer.
+
+        Raises:
+            StudyError: If a layer has none, or a table is damaged.
+        """
         paths = sorted(self.directory.glob("layer_*.arrow"))
         if len(paths) != self.run["n_layers"]:
             raise StudyError(
@@ -48,13 +60,13 @@ class Recording:
                 file=self.directory,
                 expected=f"{self.run['n_layers']} files layer_*.arrow",
                 got=len(paths),
-                remedy=_AGAIN,
+                remedy=again(self.directory),
             )
-        return pl.concat([_scan(path, schemas.LayerOutlier) for path in paths])
+        return [self._scan(path.name, schemas.LayerOutlier) for path in paths]
 
     def any_layer_outliers(self) -> pl.LazyFrame:
         """Rows of `schemas.AnyLayerOutlier`."""
-        return _scan(self.directory / "any_layer.arrow", schemas.AnyLayerOutlier)
+        return self._scan("any_layer.arrow", schemas.AnyLayerOutlier)
 
     def sites(self) -> pl.DataFrame:
         """The table `schemas.Site`."""
@@ -63,11 +75,11 @@ class Recording:
     @cached_property
     def _sites(self) -> pl.DataFrame:
         # Asked for by every preset; reading and checking it takes longer than what most do with it.
-        return _read(self.directory / "sites.parquet", schemas.Site)
+        return self._read("sites.parquet", schemas.Site)
 
     def peaks(self) -> pl.DataFrame:
         """The table `schemas.Peak`."""
-        return _read(self.directory / "peaks.parquet", schemas.Peak)
+        return self._read("peaks.parquet", schemas.Peak)
 
     def sequences(self) -> pl.DataFrame:
         """The table `schemas.Sequence`."""
@@ -75,7 +87,7 @@ class Recording:
 
     @cached_property
     def _sequences(self) -> pl.DataFrame:
-        return _read(self.directory / "sequences.parquet", schemas.Sequence)
+        return self._read("sequences.parquet", schemas.Sequence)
 
     def experts(self) -> pl.DataFrame | None:
         """The table `schemas_moe.Expert`; none for a model without experts."""
@@ -86,10 +98,51 @@ class Recording:
         return self._of_experts("routers.parquet", schemas_moe.Router)
 
     def _of_experts(self, name: str, schema: type[dy.Schema]) -> pl.DataFrame | None:
-        path = self.directory / name
-        if self.run.get("experts") is None and not path.exists():
+        if self.run.get("experts") is None and not (self.directory / name).exists():
             return None
-        return _read(path, schema)
+        return self._read(name, schema)
+
+    def _scan(self, name: str, schema: type[dy.Schema]) -> pl.LazyFrame:
+        path = self.directory / name
+        try:
+            check_table(path, remedy=again(self.directory))
+            # Opening reads the footer, which a truncated file does not have; polars would find out only while
+            # collecting.
+            with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+                stored = reader.schema
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise self.broken(path, str(error)) from error
+        if set(stored.names) != set(schema.column_names()):
+            raise self.broken(path, f"columns {', '.join(sorted(stored.names))}")
+        facts = schema_facts(stored)
+        if facts and facts["floor"] != self.run["floor"]:
+            raise StudyError(
+                "A table is counted from another floor than its recording says.",
+                file=path,
+                key="floor",
+                expected=f"{self.run['floor']:g}, as in run.json",
+                got=facts["floor"],
+                remedy=again(self.directory),
+            )
+        return pl.scan_ipc(path).select(schema.column_names())
+
+    def _read(self, name: str, schema: type[dy.Schema]) -> pl.DataFrame:
+        path = self.directory / name
+        try:
+            check_table(path, remedy=again(self.directory))
+            return schema.validate(pl.read_parquet(path))
+        except (FileNotFoundError, pl.exceptions.PolarsError, ValidationError, SchemaError) as error:
+            raise self.broken(path, str(error)) from error
+
+    def broken(self, path: Path, got: str) -> StudyError:
+        """The error for a table that cannot be read."""
+        return StudyError(
+            "A table of a recording cannot be read.",
+            file=path,
+            expected="a whole table",
+            got=got,
+            remedy=again(self.directory),
+        )
 
 
 def read_recording(directory: Path) -> Recording:
@@ -108,7 +161,9 @@ def read_recording(directory: Path) -> Recording:
             remedy="Run snakemake for this model; `outlier-moe models` lists what is done.",
         ) from error
     except ValueError as error:
-        raise StudyError("A recording's provenance is not JSON.", file=path, got=str(error), remedy=_AGAIN) from error
+        raise StudyError(
+            "A recording's provenance is not JSON.", file=path, got=str(error), remedy=again(directory)
+        ) from error
     if run.get("format") != FORMAT:
         raise StudyError(
             "A recording has another format.",
@@ -116,7 +171,7 @@ def read_recording(directory: Path) -> Recording:
             key="format",
             expected=FORMAT,
             got=run.get("format"),
-            remedy=_AGAIN,
+            remedy=again(directory),
         )
     return Recording(directory, run)
 
@@ -132,29 +187,4 @@ def damage_told(recording: Recording) -> Iterator[None]:
         yield
     # The second is what Polars' own code, which is no Python, ends with where bytes make no sense.
     except (pl.exceptions.ComputeError, pl.exceptions.PanicException) as error:
-        raise _broken(recording.directory, f"{type(error).__name__}: {error}") from error
-
-
-def _scan(path: Path, schema: type[dy.Schema]) -> pl.LazyFrame:
-    try:
-        # Opening reads the footer, which a truncated file does not have; polars would find out only while collecting.
-        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-            names = set(reader.schema.names)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise _broken(path, str(error)) from error
-    if names != set(schema.column_names()):
-        raise _broken(path, f"columns {', '.join(sorted(names))}")
-    return pl.scan_ipc(path).select(schema.column_names())
-
-
-def _read(path: Path, schema: type[dy.Schema]) -> pl.DataFrame:
-    try:
-        return schema.validate(pl.read_parquet(path))
-    except (FileNotFoundError, pl.exceptions.PolarsError, ValidationError, SchemaError) as error:
-        raise _broken(path, str(error)) from error
-
-
-def _broken(path: Path, got: str) -> StudyError:
-    return StudyError(
-        "A table of a recording cannot be read.", file=path, expected="a whole table", got=got, remedy=_AGAIN
-    )
+        raise recording.broken(recording.directory, f"{type(error).__name__}: {error}") from error

@@ -13,7 +13,16 @@ import pyarrow as pa
 
 from outlier_moe.errors import StudyError
 from outlier_moe.kept_recordings import KeptRecordings, keep_merged
-from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.recording_files import Recording, again, read_recording
+from outlier_moe.table_files import (
+    check_table,
+    read_table,
+    schema_facts,
+    seal,
+    table_facts,
+    with_facts,
+    write_table,
+)
 from outlier_moe.whole_outputs import whole_directory
 
 COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -127,13 +136,16 @@ def _table_names(shards: Sequence[Recording]) -> list[str]:
 
 def _merge_arrow(shards: Sequence[Recording], name: str, output: Path) -> None:
     """One record batch after the other, as the run of all sequences would have written them."""
+    for shard in shards:
+        check_table(shard.directory / name, remedy=again(shard.directory))
     with pa.ipc.open_file(shards[0].directory / name) as reader:
-        schema = reader.schema
+        schema = with_facts(reader.schema, schema_facts(reader.schema) | shards[0].ladder.facts)
     with pa.ipc.new_file(output, schema, options=COMPRESSION) as writer:
         for shard in shards:
             with pa.ipc.open_file(shard.directory / name) as reader:
                 for i in range(reader.num_record_batches):
                     writer.write_batch(_renumbered(reader.get_batch(i), _first(shard)))
+    seal(output)
 
 
 def _renumbered(batch: pa.RecordBatch, first_sequence: int) -> pa.RecordBatch:
@@ -143,12 +155,13 @@ def _renumbered(batch: pa.RecordBatch, first_sequence: int) -> pa.RecordBatch:
 
 
 def _merge_parquet(shards: Sequence[Recording], name: str, output: Path) -> None:
-    frames = [pl.read_parquet(shard.directory / name) for shard in shards]
+    paths = [shard.directory / name for shard in shards]
+    frames = [read_table(path, remedy=again(path.parent)) for path in paths]
     renumbered = [
         frame.with_columns(pl.col("sequence") + pl.lit(_first(shard), frame.schema["sequence"]))
         for frame, shard in zip(frames, shards, strict=True)
     ]
-    pl.concat(renumbered).sort(SORT_KEYS[name]).write_parquet(output)
+    write_table(pl.concat(renumbered).sort(SORT_KEYS[name]), output, table_facts(paths[0]) | shards[0].ladder.facts)
 
 
 def _merged_run(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

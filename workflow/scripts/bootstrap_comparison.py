@@ -2,21 +2,23 @@
 
 from pathlib import Path
 
-from outlier_moe.presets import Preset
+from outlier_moe.presets import Preset, definition_facts
 from outlier_moe.reporting import reporting_to
 from outlier_moe.statistics.bootstrap import BootstrapOptions
 from outlier_moe.statistics.study_bootstrap import StudyFiles, bootstrap_study
+from outlier_moe.table_files import write_table
 
 with reporting_to(snakemake.log[0], snakemake):
+    presets = [Preset(**preset) for preset in snakemake.params.presets]
     options = dict(snakemake.params.options)
     paths = zip(map(Path, snakemake.input.outliers), map(Path, snakemake.input.counts), strict=True)
     tables = bootstrap_study(
         dict(zip(snakemake.params.models, (StudyFiles(*files) for files in paths), strict=True)),
-        [Preset(**preset) for preset in snakemake.params.presets],
+        presets,
         closely=snakemake.params.closely,
         confidence_level=options.pop("confidence_level"),
         options=BootstrapOptions(**options),
         kept=Path("resources/resamples"),
     )
     for name, table in tables._asdict().items():
-        table.write_parquet(snakemake.output[name])
+        write_table(table, snakemake.output[name], definition_facts(presets))

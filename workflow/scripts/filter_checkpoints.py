@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from outlier_moe.presets import presets
+from outlier_moe.presets import definition_facts, presets
 from outlier_moe.reporting import reporting_to
+from outlier_moe.table_files import write_table
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
 
 with reporting_to(snakemake.log[0], snakemake):
+    chosen = presets(snakemake.params)
     for recordings, outliers in zip(snakemake.input.recordings, snakemake.output.outliers, strict=True):
-        filter_checkpoints(Path(recordings), presets(snakemake.params)).write_parquet(outliers)
+        write_table(filter_checkpoints(Path(recordings), chosen), outliers, definition_facts(chosen))

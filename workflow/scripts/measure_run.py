@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from outlier_moe.presets import presets
+from outlier_moe.presets import definition_facts, presets
 from outlier_moe.reporting import reporting_to
 from outlier_moe.scale_sweep.figures import metrics_of_run
+from outlier_moe.table_files import write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     chosen = presets(snakemake.params)
     table = metrics_of_run(Path(snakemake.input.run), chosen, default=snakemake.params.preset)
-    table.write_parquet(snakemake.output.metrics)
+    write_table(table, snakemake.output.metrics, definition_facts(chosen))

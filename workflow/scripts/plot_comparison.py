@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import polars as pl
-
 from outlier_moe.plots.gallery import comparison_charts, save_charts
 from outlier_moe.presets import presets
 from outlier_moe.reporting import reporting_to
+from outlier_moe.table_files import read_table
 
 with reporting_to(snakemake.log[0], snakemake):
     charts = comparison_charts(
-        pl.read_parquet(snakemake.input.models),
+        read_table(snakemake.input.models),
         preset=next(preset for preset in presets(snakemake.config) if preset.name == snakemake.params.preset),
-        intervals=pl.read_parquet(snakemake.input.intervals),
+        intervals=read_table(snakemake.input.intervals),
         edge_counts=dict(zip(snakemake.params.models, map(Path, snakemake.input.edge_counts), strict=True)),
     )
     save_charts(charts, snakemake.output, vega_bundle=Path(snakemake.input.vega).read_text())

@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-import polars as pl
-
 from outlier_moe.plots.gallery import model_charts, save_charts
 from outlier_moe.presets import presets
 from outlier_moe.recording_files import read_recording
 from outlier_moe.reporting import reporting_to
+from outlier_moe.table_files import read_table
 
 with reporting_to(snakemake.log[0], snakemake):
     chosen = presets(snakemake.config)
     charts = model_charts(
         read_recording(Path(snakemake.input.outliers)),
-        systematic=pl.read_parquet(snakemake.input.systematic),
-        layer_peaks=pl.read_parquet(snakemake.input.layer_peaks),
+        systematic=read_table(snakemake.input.systematic),
+        layer_peaks=read_table(snakemake.input.layer_peaks),
         edge_counts=Path(snakemake.input.edge_counts),
         presets=chosen,
         default=next(preset for preset in chosen if preset.name == snakemake.params.preset),

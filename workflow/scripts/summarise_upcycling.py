@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from outlier_moe.reporting import reporting_to
+from outlier_moe.table_files import write_table
 from outlier_moe.terminal.presentation import show_frame
 from outlier_moe.upcycling.summary import TABLE, RunFiles, for_terminal, summarise_upcycling
 
@@ -15,6 +16,6 @@ with reporting_to(snakemake.log[0], snakemake):
     ]
     tables = summarise_upcycling(runs, preset=snakemake.params.preset)
     for name, table in tables._asdict().items():
-        table.write_parquet(snakemake.output[name])
+        write_table(table, snakemake.output[name])
     Path(snakemake.output.document).write_text(tables.summary.write_json())
     show_frame(for_terminal(tables.summary), TABLE, output_format="table", title="dense -> MoE")

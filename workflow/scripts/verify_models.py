@@ -2,21 +2,20 @@
 
 from pathlib import Path
 
-import polars as pl
-
 from outlier_moe.reporting import reporting_to
 from outlier_moe.statistics.study_checks import CheckedModel, checks_of_study
+from outlier_moe.table_files import read_table, write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
     rows = zip(params.models, map(Path, snakemake.input.outliers), params.revisions, strict=True)
     tables = checks_of_study(
         [CheckedModel(*row) for row in rows],
-        pl.read_parquet(snakemake.input.features),
+        read_table(snakemake.input.features),
         presets=params.presets,
         magnitude=params.magnitude,
         seed=params.seed,
-        left_out=pl.read_parquet(snakemake.input.left_out)["model"].to_list(),
+        left_out=read_table(snakemake.input.left_out)["model"].to_list(),
     )
     for name, table in tables._asdict().items():
-        table.write_parquet(snakemake.output[name])
+        write_table(table, snakemake.output[name])

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import polars as pl
 
+from outlier_moe import table_files
 from outlier_moe.commands.tables import degenerate_note, read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.statistics.degenerate import MARK, with_degenerate
@@ -130,7 +131,7 @@ def _with_intervals(models: pl.DataFrame, path: Path) -> pl.DataFrame:
     if not path.exists():
         return models
     key = ["model", "preset", "first_token"]
-    intervals = pl.read_parquet(path).with_columns(
+    intervals = table_files.read_table(path).with_columns(
         pl.col("figure").cast(pl.String), pl.col("first_token").cast(models.schema["first_token"])
     )
     for figure in intervals["figure"].unique(maintain_order=True):

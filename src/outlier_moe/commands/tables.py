@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from outlier_moe import table_files
 from outlier_moe.errors import StudyError
 from outlier_moe.statistics.degenerate import MARK, MARKED, is_degenerate, with_degenerate
 
@@ -48,13 +49,9 @@ def read_table(path: Path, *, remedy: str) -> pl.DataFrame:
         remedy: What makes it, for whoever does not have it yet.
 
     Raises:
-        StudyError: If there is none, or none that can be read.
+        StudyError: If there is none, or it is damaged.
     """
     try:
-        return pl.read_parquet(path)
+        return table_files.read_table(path)
     except FileNotFoundError as error:
         raise StudyError("There is no such table yet.", file=path, remedy=remedy) from error
-    except pl.exceptions.PolarsError as error:
-        raise StudyError(
-            "A table cannot be read.", file=path, got=str(error), remedy="Remove it and run snakemake again."
-        ) from error

@@ -14,6 +14,7 @@ import polars as pl
 from outlier_moe.errors import StudyError
 from outlier_moe.recording_files import read_recording
 from outlier_moe.registry import HubSource, load_registry
+from outlier_moe.table_files import read_table
 from outlier_moe.terminal.presentation import Column, show_frame
 
 COLUMNS = {
@@ -102,9 +103,6 @@ def _told(row: dict[str, Any]) -> str:
 
 def _systematic(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return read_table(path)
     except FileNotFoundError as error:
         raise StudyError("The model is not filtered yet.", file=path, remedy=f"Run: snakemake {path}") from error
-    except pl.exceptions.PolarsError as error:
-        remedy = f"Remove it and run: snakemake {path}"
-        raise StudyError("A table cannot be read.", file=path, got=str(error), remedy=remedy) from error

@@ -92,7 +92,9 @@ def record_outliers(
     ready = time.monotonic()
     n_layers = len(loaded.structure.layers)
     log.info("%s: %d layers on %s, %s, %s", origin.model, n_layers, device, loaded.model.dtype, loaded.mode)
-    writer = RecordingWriter(output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers)
+    writer = RecordingWriter(
+        output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers, ladder=options.ladder
+    )
     with disk_full_is_told(writer.partial), writer, token_progress(origin.model, tokens.tokens.size) as advance:
         driven = loaded.run(writer, advance)
         run = {

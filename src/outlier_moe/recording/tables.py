@@ -14,10 +14,11 @@ from outlier_moe import schemas
 from outlier_moe.recording.arrow_arrays import arrow_array
 from outlier_moe.recording.observer import OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
+from outlier_moe.table_files import signed_indices
 from outlier_moe.taps import TAPS, VIEWS, View
 
-LAYER_SCHEMA: pa.Schema = schemas.LayerOutlier.create_empty().to_arrow().schema
-ANY_LAYER_SCHEMA: pa.Schema = schemas.AnyLayerOutlier.create_empty().to_arrow().schema
+LAYER_SCHEMA = signed_indices(schemas.LayerOutlier.create_empty().to_arrow().schema)
+ANY_LAYER_SCHEMA = signed_indices(schemas.AnyLayerOutlier.create_empty().to_arrow().schema)
 NAMES = {"tap": arrow_array(TAPS), "view": arrow_array(list(VIEWS))}
 """What the numbers in the columns that name a place stand for."""
 

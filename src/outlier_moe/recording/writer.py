@@ -18,6 +18,7 @@ import pyarrow as pa
 from jaxtyping import UInt32
 
 from outlier_moe import schemas
+from outlier_moe.ladder import Ladder
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.observer import ChunkObserver, OutlierRows
 from outlier_moe.recording.tables import (
@@ -30,6 +31,7 @@ from outlier_moe.recording.tables import (
     small_table,
 )
 from outlier_moe.schemas import moe as schemas_moe
+from outlier_moe.table_files import seal, with_facts, write_table
 from outlier_moe.taps import View
 from outlier_moe.whole_outputs import partial_of, put_in_place, remove_orphans
 
@@ -52,16 +54,24 @@ class RecordingWriter:
         tokens: The corpus' tokens.
         n_peaks: Features kept in peaks.parquet for each site and sequence.
         n_layers: Decoder layers of the model; each gets its table, also if nothing reaches the floor there.
+        ladder: The edges that rows are counted on; every table says which.
     """
 
     def __init__(
-        self, directory: Path, *, tokens: UInt32[np.ndarray, "sequence position"], n_peaks: int, n_layers: int
+        self,
+        directory: Path,
+        *,
+        tokens: UInt32[np.ndarray, "sequence position"],
+        n_peaks: int,
+        n_layers: int,
+        ladder: Ladder,
     ) -> None:
         self.directory = directory
         self.partial = partial_of(directory)
         self.tokens = tokens
         self.n_peaks = n_peaks
         self.n_layers = n_layers
+        self.ladder = ladder
         self._figures: list[SiteFigures] = []
         self._losses: dict[int, float] = {}
         self._moe: list[MoeTables] = []
@@ -72,10 +82,16 @@ class RecordingWriter:
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         digits = max(2, len(str(self.n_layers - 1)))
-        names = [f"layer_{layer:0{digits}d}.arrow" for layer in range(self.n_layers)]
-        self._layers = [pa.ipc.new_file(self.partial / name, LAYER_SCHEMA, options=COMPRESSION) for name in names]
-        self._any_layer = pa.ipc.new_file(self.partial / "any_layer.arrow", ANY_LAYER_SCHEMA, options=COMPRESSION)
+        self._layers = [
+            self._open(f"layer_{layer:0{digits}d}.arrow", LAYER_SCHEMA, "LayerOutlier")
+            for layer in range(self.n_layers)
+        ]
+        self._any_layer = self._open("any_layer.arrow", ANY_LAYER_SCHEMA, "AnyLayerOutlier")
         return self
+
+    def _open(self, name: str, schema: pa.Schema, table: str) -> pa.RecordBatchFileWriter:
+        told = with_facts(schema, {"table": table, **self.ladder.facts})
+        return pa.ipc.new_file(self.partial / name, told, options=COMPRESSION)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -88,6 +104,8 @@ class RecordingWriter:
         if kind is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
+        for path in self.partial.glob("*.arrow"):
+            seal(path)
         put_in_place(self.partial, self.directory)
 
     def add_layers(self, observer: ChunkObserver) -> None:
@@ -160,4 +178,5 @@ class RecordingWriter:
 
     def _write(self, name: str, schema: type[dy.Schema], table: pl.DataFrame) -> None:
         # Validation can cast too, and then takes half as long again.
-        schema.validate(schema.cast(table)).write_parquet(self.partial / f"{name}.parquet")
+        told = {"table": schema.__name__, **self.ladder.facts}
+        write_table(schema.validate(schema.cast(table)), self.partial / f"{name}.parquet", told)

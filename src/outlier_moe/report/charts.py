@@ -19,6 +19,7 @@ from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
 from outlier_moe.report.sentences import Statement
 from outlier_moe.report.tables import Table
+from outlier_moe.table_files import read_table
 
 
 class Picture(NamedTuple):
@@ -231,7 +232,7 @@ def _heatmap(model: ReportedModel, preset: Preset) -> Picture | None:
     if not ranked:
         return None
     features = ranked[:MOST_FEATURES]
-    peaks = pl.read_parquet(model.files.layer_peaks)
+    peaks = read_table(model.files.layer_peaks)
     more = f"; {len(ranked) - len(features):,} more are not shown" if len(ranked) > len(features) else ""
     return Picture(
         "features",

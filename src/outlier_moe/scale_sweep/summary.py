@@ -14,6 +14,7 @@ from outlier_moe.scale_sweep.matched_loss import Curve, of_each_optimizer, of_ea
 from outlier_moe.scale_sweep.moments import MOMENTS, at_moments, target_loss
 from outlier_moe.schemas.completing import completed
 from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
+from outlier_moe.table_files import read_table
 from outlier_moe.training.history import TABLE
 
 
@@ -37,7 +38,7 @@ class SweepTables(NamedTuple):
 def summarise_sweep(runs: Sequence[SweptRun]) -> SweepTables:
     """Put the runs of a sweep together."""
     facts = pl.DataFrame([_facts(run) for run in runs], infer_schema_length=None, schema_overrides=_OF_RUN)
-    over_steps = [figures_over_steps(pl.read_parquet(run.metrics)) for run in runs]
+    over_steps = [figures_over_steps(read_table(run.metrics)) for run in runs]
     curves = [
         Curve(run, steps)
         for run, steps, diverged_at in zip(runs, over_steps, facts["diverged_at"], strict=True)
@@ -133,7 +134,7 @@ def _of_steps(history: Path, facts: Mapping[str, Any]) -> dict[str, float | None
 
 def _times(metrics: Path) -> dict[str, float]:
     """What was spent beside training, in seconds: on losses, recordings and other measures."""
-    times = pl.read_parquet(metrics).filter(metric="time_s").group_by("place").agg(pl.col("value").sum())
+    times = read_table(metrics).filter(metric="time_s").group_by("place").agg(pl.col("value").sum())
     spent = dict(times.rows())
     return {f"time_{name}_s": spent.get(name, 0.0) for name in ("evaluation", "recording", "measures")}
 

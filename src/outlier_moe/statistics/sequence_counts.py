@@ -22,10 +22,12 @@ from outlier_moe.filtering import Preset
 from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
 from outlier_moe.recording_files import Recording
 from outlier_moe.schemas import tap_enum, view_enum
+from outlier_moe.table_files import check_table, made_again, write_table
 from outlier_moe.taps import VIEW_OF, VIEWS, View
 
 FILES = ("counts", "steps", "peaks", "massive")
 _ROWS_OF_A_GROUP = 1 << 16
+_PEAK_COLUMNS = ("view", "sequence", "feature", "peak", "later_peak")
 Side = Literal["", "later_"]
 """Of all positions, or of those after the first."""
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -117,6 +119,7 @@ class SequenceCounts:
     def _read(self, name: str, *chosen: pl.Expr) -> pl.DataFrame:
         path = self.directory / f"{name}.parquet"
         try:
+            check_table(path, remedy=made_again(self.directory))
             return pl.scan_parquet(path).filter(*chosen, True).collect()
         except (FileNotFoundError, pl.exceptions.PolarsError) as error:
             raise StudyError(
@@ -160,21 +163,22 @@ def write_sequence_counts(recording: Recording, massive: list[Preset], directory
             pooled[VIEW_OF[tap]].add(of_site)  # type: ignore[index]
             steps.append(_steps_of(of_site, recording, tap=str(tap), layer=int(layer)))  # type: ignore[arg-type]
         candidates.append(_candidates(rows, recording, massive))
-    pl.concat([table.counts(recording) for table in pooled.values()]).write_parquet(
-        directory / "counts.parquet", row_group_size=_ROWS_OF_A_GROUP
-    )
-    pl.concat(steps).write_parquet(directory / "steps.parquet")
-    places = ["view", "sequence", "feature", "peak", "later_peak"]
-    recording.any_layer_outliers().select(places).collect().write_parquet(directory / "peaks.parquet")
-    pl.concat(candidates).write_parquet(directory / "massive.parquet")
+    tables = {
+        "counts": pl.concat([table.counts(recording) for table in pooled.values()]),
+        "steps": pl.concat(steps),
+        "peaks": recording.any_layer_outliers().select(_PEAK_COLUMNS).collect(),
+        "massive": pl.concat(candidates),
+    }
+    for name, table in tables.items():
+        rows = _ROWS_OF_A_GROUP if name == "counts" else None
+        write_table(table, directory / f"{name}.parquet", recording.ladder.facts, row_group_size=rows)
 
 
 def _layers(recording: Recording) -> Iterator[pl.DataFrame]:
     """The rows of one layer after the other."""
     # Says what is wrong with a table that is missing or broken before any of them is read.
-    columns = recording.layer_outliers().collect_schema().names()
-    for path in sorted(recording.directory.glob("layer_*.arrow")):
-        yield pl.scan_ipc(path).select(columns).collect()
+    for rows in recording.layers():
+        yield rows.collect()
 
 
 def _ladder_steps(magnitude: pl.Series, ladder: Ladder) -> UInt8[np.ndarray, " row"]:

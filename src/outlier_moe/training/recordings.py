@@ -46,7 +46,9 @@ def record_in_training(
         chunk: Sequences that go through the model together.
     """
     n_layers = len(structure.layers)
-    writer = RecordingWriter(output, tokens=positions, n_peaks=options.n_peaks, n_layers=n_layers)
+    writer = RecordingWriter(
+        output, tokens=positions, n_peaks=options.n_peaks, n_layers=n_layers, ladder=options.ladder
+    )
     observer = ChunkObserver(options.taps, options.ladder, first_sequence=0)
     with writer, observation(structure, options, lambda: observer), torch.no_grad():
         for first in range(0, len(positions), chunk):

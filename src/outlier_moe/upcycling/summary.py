@@ -19,6 +19,7 @@ from outlier_moe.schemas.upcycling import (
     UpcyclingRun,
     UpcyclingStep,
 )
+from outlier_moe.table_files import read_table
 from outlier_moe.terminal.presentation import Column
 
 TABLE = {
@@ -95,8 +96,8 @@ def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTa
         checkpoints += _checkpoints(run, last)
         experts += _experts(run, last)
         outliers += [
-            _labelled(pl.read_parquet(run.dense_outliers), run.key, phase=1, after=0),
-            _labelled(pl.read_parquet(run.arm_outliers), run.key, phase=2, after=last),
+            _labelled(read_table(run.dense_outliers), run.key, phase=1, after=0),
+            _labelled(read_table(run.arm_outliers), run.key, phase=2, after=last),
         ]
         histories.append(_labelled(_history(run.arm_run), run.key, phase=2, after=last))
         if run == next(other for other in runs if other.dense_run == run.dense_run):
@@ -206,7 +207,7 @@ def _summary(run: RunFiles, preset: str) -> dict[str, Any]:
 
 
 def _outlier_figures(path: Path, index: int, time: str, preset: str) -> dict[str, Any]:
-    table = pl.read_parquet(path)
+    table = read_table(path)
     table = table.filter(pl.col("step") == table["step"].unique().sort()[index])
     at_tap = table.filter(pl.col("tap") == TAP)
     counted = table.filter(preset=preset, first_token="included")

@@ -53,8 +53,8 @@ def test_cards_that_are_too_small_are_told() -> None:
 
 
 def recorded(model: PreTrainedModel, directory: Path) -> dict[str, bytes]:
-    with RecordingWriter(directory, tokens=TOKENS, n_peaks=3, n_layers=N_LAYERS) as writer:
-        options = RecordOptions(chunk=2, floor=0.5)
+    options = RecordOptions(chunk=2, floor=0.5)
+    with RecordingWriter(directory, tokens=TOKENS, n_peaks=3, n_layers=N_LAYERS, ladder=options.ladder) as writer:
         record_resident(model, find_structure(model), TOKENS, options, writer, advance=lambda n: None)
         writer.finish({}, str)
     return {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -51,7 +51,7 @@ def recorded(
     model: PreTrainedModel, tokens: np.ndarray, directory: Path, *, chunk: int = 2, floor: float = FLOOR
 ) -> Recording:
     options = RecordOptions(floor=floor, chunk=chunk, n_peaks=3)
-    with RecordingWriter(directory, tokens=tokens, n_peaks=3, n_layers=N_LAYERS) as writer:
+    with RecordingWriter(directory, tokens=tokens, n_peaks=3, n_layers=N_LAYERS, ladder=options.ladder) as writer:
         record_resident(model, find_structure(model), tokens, options, writer, advance=lambda n: None)
         writer.finish({"format": FORMAT, "floor": floor, "n_layers": N_LAYERS}, lambda ids: f"<{ids[0]}>")
     return read_recording(directory)
@@ -300,8 +300,8 @@ def test_d_model_is_what_a_model_computes_with(tokens: np.ndarray, tmp_path: Pat
         vocab_size=96, hidden_size=32, word_embed_proj_dim=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4
     )
     model = OPTForCausalLM(config).eval()
-    with RecordingWriter(tmp_path / "outliers", tokens=tokens, n_peaks=3, n_layers=2) as writer:
-        options = RecordOptions(floor=FLOOR, chunk=3)
+    options = RecordOptions(floor=FLOOR, chunk=3)
+    with RecordingWriter(tmp_path / "outliers", tokens=tokens, n_peaks=3, n_layers=2, ladder=options.ladder) as writer:
         record_resident(model, find_structure(model), tokens, options, writer, advance=lambda n: None)
         assert writer.d_model == 32
         writer.finish({"format": FORMAT, "floor": FLOOR, "n_layers": 2}, lambda ids: f"<{ids[0]}>")

@@ -48,7 +48,8 @@ def resident(checkpoint: Path, directory: Path, options: RecordOptions = OPTIONS
     model = load_resident(checkpoint, dtype=options.dtype, device=CPU)
     structure = find_structure(model)
     pin_experts(structure)
-    with RecordingWriter(directory, tokens=TOKENS, n_peaks=3, n_layers=len(structure.layers)) as writer:
+    n_layers = len(structure.layers)
+    with RecordingWriter(directory, tokens=TOKENS, n_peaks=3, n_layers=n_layers, ladder=options.ladder) as writer:
         record_resident(model, structure, TOKENS, options, writer, advance=lambda n: None)
         writer.finish({}, lambda ids: str(ids))
     return directory
@@ -62,7 +63,7 @@ def streamed(
     advance: Callable[[int], None] = lambda n: None,
     stream: StreamOptions | None = None,
 ) -> StreamedRun:
-    with RecordingWriter(directory, tokens=TOKENS, n_peaks=3, n_layers=store.n_layers) as writer:
+    with RecordingWriter(directory, tokens=TOKENS, n_peaks=3, n_layers=store.n_layers, ladder=options.ladder) as writer:
         chosen = stream or StreamOptions()
         run = record_streamed(store, TOKENS, options, writer, advance=advance, stream=chosen)
         writer.finish({}, lambda ids: str(ids))
@@ -294,7 +295,7 @@ def test_tables_that_cannot_be_closed_do_not_hide_why(tmp_path: Path, monkeypatc
     def fill() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = RecordingWriter(tmp_path / "recording", tokens=TOKENS, n_peaks=3, n_layers=1)
+    writer = RecordingWriter(tmp_path / "recording", tokens=TOKENS, n_peaks=3, n_layers=1, ladder=OPTIONS.ladder)
     with pytest.raises(ArithmeticError), writer:
         writer._any_layer.close()
         monkeypatch.setattr(writer, "_any_layer", SimpleNamespace(close=fill))
