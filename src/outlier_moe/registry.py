@@ -154,6 +154,10 @@ class ModelEntry:
     """Why it cannot be had."""
     release_date: date | None
     """The day of its release, where known for certain."""
+    sequence_length: Literal["study", "model"] = "study"
+    """Whether its sequences have the study's length, or at most what the model was made for."""
+    max_positions: int | None = None
+    """Rows of its table of positions, if it has one."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def shards_to_record(outliers: Path, study: Mapping[str, Any]) -> int:
     wanted = study["record_outliers"]["shards"]
     try:
         run = json.loads((outliers / "run.json").read_text())
-        recorded = [run[key] for key in ("n_sequences", "sequence_length", "taps", "floor")]
+        # Of a model whose sequences are shorter than the study's, what the study asked for then.
+        length = run.get("tokens", {}).get("asked_length") or run["sequence_length"]
+        recorded = [run["n_sequences"], length, run["taps"], run["floor"]]
         n_recorded = len(run.get("shards", [])) or 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return wanted

@@ -19,8 +19,10 @@ from filelock import FileLock
 from jaxtyping import UInt32
 
 from outlier_moe import schemas
+from outlier_moe.architectures.positions import model_length
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.corpora import Corpus, read_corpus
+from outlier_moe.sources.origin import read_origin
 from outlier_moe.study_tokenizer import StudyTokenizer, load_tokenizer
 from outlier_moe.whole_outputs import whole_file
 
@@ -80,6 +82,7 @@ def tokenize_corpus(
     n_sequences: int,
     sequence_length: int,
     bos: Bos,
+    shortens: bool = False,
     cache: Path | None = None,
 ) -> None:
     """Write a text as a model's tokens, `n_sequences` x `sequence_length` of them.
@@ -95,20 +98,29 @@ def tokenize_corpus(
         n_sequences: Number of sequences.
         sequence_length: Tokens in a sequence, BOS included.
         bos: Whether each sequence starts with BOS: `tokenizer` if the tokenizer adds it by itself.
+        shortens: Whether sequences are shortened to what the model was made for, if it was made for less.
         cache: A folder in which models with the same tokenizer find each other's tokens.
 
     Raises:
-        StudyError: If the text is too short, or the tokenizer lacks a token that is asked for or has one that the model
-            does not know.
+        StudyError: If the text is too short, the model has no positions for so long a sequence, or the tokenizer lacks
+            a token that is asked for or has one that the model does not know.
     """
     text = read_corpus(corpus)
     tokenizer = load_tokenizer(model_directory)
-    layout = Layout(n_sequences, sequence_length, _bos_token(tokenizer, bos, model_directory))
+    origin = read_origin(model_directory)
+    length = model_length(
+        model_directory,
+        sequence_length,
+        model=origin.model,
+        shortens=shortens,
+        trust_remote_code=origin.trust_remote_code,
+    )
+    layout = Layout(n_sequences, length.n_tokens, _bos_token(tokenizer, bos, model_directory))
     metadata = {
         "corpus_sha256": text.metadata["corpus_sha256"],
         "tokenizer_sha256": tokenizer.sha256,
         "n_sequences": n_sequences,
-        "sequence_length": sequence_length,
+        "sequence_length": length.n_tokens,
         "bos": bos,
         "bos_token": layout.bos_token,
         "end_of_text_token": tokenizer.end_of_text,
@@ -118,6 +130,11 @@ def tokenize_corpus(
     _refuse_unknown_tokens(table, tokenizer, model_directory)
     # Not in the cache: another model may have the same tokenizer without a need for its own file's.
     made_by = {"tokenizer": tokenizer.kind, "tokenizer_note": tokenizer.note}
+    if length.n_tokens < sequence_length:
+        made_by |= {"asked_length": sequence_length}
+    if length.note is not None:
+        made_by |= {"length_note": length.note}
+        log.warning("%s: %s", origin.model, length.note)
     write_tokens(table._replace(metadata={**table.metadata, **made_by}), output)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, TokenizersBackend
+from transformers import GPT2Config, LlamaConfig, TokenizersBackend
 
 from outlier_moe import tokenization
 from outlier_moe.errors import StudyError
@@ -303,6 +303,75 @@ def test_a_tokenizer_of_another_model(corpus: Path, tmp_path: Path) -> None:
     assert refusal(corpus, inner, tmp_path / "t.arrow").got == 200
     (inner / "config.json").write_text(json.dumps({"model_type": "no_such_architecture"}))
     assert tokenized(corpus, inner, tmp_path / "t.arrow").tokens.shape == (4, 16)
+
+
+def gpt2_with_positions(folder: Path, n_positions: int) -> Path:
+    """A model with a table of positions."""
+    make_model(folder, "gpt2")
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=n_positions, n_embd=8, n_layer=1, n_head=2)
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_sequences_longer_than_a_models_table_are_refused_or_shortened(corpus: Path, tmp_path: Path) -> None:
+    model = gpt2_with_positions(tmp_path / "model", 12)
+    error = refusal(corpus, model, tmp_path / "t.arrow")
+    assert (error.key, error.got) == ("tokenize_corpus.sequence_length", 16)
+    assert "at most 12" in str(error.expected)
+    short = tokenized(corpus, model, tmp_path / "short.arrow", shortens=True, cache=tmp_path / "cache")
+    assert short.tokens.shape == (4, 12) and short.metadata["asked_length"] == 16
+    assert "12 tokens" in short.metadata["length_note"]
+    asked = tokenized(corpus, model, tmp_path / "asked.arrow", sequence_length=12, cache=tmp_path / "cache")
+    assert asked.tokens.tolist() == short.tokens.tolist()
+    assert "asked_length" not in asked.metadata and "length_note" not in asked.metadata
+    fits = tokenized(corpus, model, tmp_path / "fits.arrow", sequence_length=10, shortens=True)
+    assert fits.tokens.shape == (4, 10) and "length_note" not in fits.metadata
+
+
+def test_sequences_beyond_trained_rotations_are_said_to_be(corpus: Path, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "gpt2", max_position_embeddings=12)
+    table = tokenized(corpus, model, tmp_path / "t.arrow")
+    assert table.tokens.shape == (4, 16) and "made for 12" in table.metadata["length_note"]
+    assert tokenized(corpus, model, tmp_path / "t.arrow", shortens=True).tokens.shape == (4, 12)
+
+
+def test_tokens_of_the_files_own_tokenizer_are_said_to_be(fetched: Path, corpus: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(fetched / "gpt2", own)
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    (own / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "Qwen2Tokenizer"}))
+    plain = tokenized(corpus, fetched / "gpt2", tmp_path / "a.arrow", cache=tmp_path / "cache")
+    table = tokenized(corpus, own, tmp_path / "b.arrow", cache=tmp_path / "cache")
+    assert (
+        table.tokens.tolist() == plain.tokens.tolist() == tokens_by_definition(own, DOCUMENTS, 4, 16, end=0, bos=None)
+    )
+    assert (plain.metadata["tokenizer"], plain.metadata["tokenizer_note"]) == ("transformers", None)
+    assert table.metadata["tokenizer"] == "tokenizer.json" and "Qwen2Tokenizer" in table.metadata["tokenizer_note"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"hidden_size": "wide"}, "hidden_size"), ({"num_attention_heads": 0}, "ZeroDivisionError")]
+)
+def test_a_configuration_that_cannot_be_built_is_not_the_tokenizers_fault(
+    fetched: Path, corpus: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(fetched / "gpt2", model)
+    config = json.loads((model / "config.json").read_text())
+    config.pop("head_dim", None)
+    (model / "config.json").write_text(json.dumps({**config, **change}))
+    error = refusal(corpus, model, tmp_path / "t.arrow")
+    assert error.file == model / "config.json" and "configuration" in error.problem
+    assert said in str(error.got) and "fetch" not in (error.remedy or "").lower()
+
+
+def test_a_model_without_a_tokenizer_is_no_short_text(fetched: Path, corpus: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(fetched / "gpt2", model)
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    error = refusal(corpus, model, tmp_path / "t.arrow")
+    assert error.file == model and "no tokenizer" in error.problem
 
 
 @pytest.mark.parametrize("damage", ["absent", "broken"])

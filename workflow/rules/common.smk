@@ -11,6 +11,7 @@ from pathlib import Path
 from outlier_moe.contents import DigestMemo
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
+from outlier_moe.planning.lengths import refuse_long_sequences
 from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
 from outlier_moe.planning.training import experiments_of
 from outlier_moe.presets import (
@@ -71,6 +72,8 @@ def load_study(overridden):
             Path("config/models.yaml"), schemas / "models.schema.yaml"
         )
         entries = registry.chosen(study["models"], sweep=study["sweep"])
+        length = study["tokenize_corpus"]["sequence_length"]
+        refuse_long_sequences(entries, length, Path("resources/models"))
         if study["corpus"] != "auto":
             registry.corpus(study["corpus"])
         if {"upcycle", "lm_scale_sweep"} & set(study["experiments"]):
@@ -260,6 +263,16 @@ def corpus_of(wildcards):
     if STUDY["corpus"] != "auto":
         return STUDY["corpus"]
     return REGISTRY.model(wildcards.model).corpus
+
+
+def options_of_tokens(wildcards):
+    """How a text becomes a model's tokens; a word more for those that may be shorter than the study's."""
+    entry, options = REGISTRY.model(wildcards.model), STUDY["tokenize_corpus"]
+    is_long_enough = (entry.max_positions or 0) >= options["sequence_length"]
+    # Said only where it decides anything: another parameter would make the tokens, and their recording, again.
+    if entry.sequence_length == "study" or is_long_enough:
+        return options
+    return options | {"shortens": True}
 
 
 def corpus_file(wildcards):

@@ -23,7 +23,7 @@ rule tokenize_corpus:
     resources:
         **RECORDING_TURN,
     params:
-        options=STUDY["tokenize_corpus"],
+        options=options_of_tokens,
         revision=REVISIONS["tokenize_corpus"],
     message:
         "Tokenising {input.corpus} for {wildcards.model}"

@@ -119,6 +119,7 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
     # torch and transformers, which the other commands do without.
     with uncollected():
         from outlier_moe.planning.cluster import load_cluster
+        from outlier_moe.planning.lengths import refuse_long_sequences
         from outlier_moe.planning.plan import plan_models, this_machine
         from outlier_moe.planning.training import training_jobs
         from outlier_moe.planning.workload import study_workload
@@ -132,6 +133,9 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
     study |= {"models": named, "sweep": arguments.sweep or study["sweep"]}
     chosen = registry.chosen(named, sweep=study["sweep"])
     workload, here = study_workload(study), this_machine()
+    refuse_long_sequences(
+        [entry for entry in chosen if entry.unavailable is None], workload.sequence_length, arguments.fetched
+    )
     for entry in chosen:
         if entry.unavailable is not None:
             sys.stderr.write(f"{entry.id} is left out: {entry.unavailable}\n")
@@ -140,6 +144,8 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
     for plan in plan_models(there, arguments.fetched, workload, cluster, here, ask_hub=not arguments.no_hub):
         if plan.note is not None:
             sys.stderr.write(f"{plan.entry.id} is planned from the registry's figures. {plan.note}\n")
+        if plan.caveat is not None:
+            sys.stderr.write(f"{plan.entry.id}: {plan.caveat}\n")
         plans.append(plan)
     return Planned(plans, cluster, workload, training_jobs(study), here.device)
 
@@ -150,6 +156,7 @@ def _row(plan: ModelPlan) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": plan.entry.id,
         "basis": plan.basis,
+        "sequence_length": plan.workload.sequence_length,
         "dtype": sizes.dtype,
         "n_parameters": sizes.n_parameters,
         "n_layers": len(sizes.layers),

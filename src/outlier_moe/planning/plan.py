@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from outlier_moe.architectures.lengths import Positions, length_for
+from outlier_moe.architectures.positions import positions_of
 from outlier_moe.errors import StudyError
 from outlier_moe.host_memory import available_bytes
 from outlier_moe.planning.cluster import Cluster
@@ -52,6 +54,10 @@ class ModelPlan:
     """What the plan is made from: `fetched`, `hub` or `folder`, a configuration from there; or `registry`."""
     note: str | None
     """Why the registry's figures have to do."""
+    workload: Workload
+    """The study, with the length of this model's sequences."""
+    caveat: str | None
+    """What has to be said of that length."""
     hub_is_away: bool
     """Whether that is because the hub does not answer."""
     sizes: ModelSizes
@@ -118,10 +124,16 @@ def plan_model(
         found = find_config(entry, models_directory, ask_hub=ask_hub)
         sizes = model_sizes(found.config, dtype=workload.dtype, trust_remote_code=entry.trust_remote_code)
         basis, stored_bytes = found.place, found.stored_bytes or sizes.stored_bytes
+        trusted = entry.trust_remote_code
+        positions = positions_of(found.config, longer_than=workload.sequence_length, trust_remote_code=trusted)
     except StudyError as error:
+        positions = Positions(entry.max_positions, is_table=entry.max_positions is not None)
         note, hub_is_away = " ".join(filter(None, [error.problem, error.remedy])), isinstance(error, HubAwayError)
         sizes = registry_sizes(entry, workload)
         basis, stored_bytes = "registry", sizes.stored_bytes
+    shortens = entry.sequence_length == "model"
+    length = length_for(workload.sequence_length, positions, shortens=shortens, model=entry.id)
+    workload = replace(workload, sequence_length=length.n_tokens)
     done = effort(sizes, workload)._replace(read_bytes=stored_bytes)
     shard = workload.of_one_shard()
     memory = mode_memory(sizes, shard, device=here.device)
@@ -130,6 +142,8 @@ def plan_model(
         entry=entry,
         basis=basis,
         note=note,
+        workload=workload,
+        caveat=length.note,
         hub_is_away=hub_is_away,
         sizes=sizes,
         stored_bytes=stored_bytes,

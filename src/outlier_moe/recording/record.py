@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from outlier_moe import __version__
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.moe_hooks import pin_experts
+from outlier_moe.architectures.positions import model_length
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings
 from outlier_moe.planning.sizes import model_sizes
@@ -85,6 +86,7 @@ def record_outliers(
     origin = read_origin(model_directory)
     # What a streamed run has finished, for the run after it if it is interrupted, and files that it will delete.
     resume, weights = (output.with_name(f".{output.name}.{kept}") for kept in ("resume", "weights"))
+    caveats = _caveats(model_directory, tokens, origin)
     # Before the model, which takes longer to load.
     decode = load_tokenizer(model_directory).decode
     loaded = _load(model_directory, tokens, options, origin, device=device, resume=resume, weights=weights)
@@ -105,6 +107,7 @@ def record_outliers(
             "model": origin.model,
             "source": asdict(origin),
             **({} if made is None else {MADE_FROM: made}),
+            "caveats": caveats,
             "mode": loaded.mode,
             "experts": experts,
             "device": str(device),
@@ -118,6 +121,14 @@ def record_outliers(
         kept.keep(output)
     for folder in (resume, weights):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _caveats(model_directory: Path, tokens: TokenTable, origin: Origin) -> list[str]:
+    """What a reader of the recording has to know; a model that has no positions for its sequences is refused."""
+    n_tokens, trusted = tokens.tokens.shape[1], origin.trust_remote_code
+    length = model_length(model_directory, n_tokens, model=origin.model, shortens=False, trust_remote_code=trusted)
+    said = [tokens.metadata.get("tokenizer_note"), tokens.metadata.get("length_note") or length.note]
+    return [note for note in said if note is not None]
 
 
 def _of_shard(tokens: TokenTable, shard: Shard) -> TokenTable:

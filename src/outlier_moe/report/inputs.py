@@ -183,6 +183,8 @@ def _what_is_missing(models: list[ReportedModel]) -> list[LeftOut]:
         found.append(LeftOut("pictures against perplexity", f"no loss was recorded for {', '.join(silent)}"))
     found += _other_floors(models)
     found += _other_versions(models)
+    # Not left out, but said: what the recordings say of themselves.
+    found += [LeftOut(model.name, caveat) for model in models for caveat in model.recording.run.get("caveats", [])]
     return found
 
 

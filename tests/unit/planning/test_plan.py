@@ -144,3 +144,33 @@ def test_the_command_plans_a_folder_and_says_what_it_guesses(
     assert "mixtral is planned from the registry's figures" in printed.err
     assert main(["plan", "mixtrl", *where]) == 1
     assert "mixtral" in capsys.readouterr().err
+
+
+def test_sequences_that_a_model_has_no_positions_for_are_refused_and_untrained_ones_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    rotary = configuration("llama", hidden_size=64, num_hidden_layers=2, vocab_size=256, max_position_embeddings=512)
+    for name, config in (
+        ("rotary", rotary),
+        ("table", configuration("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=512)),
+    ):
+        config.save_pretrained(tmp_path / name)
+    said = (ROOT / "config/models.yaml").read_text()
+    said = said.replace("{ kind: hub, repo: Qwen/Qwen3-0.6B }", f"{{ kind: directory, path: {tmp_path / 'rotary'} }}")
+    said = said.replace(
+        "{ kind: hub, repo: openai-community/gpt2 }", f"{{ kind: directory, path: {tmp_path / 'table'} }}"
+    )
+    (tmp_path / "models.yaml").write_text(said)
+    where = ["--registry", str(tmp_path / "models.yaml"), "--fetched", str(tmp_path), "--no-hub", "--format", "csv"]
+    assert main(["plan", "qwen3-0.6b", "gpt2", "gpt2-medium", *where]) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert [row["sequence_length"] for row in rows] == ["2048", "512", "1024"]
+    assert "qwen3-0.6b: sequences have 2048 tokens, the model was made for 512" in printed.err
+    assert "gpt2: sequences have 512 tokens" in printed.err and "gpt2-medium: sequences have 1024" in printed.err
+    (tmp_path / "models.yaml").write_text(said.replace("sequence_length: model", "sequence_length: study"))
+    assert main(["plan", "qwen3-0.6b", "gpt2", "gpt2-medium", *where]) == 1
+    refused = capsys.readouterr().err
+    assert "at most 512 for gpt2" in refused and "at most 1024 for gpt2-medium" in refused
+    assert "sequence_length: model" in refused
