@@ -87,7 +87,8 @@ def test_other_positions_go_on(family: str) -> None:
 
 
 def test_an_opt_with_the_layout_of_the_smallest_has_2048() -> None:
-    config = CONFIG_MAPPING["opt"](num_hidden_layers=1)
+    config: Any = CONFIG_MAPPING["opt"]()
+    config.num_hidden_layers = 1
     assert positions_of(config, longer_than=4096) == Positions(2048, is_table=True)
     assert positions_of(config, longer_than=2048) == Positions(2048, is_table=False), "nothing is built for these"
 
