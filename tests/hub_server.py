@@ -365,6 +365,8 @@ def reachable_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubS
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        # Where `hf auth login` leaves a token.
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache.parent / "saved_token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield hub
 

@@ -23,7 +23,7 @@ from outlier_moe.planning.workload import DeviceType, Workload
 from outlier_moe.recording.devices import free_by_card
 from outlier_moe.recording.modes import Mode
 from outlier_moe.registry import ModelEntry
-from outlier_moe.sources.hub import HubAwayError
+from outlier_moe.sources.hub_answers import HubAwayError
 
 # For a model of which only the registry's figures are known: the fewest layers that published models of more than so
 # many parameters have, and parts of a layer as wide as in most.

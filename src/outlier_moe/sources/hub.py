@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     NotASafetensorsRepoError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
     SafetensorsParsingError,
 )
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.checkpoint_dtype import values_by_dtype
+from outlier_moe.sources.hub_answers import NetworkError, cause, explained, retry_after_s, token
 from outlier_moe.sources.safetensors_header import read_header
 
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-# httpx's or, from huggingface-hub 2 on, httpx2's: the base of whatever the installed hub raises when a network fails.
-_NetworkError = cast("type[Exception]", next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
-
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 WAITS_S = (1.0, 4.0, 16.0)
 """How long to wait before each new attempt at what failed for a passing reason."""
+LONGEST_WAIT_S = 60.0
+"""How long to wait at most because the hub asks for it."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,6 @@ class HubSnapshot:
     """All its files; of one from the cache, those that it holds."""
     folder: Path | None = None
     """Where they are, of one from the cache."""
-
-
-class HubAwayError(StudyError):
-    """The hub does not answer: whatever else is asked of it, it will not."""
-
-
-def token() -> str | bool:
-    """HF_TOKEN of the environment; False, which keeps the hub from taking one that lies elsewhere, if there is none."""
-    return os.environ.get("HF_TOKEN", "").strip() or False
 
 
 def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
@@ -169,7 +152,8 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
         except Exception as error:
             if not _is_transient(error):
                 raise
-            log.warning("The hub did not answer as it should (%s); trying again in %g s.", _cause(error), wait_s)
+            wait_s = max(wait_s, min(retry_after_s(error) or 0, LONGEST_WAIT_S))
+            log.warning("The hub did not answer as it should (%s); trying again in %g s.", cause(error), wait_s)
             time.sleep(wait_s)
     return ask()
 
@@ -179,59 +163,4 @@ def _is_transient(error: BaseException) -> bool:
         return error.response.status_code in _TRANSIENT_STATUS
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    return isinstance(error, _NetworkError) or (error.__cause__ is not None and _is_transient(error.__cause__))
-
-
-def _cause(error: BaseException) -> str:
-    """What lies at the root of an error: the status of an answer, or the kind of a failure, and nothing secret."""
-    root: BaseException = error
-    while root.__cause__ is not None and not isinstance(root, HfHubHTTPError):
-        root = root.__cause__
-    if isinstance(root, HfHubHTTPError):
-        return f"status {root.response.status_code}"
-    return type(root).__name__
-
-
-@contextmanager
-def explained(repo: str, revision: str, *, key: str) -> Iterator[None]:
-    """Turn what the hub's client raises in the block into an error that says what to do."""
-    try:
-        yield
-    except (OSError, HFValidationError, EntryNotFoundError, _NetworkError) as error:
-        raise _explanation(error, repo, revision, key=key) from error
-
-
-def _explanation(error: Exception, repo: str, revision: str, *, key: str) -> StudyError:
-    page = f"{constants.ENDPOINT}/{repo}"
-    authorised = "HF_TOKEN of the environment" if token() else "no HF_TOKEN in the environment"
-    root = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError | OfflineModeIsEnabled) else error
-    status = root.response.status_code if isinstance(root, HfHubHTTPError) else None
-    match root:
-        case GatedRepoError():
-            problem = "A model is gated, and the hub does not open it to you."
-            remedy = f"Accept its licence at {page}, and put a token of that account into HF_TOKEN."
-        case RevisionNotFoundError():
-            return StudyError("The hub has no such revision of this repository.", key=f"{key}.revision", got=revision)
-        case RepositoryNotFoundError():
-            problem = "The hub has no such repository, or it is private."
-            remedy = "Check owner and name; a private one wants HF_TOKEN."
-        case OfflineModeIsEnabled():
-            problem = "The hub is switched off (HF_HUB_OFFLINE), and its cache does not hold what is needed."
-            download_first = f", or run `hf download {repo}` where there is a network"
-            # Data sets are streamed, and never in the cache.
-            remedy = f"Unset HF_HUB_OFFLINE{'' if repo.startswith('datasets/') else download_first}."
-        case HFValidationError():
-            problem, remedy = "That is no name of a repository.", "Write owner/name."
-        case EntryNotFoundError() if isinstance(root, HfHubHTTPError):
-            problem, remedy = "The hub lacks a file of this repository.", "Take another revision."
-        case OSError() if root.errno == errno.ENOSPC:
-            problem, remedy = "The disk is full.", "Make room in the hub's cache (HF_HOME), or move it; then run again."
-        case _ if status in (401, 403):
-            problem = "The hub refused the request."
-            remedy = "HF_TOKEN is wrong, expired, or may not read this repository: make a new one."
-        case _:
-            problem = f"The hub could not be reached ({_cause(error)})."
-            remedy = "Look to the network and the proxy and run again; what was downloaded is kept."
-            return HubAwayError(problem, key=f"{key}.repo", got=f"{repo} at {revision}", remedy=remedy)
-    got = f"{repo} at {revision}, with {authorised}"
-    return StudyError(problem, key=f"{key}.repo", got=got, remedy=remedy)
+    return isinstance(error, NetworkError) or (error.__cause__ is not None and _is_transient(error.__cause__))

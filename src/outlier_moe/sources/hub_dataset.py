@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import HubDatasetSource
 from outlier_moe.sources.documents import Reader, no_column
-from outlier_moe.sources.hub import explained, patiently, token
+from outlier_moe.sources.hub import patiently
+from outlier_moe.sources.hub_answers import explained, token
 
 
 def read_hub_dataset(source: HubDatasetSource, *, key: str) -> Reader:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from outlier_moe.sources.checkpoint_dtype import settled_values
 from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index
 from outlier_moe.sources.checkpoint_map import place_tensors
-from outlier_moe.sources.hub import explained, patiently, token
+from outlier_moe.sources.hub import patiently
+from outlier_moe.sources.hub_answers import explained, token
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.sources.safetensors_header import read_header

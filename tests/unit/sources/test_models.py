@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from safetensors.numpy import save
 
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource
+from outlier_moe.sources import hub as hub_source
+from outlier_moe.sources.hub_answers import HubAwayError
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
 from outlier_moe.whole_outputs import partial_of
@@ -133,18 +138,92 @@ def test_a_token_that_the_hub_does_not_know(hub: HubServer, tmp_path: Path, monk
     hub.add(REPO, repository())
     monkeypatch.setenv("HF_TOKEN", SECRET)
     error = refusal(directory=tmp_path / "model")
-    assert "refused" in error.problem and "HF_TOKEN is wrong" in (error.remedy or "") and SECRET not in str(error)
+    assert "token" in error.problem and "expired" in (error.remedy or "") and SECRET not in str(error)
+    assert "HF_TOKEN" in str(error.got)
 
 
-def test_a_token_that_lies_elsewhere_is_not_used(
+def test_a_saved_login_opens_what_its_account_may_read(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "token").write_text(SECRET)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    hub.add(REPO, repository())
+    hub.add(REPO, repository(), gated=True, licensed=(SECRET,))
+    # What `hf auth login` does.
+    Path(constants.HF_TOKEN_PATH).write_text(SECRET)
     fetch_model(TINY, tmp_path / "model")
     open_checkpoint(tmp_path / "model")
-    assert {request.token for request in hub.requests} == {None}
+    assert {request.token for request in hub.requests if "resolve" in request.path} == {SECRET}
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    assert "HF_TOKEN of the environment" in str(refusal(directory=tmp_path / "other").got), "it comes first"
+    monkeypatch.delenv("HF_TOKEN")
+    Path(constants.HF_TOKEN_PATH).write_text("hf_old")
+    assert "saved" in str(refusal(directory=tmp_path / "other").got)
+
+
+TOLD = {
+    401: ("refused", "hf auth login"),
+    403: ("refused", "hf auth login"),
+    404: ("did not answer as it should", "HF_ENDPOINT"),
+    429: ("no more requests", "in 7 s"),
+    451: ("status 451", "HF_ENDPOINT"),
+    500: ("fault of its own (status 500)", "run again later"),
+    503: ("fault of its own (status 503)", "run again later"),
+}
+
+
+@pytest.mark.parametrize("status", TOLD)
+def test_each_refusal_is_told_as_what_it_is(hub: HubServer, tmp_path: Path, status: int) -> None:
+    hub.add(REPO, repository())
+    fetch_model(TINY, tmp_path / "fetched")
+    hub.fail("revision/main", status=status, times=99, headers={"Retry-After": "7"} if status == 429 else {})
+    error = refusal(directory=tmp_path / "model")
+    problem, remedy = TOLD[status]
+    assert problem in error.problem and remedy in (error.remedy or ""), str(error)
+    assert ("could not be reached" in error.problem) is False
+    assert isinstance(error, HubAwayError) == (status not in (401, 403))
+    # And where the weights are opened, on the machine that runs the model.
+    hub.fail("model.safetensors", method="HEAD", status=status, times=99)
+    with pytest.raises(StudyError) as caught:
+        open_checkpoint(tmp_path / "fetched")
+    assert "could not be reached" not in caught.value.problem
+
+
+def test_a_wait_that_the_hub_asks_for_is_kept(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    hub.add(REPO, repository())
+    hub.fail("revision/main", status=429, times=2, headers={"Retry-After": "30"})
+    fetch_model(TINY, tmp_path / "model")
+    assert waits[:2] == [30.0, 30.0]
+    hub.fail("revision/main", status=429, times=1, headers={"Retry-After": "86400"})
+    fetch_model(TINY, tmp_path / "model")
+    assert max(waits) <= 60
+
+
+def test_a_repository_that_was_switched_off(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, repository())
+    message = {"X-Error-Message": "Access to this resource is disabled."}
+    hub.fail("revision/main", status=403, times=9, headers=message)
+    assert "switched" in refusal(directory=tmp_path / "model").problem
+
+
+def test_a_page_of_another_kind_in_place_of_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        hub_source, "HfApi", lambda **_: SimpleNamespace(model_info=lambda *a, **o: json.loads("<html>"))
+    )
+    error = refusal(directory=tmp_path / "model")
+    assert "does not speak" in error.problem and "HF_ENDPOINT" in (error.remedy or "")
+
+
+def test_a_cache_that_cannot_be_written(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(REPO, repository())
+
+    def forbidden(*_: Any, **__: Any) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", "/cache")
+
+    monkeypatch.setattr(hub_source, "snapshot_download", forbidden)
+    error = refusal(directory=tmp_path / "model")
+    assert "cannot be written" in error.problem and "HF_HOME" in (error.remedy or "")
 
 
 def test_a_repository_without_safetensors(hub: HubServer, tmp_path: Path) -> None:
@@ -182,7 +261,7 @@ def test_a_lasting_failure_is_said_and_keeps_what_is_there(hub: HubServer, tmp_p
     hub.fail("revision/main", status=503, times=99)
     with pytest.raises(StudyError) as caught:
         fetch_model(TINY, tmp_path / "model")
-    assert "could not be reached (status 503)" in caught.value.problem
+    assert "fault of its own (status 503)" in caught.value.problem
     assert sum(request.path.endswith("revision/main") for request in hub.requests) == 1 + 4
     assert (tmp_path / "model/source.json").exists()
 
