@@ -12,6 +12,7 @@ from outlier_moe.schemas.upcycling import (
     UpcyclingCheckpoint,
     UpcyclingOutlier,
     UpcyclingRun,
+    UpcyclingSample,
     UpcyclingStep,
 )
 
@@ -42,10 +43,12 @@ def made_up_tables(pairs: Sequence[str]) -> dict[str, pl.DataFrame]:
     summary = [
         {**run, **losses, "drop_nats": 0.2, "n_dead": 6.0, "n_steps": N_STEPS - BOUNDARY, "time_s": 2.0} for run in runs
     ]
+    said = [{**run, "phase": 2, "prompt": "Once", "continuation": f" upon {run['arm']}"} for run in runs]
     return {
         "summary": completed(UpcyclingRun, pl.DataFrame(summary)),
         "checkpoints": completed(UpcyclingCheckpoint, pl.DataFrame(checkpoints)),
         "outliers": completed(UpcyclingOutlier, pl.DataFrame(outliers)),
         "history": completed(UpcyclingStep, pl.DataFrame(history)),
         "experts": completed(ExpertLoad, pl.DataFrame(experts)),
+        "samples": completed(UpcyclingSample, pl.DataFrame(said)),
     }

@@ -149,6 +149,7 @@ def _facts(model: ComparedModel) -> dict[str, Any]:
         **facts,
         **{key: run[key] for key in ("d_model", "n_layers", "floor")},
         **text_of(run),
+        "corpus": (run["tokens"].get("corpus") or {}).get("corpus"),
         "active_ratio": facts["active_params_b"] / facts["total_params_b"],
         "embedding_free_params_b": None
         if n_parameters is None or n_embedding is None

@@ -114,9 +114,20 @@ def test_models_says_which_are_done(results: Path, capsys: pytest.CaptureFixture
 
 def test_upcycling_shows_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "upcycle").mkdir()
-    table = made_up_tables(["simple"])["summary"]
+    tables = made_up_tables(["simple"])
+    table = tables["summary"]
     table.write_parquet(tmp_path / "upcycle" / "summary.parquet")
+    assert main(["upcycling", "--results", str(tmp_path), "--part", "samples"]) == 1
+    assert "snakemake upcycle" in capsys.readouterr().err
+    tables["samples"].write_parquet(tmp_path / "upcycle" / "samples.parquet")
     assert main(["upcycling", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "simple, seed 0, zero: [Once] upon zero" in text
+    # Before and after the boundary, the jump, whether it is proven, the drop.
+    assert text.count("5.6000") == 2 * len(table)
+    assert main(["upcycling", "--results", str(tmp_path), "--part", "samples", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == tables["samples"].rows(named=True)
+    assert main(["upcycling", "--results", str(tmp_path), "--part", "arms"]) == 0
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:6] for line in printed if "zero" in line] == [
         ["simple", seed, "zero", "5.60", "+0.000000", "5.4000"] for seed in ("0", "1")

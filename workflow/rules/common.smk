@@ -51,7 +51,7 @@ REVISIONS = {
     "train_dense": 1,
     "upcycle_dense": 1,
     "train_moe": 1,
-    "summarise_upcycling": 1,
+    "summarise_upcycling": 2,
     "plot_upcycling": 1,
     "prepare_images": 2,
     "try_learning_rates": 2,
@@ -93,7 +93,7 @@ EXPERIMENTS = experiments_of(STUDY)
 UPCYCLING_TABLES = (
     expand(
         "results/upcycle/{table}.parquet",
-        table=["summary", "checkpoints", "outliers", "history", "experts"],
+        table=["summary", "checkpoints", "outliers", "history", "experts", "samples"],
     )
     if "upcycle" in EXPERIMENTS
     else []

@@ -147,6 +147,10 @@ rule write_report:
         skipped={entry.id: entry.unavailable for entry in CHOSEN if entry.unavailable},
         presets=JUDGED_BY,
         sweeps=list(SWEEP_TABLES),
+        overrides=dict(workflow.config_settings.config),
+        configfiles=[
+            os.path.relpath(path) for path in workflow.config_settings.configfiles
+        ],
         revision=REVISIONS["write_report"],
     message:
         "Writing the report"

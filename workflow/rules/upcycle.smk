@@ -12,7 +12,7 @@
 # OUTPUTS  results/upcycle/text/                            tokenizer, train.npy, held_out.npy
 #          results/upcycle/{pair}/seed{seed}/dense_model/   the dense model, and phase1/ with history and checkpoints
 #          results/upcycle/{pair}/seed{seed}/{arm}/         moe_model_init/, equivalence.json, moe_model_final/, phase2/
-#          results/upcycle/{summary,checkpoints,outliers,history,experts}.parquet, summary.json
+#          results/upcycle/{summary,checkpoints,outliers,history,experts,samples}.parquet, summary.json
 #          results/upcycle/plots/                           loss, expert load and outlier figures, with the boundary
 
 UPCYCLE = STUDY["upcycle"]
@@ -264,6 +264,7 @@ rule summarise_upcycling:
         outliers="results/upcycle/outliers.parquet",
         history="results/upcycle/history.parquet",
         experts="results/upcycle/experts.parquet",
+        samples="results/upcycle/samples.parquet",
     log:
         "logs/summarise_upcycling.log",
     benchmark:

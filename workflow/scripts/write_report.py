@@ -23,5 +23,7 @@ with reporting_to(snakemake.log[0], snakemake):
             for sweep in snakemake.params.sweeps
         },
         skipped=snakemake.params.skipped,
+        overrides=snakemake.params.overrides,
+        configfiles=snakemake.params.configfiles,
     )
     write_report(inputs, Path(snakemake.output.page), vega_bundle=Path(snakemake.input.vega).read_text())

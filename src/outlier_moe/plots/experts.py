@@ -59,7 +59,7 @@ def expert_load_chart(experts: pl.DataFrame, *, width: int = 460, height: int = 
             y=alt.Y("layer:O", title=LAYER, axis=alt.Axis(grid=False, labelOverlap="greedy")),
             color=alt.Color(
                 "relative:Q",
-                title="of equal share",
+                title="× equal share",
                 scale=alt.Scale(type="symlog"),
                 legend=alt.Legend(orient="right", titleOrient="top", format=".2~f", tickCount=4),
             ),

@@ -103,7 +103,7 @@ def feature_heatmap_chart(
                 "peak:Q",
                 title="largest |x|",
                 scale=alt.Scale(type="log"),
-                legend=alt.Legend(orient="right", titleOrient="top", format=".3~s", tickCount=4),
+                legend=alt.Legend(orient="right", titleOrient="top", format=",.3~r", tickCount=4),
             ),
             tooltip=[
                 alt.Tooltip("feature:O"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import altair as alt
@@ -42,31 +42,26 @@ def sized(chart: Chart, **properties: Any) -> Chart:
     return chart
 
 
-def kind_colour(*, legend: bool = True) -> alt.Color:
-    """Blue for dense, vermilion for MoE: the first two colours of the theme."""
-    return alt.Color(
-        "kind:N",
-        title=None,
-        scale=alt.Scale(domain=KINDS),
-        legend=alt.Legend(labelExpr=KIND_NAMES) if legend else None,
-    )
+def kind_colour(rows: Sequence[Mapping[str, Any]]) -> alt.Color:
+    """Blue for dense, vermilion for MoE: the first two colours of the theme; the legend has the kinds of the rows."""
+    return alt.Color("kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=_kind_legend(rows))
 
 
-def kind_shape() -> alt.Shape:
+def kind_shape(rows: Sequence[Mapping[str, Any]]) -> alt.Shape:
     """A circle for dense, a diamond for MoE."""
-    return alt.Shape("kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=alt.Legend(labelExpr=KIND_NAMES))
+    return alt.Shape("kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=_kind_legend(rows))
 
 
-def log_ticks(domain: tuple[float, float]) -> list[float]:
-    """Where a logarithmic axis is ticked: at powers of ten alone if it spans many."""
-    is_long = np.log10(domain[1] / domain[0]) > 2.5
-    return [tick for tick in ticks_of("log", domain) or [] if not is_long or f"{tick:g}".lstrip("0.")[0] == "1"]
+def _kind_legend(rows: Sequence[Mapping[str, Any]]) -> alt.Legend:
+    there = {row["kind"] for row in rows}
+    shown: dict[str, Any] = {"values": list(there)} if len(there) == 1 else {}
+    return alt.Legend(labelExpr=KIND_NAMES, **shown)
 
 
 def logarithmic(channel: type[alt.X] | type[alt.Y], field: str, title: str, values: Sequence[float | int]) -> Any:
     """A logarithmic axis that holds some values."""
     domain = domain_of(np.array(values, np.float64), "log", room=0.03)
-    axis = alt.Axis(values=log_ticks(domain), format="~s")
+    axis = alt.Axis(values=ticks_of("log", domain) or [], format=",.3~r")
     return channel(f"{field}:Q", title=title, scale=alt.Scale(type="log", domain=list(domain), nice=False), axis=axis)
 
 

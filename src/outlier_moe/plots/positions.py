@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from outlier_moe.plots.layers import LAYER, tap_colour, tap_dashes
-from outlier_moe.plots.marks import logarithmic, named, sized
+from outlier_moe.plots.marks import logarithmic, named, position, sized
+from outlier_moe.plots.scales import domain_of
 from outlier_moe.taps import TAPS, Tap
 
 PlaceKind = Literal["first token", "delimiter", "other"]
@@ -94,7 +96,6 @@ def position_profile_chart(
             "position",
             "feature",
             "text",
-            number=pl.col("position").cast(pl.UInt32) + 1,
             size=pl.col("value").abs().cast(pl.Float64),
         )
         .filter(pl.col("size") > 0)
@@ -102,14 +103,13 @@ def position_profile_chart(
         .head(most)
         .rows(named=True)
     )
+    # Wide enough to tell the first position from the rest, where all peaks lie there.
+    across = domain_of(np.array([0, 100, *(row["position"] for row in rows)], np.float64), "symlog", room=0.03)
     chart = (
         alt.Chart(named(rows, "peaks"))
         .mark_point(size=34, filled=True, opacity=0.65)
         .encode(
-            # Wide enough to tell the first position from the rest, where all peaks lie there.
-            x=logarithmic(
-                alt.X, "number", "position in the sequence (the first is 1)", [1, 100, *(row["number"] for row in rows)]
-            ),
+            x=position(alt.X, "position", "position in the sequence (the first is 0)", "symlog", across),
             y=logarithmic(alt.Y, "size", "peak |x|", [row["size"] for row in rows]),
             color=alt.Color("place:N", title=None, scale=alt.Scale(domain=PLACE_KINDS)),
             shape=alt.Shape("place:N", title=None, scale=alt.Scale(domain=PLACE_KINDS)),

@@ -13,22 +13,27 @@ ScaleKind = Literal["linear", "log", "symlog"]
 FAR_FROM_ZERO = 2 / 3
 """Share of a symlog axis that may stay empty below the smallest number."""
 
-LOG_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 2, 5)]
-SYMLOG_TICKS = [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000]
-_FINER_TICKS = [value * 10.0**power for power in range(-4, 9) for value in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
-LEAST_TICKS = 3
-"""An axis with fewer of the usual ticks gets finer ones."""
+_POWERS = range(-6, 13)
+_DECADES = [10.0**power for power in _POWERS]
+_LOG_TICKS = [value * 10.0**power for power in _POWERS for value in (1, 2, 5)]
+_SYMLOG_TICKS = [0, *(value * 10.0**power for power in range(7) for value in (1, 3))]
+_FINER_TICKS = [value * 10.0**power for power in _POWERS for value in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
+TICKS: dict[str, list[tuple[int, list[float]]]] = {
+    "log": [(3, _DECADES), (3, _LOG_TICKS), (0, _FINER_TICKS)],
+    "symlog": [(4, [0, *_DECADES[6:]]), (3, _SYMLOG_TICKS), (3, _LOG_TICKS), (0, _FINER_TICKS)],
+}
+"""Ticks of an axis that is no linear one: decades, where that many of them lie on it, else finer ones."""
 
 
 def ticks_of(kind: ScaleKind, domain: tuple[float, float]) -> list[float] | None:
     """Where an axis is ticked; None leaves it to Vega."""
     if kind == "linear":
         return None
-    for ticks in (SYMLOG_TICKS if kind == "symlog" else LOG_TICKS, LOG_TICKS, _FINER_TICKS):
+    for least, ticks in TICKS[kind]:
         within = [float(tick) for tick in ticks if domain[0] <= tick <= domain[1]]
-        if len(within) >= LEAST_TICKS:
-            break
-    return within
+        if len(within) >= least:
+            return within
+    return []
 
 
 class PixelScale(NamedTuple):

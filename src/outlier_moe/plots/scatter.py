@@ -64,9 +64,9 @@ def scatter_chart(
     points = base.mark_point(size=MARK_AREA, filled=True, opacity=0.95)
     names = label_rows(rows, across, down, also=hollow) if is_placed else []
     chart = alt.layer(
-        bars.encode(y=alt.Y("low:Q", title=y.title), y2=alt.Y2("high:Q"), color=kind_colour()),
-        *(_hollow_layers(hollow, x_axis, y_axis, prefix) if hollow else []),
-        points.encode(color=kind_colour(), shape=kind_shape(), tooltip=_tooltip(x, y)),
+        bars.encode(y=alt.Y("low:Q", title=y.title), y2=alt.Y2("high:Q"), color=kind_colour(rows)),
+        *(_hollow_layers(hollow, rows, x_axis, y_axis, prefix) if hollow else []),
+        points.encode(color=kind_colour(rows), shape=kind_shape(rows), tooltip=_tooltip(x, y)),
         *label_layers(names, x_axis, y_axis, prefix=prefix),
     )
     return sized(
@@ -88,12 +88,14 @@ def _tied(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict
     ]
 
 
-def _hollow_layers(rows: list[dict[str, Any]], x: Any, y: Any, prefix: str) -> list[alt.Chart]:
-    base = alt.Chart(named(rows, f"{prefix}hollow")).encode(x=x, y=y, color=kind_colour())
+def _hollow_layers(
+    hollow: list[dict[str, Any]], rows: list[dict[str, Any]], x: Any, y: Any, prefix: str
+) -> list[alt.Chart]:
+    base = alt.Chart(named(hollow, f"{prefix}hollow")).encode(x=x, y=y, color=kind_colour(rows))
     ties = base.mark_rule(opacity=0.45, strokeDash=[2, 2], aria=False).encode(y2=alt.Y2("tie:Q"))
     marks = base.mark_point(size=MARK_AREA, filled=False, strokeWidth=1.5)
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("y:Q", title="without first tokens", format=",.4~r")]
-    return [ties, marks.encode(shape=kind_shape(), tooltip=tooltip)]
+    return [ties, marks.encode(shape=kind_shape(rows), tooltip=tooltip)]
 
 
 def _rows(models: pl.DataFrame, x: Quantity, y: Quantity, intervals: pl.DataFrame | None) -> list[dict[str, Any]]:
@@ -209,8 +211,8 @@ def _dual_layers(rows: list[dict[str, Any]], ties: list[dict[str, Any]], x: Any,
     marks = base.encode(
         x=x,
         y=y,
-        color=kind_colour(),
-        shape=kind_shape(),
+        color=kind_colour(rows),
+        shape=kind_shape(rows),
         tooltip=[
             alt.Tooltip("model:N"),
             alt.Tooltip("kind:N"),
@@ -221,8 +223,8 @@ def _dual_layers(rows: list[dict[str, Any]], ties: list[dict[str, Any]], x: Any,
         ],
     )
     return [
-        tie.encode(x=x, y=y, y2=alt.Y2("y2:Q"), color=kind_colour()),
-        bars.encode(x=x, y=alt.Y("low:Q", title=_AFFECTED), y2=alt.Y2("high:Q"), color=kind_colour()),
+        tie.encode(x=x, y=y, y2=alt.Y2("y2:Q"), color=kind_colour(rows)),
+        bars.encode(x=x, y=alt.Y("low:Q", title=_AFFECTED), y2=alt.Y2("high:Q"), color=kind_colour(rows)),
         marks.transform_filter("datum.of == 'layers'").mark_point(size=MARK_AREA, filled=True, opacity=0.95),
         marks.transform_filter("datum.of == 'positions'").mark_point(size=MARK_AREA, filled=False, strokeWidth=1.75),
     ]

@@ -246,7 +246,7 @@ def _of_diverged(rows: Sequence[Row], marks: str) -> str:
 def _steps(rows: Sequence[Row]) -> alt.X:
     steps = sorted({row["step"] for row in rows})
     scale = alt.Scale(type="symlog", domain=[0, max([1, *steps])], nice=False)
-    axis = alt.Axis(values=steps, format="~s", labelFlush=False, labelOverlap="greedy", labelSeparation=3)
+    axis = alt.Axis(values=steps, format=",d", labelFlush=False, labelOverlap="greedy", labelSeparation=3)
     return alt.X("step:Q", title="step", scale=scale, axis=axis)
 
 

@@ -100,7 +100,7 @@ def all_curves_chart(
         .encode(
             x=x,
             y=y,
-            color=kind_colour(),
+            color=kind_colour(ends),
             detail=alt.Detail("model:N"),
             opacity=alt.condition(hovered, alt.value(0.8), alt.value(0.12)),
             tooltip=[
@@ -114,7 +114,7 @@ def all_curves_chart(
     marks = (
         alt.Chart(named(ends, "points"))
         .mark_point(size=MARK_AREA * 0.6, filled=True, opacity=1)
-        .encode(x=x, y=y, color=kind_colour(), shape=kind_shape(), tooltip=[alt.Tooltip("model:N")])
+        .encode(x=x, y=y, color=kind_colour(ends), shape=kind_shape(ends), tooltip=[alt.Tooltip("model:N")])
     )
     labels = label_rows(ends, across, down, lines=_segments(rows, across, down), dearest=DEAREST) if is_placed else []
     chart = alt.layer(_own_threshold(magnitude, x), lines, marks, *label_layers(labels, x, y))

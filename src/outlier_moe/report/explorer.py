@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
 import polars as pl
@@ -33,7 +35,7 @@ from outlier_moe.plots.quantities import (
     TOTAL_PARAMETERS,
     Quantity,
 )
-from outlier_moe.plots.scales import LEAST_TICKS, LOG_TICKS, SYMLOG_TICKS
+from outlier_moe.plots.scales import TICKS
 from outlier_moe.plots.scatter import scatter_chart
 from outlier_moe.plots.thresholds import all_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
@@ -43,7 +45,7 @@ VERTICAL = [
     SYSTEMATIC_FEATURES,
     Quantity("n_pairs", "(feature, sequence) pairs", "symlog"),
     *FRACTIONS.values(),
-    Quantity("peak_largest", "largest |x|", "log"),
+    Quantity("peak_largest", "largest |x| of these features", "log"),
 ]
 
 COLUMNS = [
@@ -54,7 +56,7 @@ COLUMNS = [
     {"name": "layer_fraction_median", "title": "layers, median (%)", "style": "percent"},
     {"name": "position_fraction_mean", "title": "positions, mean (%)", "style": "percent"},
     {"name": "position_fraction_median", "title": "positions, median (%)", "style": "percent"},
-    {"name": "peak_largest", "title": "largest |x|", "style": "magnitude"},
+    {"name": "peak_largest", "title": "largest |x| of these", "style": "magnitude"},
 ]
 
 LABEL_RULES = {
@@ -98,14 +100,34 @@ def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, 
             quantity.column: {"title": quantity.title, "scale": quantity.scale, "is_fraction": quantity.is_fraction}
             for quantity in [*HORIZONTAL, *VERTICAL]
         },
-        "log_ticks": LOG_TICKS,
-        "symlog_ticks": SYMLOG_TICKS,
-        "least_ticks": LEAST_TICKS,
+        "ticks": TICKS,
         "templates": {
-            "scatter": _scatter_template(contents.comparison.head(0)),
-            "curves": all_curves_chart({}, {}, magnitude=thresholds["magnitude"], height=340).to_dict(),
+            name: _with_legend(spec, {model.facts["kind"] for model in contents.models})
+            for name, spec in (
+                ("scatter", _scatter_template(contents.comparison.head(0))),
+                ("curves", all_curves_chart({}, {}, magnitude=thresholds["magnitude"], height=340).to_dict()),
+            )
         },
+        "command": _command(inputs),
     }
+
+
+def _with_legend(spec: dict[str, Any], kinds: set[str]) -> dict[str, Any]:
+    """A picture whose legend has the study's kinds only."""
+    for layer in spec["layer"]:
+        for channel in ("color", "shape"):
+            encoding = layer.get("encoding", {}).get(channel, {})
+            if encoding.get("field") == "kind" and len(kinds) == 1:
+                encoding["legend"]["values"] = list(kinds)
+    return spec
+
+
+def _command(inputs: ReportInputs) -> dict[str, Any]:
+    """How the study was started, for a command that changes its thresholds alone."""
+    files = ["--configfile", *map(shlex.quote, inputs.configfiles)] if inputs.configfiles else []
+    # Snakemake reads values as YAML, which JSON is.
+    told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in inputs.overrides.items()}
+    return {"start": " ".join(["snakemake", *files]), "keys": {k: shlex.quote(f"{k}={v}") for k, v in told.items()}}
 
 
 def _scatter_template(nothing: pl.DataFrame) -> dict[str, Any]:

@@ -17,7 +17,6 @@ INT8_STEPS = 127
 
 _HEADS = {
     "model": False,
-    "largest of": True,
     "feature": True,
     "|x|": True,
     "read at": False,
@@ -26,6 +25,7 @@ _HEADS = {
     "positions (%)": True,
     "|x| / median there": True,
     "one int8 scale there": False,
+    "largest of": True,
 }
 
 
@@ -51,7 +51,7 @@ def _row(model: ReportedModel, preset: Preset) -> list[Cell]:
     )
     name = Cell(model.name, model.name)
     if features.is_empty():
-        return [name, Cell("none", "0", "number"), *[Cell("–")] * (len(_HEADS) - 2)]
+        return [name, Cell("none", "", "number"), *[Cell("–")] * (len(_HEADS) - 3), Cell("0", "0", "number")]
     row = features.row(0, named=True)
     shown = [Cell(plain(row["peak"]), str(row["peak"]), "number")]
     where = _where(model, preset, row["feature"])
@@ -61,10 +61,10 @@ def _row(model: ReportedModel, preset: Preset) -> list[Cell]:
     feature = str(row["feature"])
     return [
         name,
-        Cell(f"{count:,}", str(count), "number"),
         Cell(feature, feature, "number"),
         *shown,
         *([Cell("–"), Cell("–")] if where is None else _scale(model, where)),
+        Cell(f"{count:,}", str(count), "number"),
     ]
 
 

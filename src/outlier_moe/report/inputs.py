@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,10 @@ class ReportInputs:
     """The tables of the experiment dense -> MoE, by the names of their files, if it was run."""
     sweeps: Mapping[str, Mapping[str, pl.DataFrame]] = field(default_factory=dict)
     """The tables of each sweep over optimisers and scales, by the names of their files, if it was run."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What the study was started with by `--config`."""
+    configfiles: Sequence[str] = ()
+    """And by `--configfile`."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Models of the study that do not exist, each with its reason."""
 

@@ -47,6 +47,7 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
     """
     contents = read_contents(inputs)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters |= {"plain": plain, "percent": percent}
     template = page.from_string((ASSETS / "report.html.j2").read_text())
     # The tests check every kind of chart against Vega-Lite's schema; for hundreds of charts that takes seconds.
     with debug_mode(False):

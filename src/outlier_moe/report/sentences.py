@@ -77,12 +77,6 @@ def of_preset(table: pl.DataFrame, preset: Preset) -> pl.DataFrame:
     return chosen.with_columns(pl.col(enums).cast(pl.String))
 
 
-def signed(value: float, digits: int) -> str:
-    """A number with its sign, unless it is 0 as it is written."""
-    text = f"{value:+z.{digits}f}"
-    return text.removeprefix("+") if float(text) == 0 else text
-
-
 def have(whole: int) -> str:
     """The verb after `of_all`."""
     return "has" if whole == 1 else "have"

@@ -63,6 +63,9 @@ def statistics_tables(inputs: ReportInputs, contents: ReportContents) -> list[Ta
 
 def _selected(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     """The rows to show: of tables of experts, which may have tens of thousands, those that their text names."""
+    if "p_value" in frame.columns and "reason" in frame.columns and frame["p_value"].is_null().all():
+        # Nothing was tested: the findings say why, once.
+        return frame.head(0)
     match name:
         case "super_experts":
             return frame.filter("is_above")

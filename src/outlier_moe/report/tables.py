@@ -11,7 +11,8 @@ import polars as pl
 
 from outlier_moe.plots.positions import with_place_kind
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
-from outlier_moe.terminal.figures import plain, with_ends
+from outlier_moe.statistics.degenerate import MARK, MARKED, is_degenerate
+from outlier_moe.terminal.figures import p_value, plain, with_ends
 from outlier_moe.terminal.presentation import Column
 
 MOST_PEAKS = 15
@@ -57,7 +58,7 @@ COMPARISON = {
     "position_fraction_mean": Column("positions, mean (%)", "percent"),
     "position_fraction_median": Column("positions, median (%)", "percent"),
     "position_fraction_per_site_mean": Column("positions per site, mean (%)", "percent"),
-    "peak_largest": Column("largest |x|", "magnitude"),
+    "peak_largest": Column("largest |x| of these features", "magnitude"),
     "n_values": Column("outlier values", "count"),
 }
 
@@ -76,11 +77,13 @@ def comparison_tables(inputs: ReportInputs, contents: ReportContents) -> list[Ta
         for first_token in ("included", "excluded"):
             rows = contents.comparison.filter(preset=preset.name, first_token=first_token)
             shown = [name for name in names if not rows[name].is_null().all()]
+            if rows.is_empty():
+                continue
             tables.append(
                 Table(
                     id=f"{preset.name}-{first_token}",
                     title=f"{preset.name}, first tokens {first_token}",
-                    text="",
+                    text=MARKED if rows.select(is_degenerate().any()).item() else "",
                     heads=[(COMPARISON[name].title, COMPARISON[name].style != "text") for name in shown],
                     rows=[
                         [
@@ -96,11 +99,12 @@ def comparison_tables(inputs: ReportInputs, contents: ReportContents) -> list[Ta
 
 def _figure(row: Mapping[str, Any], name: str, interval: tuple[float, float] | None) -> Cell:
     column, value = COMPARISON[name], row[name]
+    mark = MARK if name == "n_systematic" and row.get("is_degenerate") else ""
     kind = name if name == "kind" else "" if column.style == "text" else "number"
     if value is None or interval is None or column.style == "text":
-        return Cell(column.written(value), "" if value is None else str(value), kind)
+        return Cell(f"{column.written(value)}{mark}", "" if value is None else str(value), kind)
     shown = with_ends(value, *interval, column.style)
-    return Cell(shown.value, str(value), kind, shown.interval)
+    return Cell(f"{shown.value}{mark}", str(value), kind, shown.interval)
 
 
 def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
@@ -122,15 +126,29 @@ def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
         text=text,
         heads=[(column.replace("_", " "), is_number[column]) for column in shown],
         rows=[
-            [_plain_cell(value, is_number[column]) for column, value in zip(shown, row, strict=True)]
-            for row in frame.select(shown).iter_rows()
+            [_plain_cell(column, value, row, is_number[column]) for column, value in row.items()]
+            for row in frame.select(shown).iter_rows(named=True)
         ],
     )
 
 
-def _plain_cell(value: object, is_number: bool) -> Cell:
+_ENDS = {
+    **{estimate: (estimate, "low", "high") for estimate in ("estimate", "effect", "difference", "slope")},
+    "location": ("location", "location_low", "location_high"),
+}
+"""Columns of estimates, each with its interval's."""
+
+
+def _plain_cell(column: str, value: object, row: Mapping[str, Any], is_number: bool) -> Cell:
     if value is None:
         return Cell("–", kind="number" if is_number else "")
+    for names in _ENDS.values():
+        numbers = [row.get(name) for name in names]
+        if column in names and all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+            shown = with_ends(*numbers, "significant")  # type: ignore[arg-type]
+            return Cell(shown[names.index(column)], sort_key(value), "number")
+    if isinstance(value, float) and column.endswith(("p_value", "q_value")):
+        return Cell(p_value(value).removeprefix("= "), sort_key(value), "number")
     if isinstance(value, float):
         return Cell(plain(value), sort_key(value), "number")
     text = str(value)
@@ -151,7 +169,7 @@ def peaks_table(model: ReportedModel) -> Table:
     return Table(
         id=f"peaks-{model.name}",
         title="Largest activations",
-        text="",
+        text="Over all recorded taps, first tokens included.",
         heads=[(head, head not in ("tap", "token", "at")) for head in heads],
         rows=[
             [
@@ -164,6 +182,17 @@ def peaks_table(model: ReportedModel) -> Table:
             for row in rows.iter_rows(named=True)
         ],
     )
+
+
+def text_name(run: Mapping[str, Any]) -> str:
+    """A recording's text: its name in the registry, and the hash of what was read.
+
+    Args:
+        run: run.json.
+    """
+    name = (run["tokens"].get("corpus") or {}).get("corpus")
+    sha256 = run["tokens"]["corpus_sha256"][:12]
+    return f"{name} ({sha256})" if name else sha256
 
 
 def provenance_table(models: list[ReportedModel]) -> Table:
@@ -194,7 +223,7 @@ def provenance_table(models: list[ReportedModel]) -> Table:
             run.get("dtype", "–"),
             run.get("device", "–"),
             run.get("mode", "–"),
-            run["tokens"]["corpus_sha256"][:12],
+            text_name(run),
             f"{run['n_sequences']} × {run['sequence_length']}",
             f"{run['floor']:g}",
             versions.get("transformers", "–"),

@@ -8,7 +8,9 @@ import polars as pl
 
 from outlier_moe.plots.upcycling import upcycling_charts
 from outlier_moe.report.charts import Picture, PictureGroup
-from outlier_moe.report.sentences import signed
+from outlier_moe.report.tables import Cell, Table
+from outlier_moe.terminal.presentation import Column
+from outlier_moe.upcycling.summary import BOUNDARY, boundary_for_people
 
 _PICTURES = {
     "losses": ("Loss over both phases", "Lines: training, the mean of ten steps; points: held-out text."),
@@ -26,28 +28,69 @@ def upcycling_pictures(tables: Mapping[str, pl.DataFrame]) -> list[PictureGroup]
     """
     if not tables:
         return []
-    charts = upcycling_charts(**{name: table for name, table in tables.items() if name != "summary"})
+    drawn = ("checkpoints", "outliers", "history", "experts")
+    charts = upcycling_charts(**{name: tables[name] for name in drawn})
     pictures = [
         Picture(f"upcycling-{name}", *_PICTURES[name], chart.to_dict(validate=False), is_wide=True)
         for name, chart in charts.items()
     ]
-    return [PictureGroup("From dense to mixture of experts", _text(tables["summary"]), pictures)]
+    shown = [_boundary(tables["summary"]), _samples(tables.get("samples"))]
+    found = [table for table in shown if table is not None]
+    return [PictureGroup("From dense to mixture of experts", _text(tables["summary"]), pictures, tables=found)]
+
+
+def _boundary(summary: pl.DataFrame) -> Table:
+    """What happens at the boundary, and what training on makes of it, run by run."""
+    columns = {**BOUNDARY, "final_loss_nats": Column("loss at the\nend (nats)")}
+    written = pl.col("final_loss_nats").map_elements(lambda value: f"{value:.4f}", return_dtype=pl.String)
+    rows = pl.concat([boundary_for_people(summary), summary.select(written)], how="horizontal")
+    return Table(
+        id="upcycling-boundary",
+        title="At the boundary, and at the end",
+        text="Losses on the same held-out text.",
+        heads=[(" ".join(column.title.split()), name not in _WORDS) for name, column in columns.items()],
+        rows=[
+            [
+                Cell(
+                    "–" if row[name] is None else str(row[name]),
+                    str(row[name] or ""),
+                    "" if name in _WORDS else "number",
+                )
+                for name in columns
+            ]
+            for row in rows.iter_rows(named=True)
+        ],
+    )
+
+
+_WORDS = ("pair", "arm", "is_equivalent")
+
+
+def _samples(samples: pl.DataFrame | None) -> Table | None:
+    """What the trained models write."""
+    if samples is None or samples.is_empty():
+        return None
+    heads = ["pair", "seed", "arm", "phase", "prompt", "continuation"]
+    rows = samples.select(heads).with_columns(pl.col(pl.String).str.replace_all("\n", "↵")).iter_rows()
+    return Table(
+        id="upcycling-samples",
+        title="What the trained models go on with",
+        text="Always the likeliest token; phase 1 is the dense model that all arms start from.",
+        heads=[(head, head in ("seed", "phase")) for head in heads],
+        rows=[
+            [
+                Cell(str(value), str(value), "wrap" if head in ("prompt", "continuation") else "")
+                for head, value in zip(heads, row, strict=True)
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _text(summary: pl.DataFrame) -> str:
     n_seeds = summary["seed"].n_unique()
     seeds = "one seed, no repetition" if n_seeds == 1 else f"means over {n_seeds} seeds"
-    ends = (
-        summary.group_by("pair", "arm", maintain_order=True)
-        .agg(pl.col("final_loss_nats", "boundary_jump_nats").mean())
-        .rows(named=True)
-    )
-    listed = "; ".join(
-        f"{row['arm']} ({row['pair']}) {row['final_loss_nats']:.4f}, jump {signed(row['boundary_jump_nats'], 4)}"
-        for row in ends
-    )
     return (
         "A dense model is trained, made a mixture of experts at the dashed line in several ways (arms), and trained on;"
-        f" the arm dense is the control ({seeds}). Held-out loss at the end in nats, and its jump at the line on the"
-        f" same text: {listed}."
+        f" the arm dense is the control. Pictures: {seeds}."
     )

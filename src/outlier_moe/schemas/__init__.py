@@ -201,6 +201,8 @@ class ModelComparison(dy.Schema):
     n_sequences = dy.UInt32()
     n_tokens = dy.UInt64()
     corpus_sha256 = dy.String()
+    corpus = dy.String(nullable=True)
+    """The text's name in the registry."""
     tokenizer_sha256 = dy.String(nullable=True)
     """Perplexities are per token: only models with one tokenizer compare exactly."""
     floor = dy.Float64()

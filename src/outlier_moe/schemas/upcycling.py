@@ -120,6 +120,21 @@ class UpcyclingStep(dy.Schema):
     n_accumulate = dy.Int64(min=1)
 
 
+class UpcyclingSample(dy.Schema):
+    """`samples.parquet`: what each trained model goes on with after a prompt, always the likeliest token.
+
+    A row per (pair, seed, arm, phase, prompt); phase 1, which all arms share, has the arm `phase 1`.
+    """
+
+    pair = dy.String(primary_key=True)
+    seed = dy.Int64(primary_key=True)
+    arm = dy.String(primary_key=True)
+    phase = dy.Int64(primary_key=True, min=1, max=2)
+    prompt = dy.String(primary_key=True)
+    continuation = dy.String()
+    """What the model adds to the prompt."""
+
+
 class ExpertLoad(dy.Schema):
     """`experts.parquet`: one row per (pair, seed, arm, checkpoint of phase 2, layer, expert)."""
 

@@ -43,10 +43,12 @@ def on_one_text(comparison: pl.DataFrame) -> Comparable:
     Args:
         comparison: The table `ModelComparison`.
     """
-    texts = comparison.select("model", *_TEXT).unique(maintain_order=True)
+    named = pl.col("corpus") if "corpus" in comparison.columns else pl.lit(None, pl.String)
+    texts = comparison.select("model", *_TEXT, corpus=named).unique(maintain_order=True)
     if texts.is_empty():
         return Comparable(comparison, LeftOut.create_empty())
     most = texts.group_by(_TEXT, maintain_order=True).len().sort("len", descending=True, maintain_order=True).row(0)
+    names = texts.filter(pl.col("corpus_sha256") == most[0])["corpus"].drop_nulls()
     is_common = pl.all_horizontal(pl.col(name) == value for name, value in zip(_TEXT, most[:-1], strict=True))
     left_out = texts.filter(~is_common).select(
         "model",
@@ -54,13 +56,19 @@ def on_one_text(comparison: pl.DataFrame) -> Comparable:
             "recorded on {} tokens in {} sequences of the text {}; most models on {} in {} of {}",
             pl.col("n_tokens"),
             pl.col("n_sequences"),
-            pl.col("corpus_sha256").str.head(12),
+            _text_name(pl.col("corpus"), pl.col("corpus_sha256")),
             pl.lit(most[2]),
             pl.lit(most[1]),
-            pl.lit(most[0][:12]),
+            _text_name(pl.lit(names.first() if len(names) else None, pl.String), pl.lit(most[0])),
         ),
     )
     return Comparable(comparison.filter(is_common), LeftOut.validate(left_out, cast=True))
+
+
+def _text_name(name: pl.Expr, sha256: pl.Expr) -> pl.Expr:
+    """A text's name and the beginning of its hash; the latter alone where the name is not known."""
+    short = sha256.str.head(12)
+    return pl.coalesce(pl.format("{} ({})", name, short), short)
 
 
 def false_discovery_rates(p_values: pl.Series) -> pl.Series:

@@ -17,9 +17,11 @@ from outlier_moe.schemas.upcycling import (
     UpcyclingCheckpoint,
     UpcyclingOutlier,
     UpcyclingRun,
+    UpcyclingSample,
     UpcyclingStep,
 )
 from outlier_moe.table_files import read_table
+from outlier_moe.terminal.figures import plain, with_ends
 from outlier_moe.terminal.presentation import Column
 
 TABLE = {
@@ -37,6 +39,19 @@ TABLE = {
     "kurtosis_final": Column("kurt.,\nend", "decimal"),
     "n_systematic_final": Column("outl.", "count"),
 }
+BOUNDARY = {
+    "pair": Column("pair"),
+    "seed": Column("seed"),
+    "arm": Column("arm"),
+    "loss_before_nats": Column("loss before\n(nats)"),
+    "loss_after_nats": Column("after\n(nats)"),
+    "boundary_jump_nats": Column("jump\n(nats)"),
+    "is_equivalent": Column("same\nmodel"),
+    "largest_logit_difference": Column("largest logit\ndifference"),
+    "drop_nats": Column("drop by the\nend (nats)"),
+}
+"""What happens where the dense model becomes a mixture, as people read it."""
+SAMPLES = "samples.json"
 TAP = "residual"
 """Where the summary's peak and kurtosis are read; the table of checkpoints has every tap."""
 
@@ -81,6 +96,8 @@ class UpcyclingTables(NamedTuple):
     """`schemas.upcycling.UpcyclingStep`."""
     experts: pl.DataFrame
     """`schemas.upcycling.ExpertLoad`."""
+    samples: pl.DataFrame
+    """`schemas.upcycling.UpcyclingSample`."""
 
 
 def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTables:
@@ -91,6 +108,7 @@ def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTa
         preset: The definition whose systematic features the summary counts.
     """
     checkpoints, outliers, histories, experts, summary = [], [], [], [], []
+    samples: list[dict[str, Any]] = []
     for run in runs:
         last = _last_step(run.dense_run)
         checkpoints += _checkpoints(run, last)
@@ -102,6 +120,8 @@ def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTa
         histories.append(_labelled(_history(run.arm_run), run.key, phase=2, after=last))
         if run == next(other for other in runs if other.dense_run == run.dense_run):
             histories.append(_labelled(_history(run.dense_run), {**run.key, "arm": "phase 1"}, phase=1, after=0))
+            samples += _samples(run.dense_run, {**run.key, "arm": "phase 1"}, phase=1)
+        samples += _samples(run.arm_run, run.key, phase=2)
         summary.append(_summary(run, preset))
     return UpcyclingTables(
         summary=completed(UpcyclingRun, pl.DataFrame(summary, infer_schema_length=None)),
@@ -109,11 +129,19 @@ def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTa
         outliers=completed(UpcyclingOutlier, pl.concat(outliers, how="diagonal")),
         history=completed(UpcyclingStep, pl.concat(histories, how="diagonal_relaxed")),
         experts=completed(ExpertLoad, pl.DataFrame(experts, infer_schema_length=None)),
+        samples=completed(UpcyclingSample, pl.DataFrame(samples, infer_schema_length=None)),
     )
 
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "evaluations.json").read_text(encoding="utf-8"))
+
+
+def _samples(run: Path, key: dict[str, Any], *, phase: int) -> list[dict[str, Any]]:
+    stored = json.loads((run / SAMPLES).read_text(encoding="utf-8"))
+    # A prompt that is asked twice is answered twice alike.
+    by_prompt = {sample["prompt"]: sample["sample"] for sample in stored}
+    return [{**key, "phase": phase, "prompt": prompt, "continuation": text} for prompt, text in by_prompt.items()]
 
 
 def _history(run: Path) -> pl.DataFrame:
@@ -217,6 +245,28 @@ def _outlier_figures(path: Path, index: int, time: str, preset: str) -> dict[str
         f"kurtosis_{time}": at_tap["kurtosis_of_feature_rms"].item() if len(at_tap) else None,
         f"excess_kurtosis_{time}": at_tap["excess_kurtosis"].item() if len(at_tap) else None,
     }
+
+
+def boundary_for_people(summary: pl.DataFrame) -> pl.DataFrame:
+    """The columns of `BOUNDARY` as text: losses in as many digits as tell arms apart."""
+
+    def written(name: str, digits: int, *, signed: bool = False) -> pl.Expr:
+        def of(value: float) -> str:
+            return with_ends(value, value, value, "decimal", signed=signed, digits=digits).value
+
+        return pl.col(name).map_elements(of, return_dtype=pl.String)
+
+    same = pl.col("is_equivalent").map_elements(lambda value: "yes" if value else "no", return_dtype=pl.String)
+    return summary.select(
+        "pair",
+        "seed",
+        "arm",
+        *(written(name, 4) for name in ("loss_before_nats", "loss_after_nats")),
+        written("boundary_jump_nats", 6, signed=True),
+        same,
+        pl.col("largest_logit_difference").map_elements(lambda value: plain(value, 2), return_dtype=pl.String),
+        written("drop_nats", 4),
+    )
 
 
 def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:

@@ -46,11 +46,15 @@ def test_large_counts_that_are_much_alike_do_not() -> None:
     ("kind", "domain", "ticks"),
     [
         ("log", (0.04, 3.0), [0.05, 0.1, 0.2, 0.5, 1, 2]),
+        ("log", (0.05, 150.0), [0.1, 1, 10, 100]),
+        ("symlog", (0.0, 400.0), [0, 1, 10, 100]),
         ("log", (6.5, 12.5), [7, 8, 9, 10, 12]),
         ("symlog", (0.0, 20.0), [0, 1, 3, 10]),
         ("symlog", (400.0, 2500.0), [500, 1000, 2000]),
         ("linear", (0.0, 1.0), None),
     ],
 )
-def test_a_short_axis_has_finer_ticks(kind: ScaleKind, domain: tuple[float, float], ticks: list | None) -> None:
+def test_an_axis_has_decades_and_a_short_one_finer_ticks(
+    kind: ScaleKind, domain: tuple[float, float], ticks: list | None
+) -> None:
     assert ticks_of(kind, domain) == (None if ticks is None else pytest.approx(ticks))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from outlier_moe.report.explorer import explorer_study
 from outlier_moe.report.findings import findings
+from outlier_moe.report.first_look import first_look
 from outlier_moe.report.inputs import ReportInputs, read_contents
 from outlier_moe.report.page import write_report
 from outlier_moe.report.statistics_tables import statistics_tables
+from outlier_moe.report.tables import comparison_tables, provenance_table
 from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics import study_tests
+from outlier_moe.statistics.degenerate import with_degenerate
 from tests.reported_study import HOSTILE, MODELS, files_of, made_up_study
 
 DENSE = [name for name, (kind, *_) in MODELS.items() if kind == "dense"]
@@ -209,6 +215,60 @@ def test_the_experts_that_stand_out_are_shown(study: ReportInputs, tmp_path: Pat
     alike = EXPERTS.with_columns(n_layer_outlier_tokens=1100, rest_share=None, outlier_lift=pl.lit(None, pl.Float64))
     page = page_of(replace(told, statistics={"expert_routing": alike}), tmp_path)
     assert "In each layer all tokens or none are outlier tokens (|x| ≥ 6 at mlp_in)" in page
+
+
+def test_the_first_table_says_which_feature_where_and_what_it_costs(study: ReportInputs) -> None:
+    contents = read_contents(study)
+    table = first_look(study, contents)
+    assert [row[0].text for row in table.rows] == list(MODELS)
+    heads = [head for head, _ in table.heads]
+    for row, model in zip(table.rows, contents.models, strict=True):
+        cells = {head: cell.text for head, cell in zip(heads, row, strict=True)}
+        features = model.features.filter(preset="dettmers2022", first_token="included").sort("peak")
+        assert cells["feature"] == str(features["feature"][-1])
+        tap, layer = re.fullmatch(r"(\w+), layer (\d)", cells["read at"]).groups()  # type: ignore[union-attr]
+        rows = model.recording.layer_outliers().collect().filter(feature=features["feature"][-1], layer=int(layer))
+        assert rows.filter(pl.col("tap").cast(pl.String) == tap)["peak"].max() == features["peak"][-1]
+        sites = model.recording.sites().filter(pl.col("tap").cast(pl.String) == tap, layer=int(layer))
+        most_are_lost = sites["median_magnitude"].median() * 127 / sites["top_magnitude"].max() < 0.5  # type: ignore[operator]
+        assert (cells["one int8 scale there"] == "most values become 0") == most_are_lost
+    nothing = replace(study, features=study.features.head(0))
+    assert {row[1].text for row in first_look(nothing, read_contents(nothing)).rows} == {"none"}
+
+
+def test_the_sliders_command_keeps_what_the_study_was_started_with(study: ReportInputs) -> None:
+    started = replace(study, overrides={"models": ["a b", "c"], "magnitude": 7.0}, configfiles=["my study.yaml"])
+    command = explorer_study(started, read_contents(started))["command"]
+    assert shlex.split(command["start"]) == ["snakemake", "--configfile", "my study.yaml"]
+    assert [shlex.split(word) for word in command["keys"].values()] == [['models=["a b", "c"]'], ["magnitude=7.0"]]
+
+
+def test_texts_have_their_names(study: ReportInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = {"corpus_sha256": "a" * 64, "corpus": {"corpus": "prose"}}
+    named = with_run(study, tmp_path, DENSE[0], tokens=tokens)
+    table = provenance_table(read_contents(named).models)
+    texts = [row[[head for head, _ in table.heads].index("text")].text for row in table.rows]
+    assert texts == [f"prose ({'a' * 12})", *["a" * 12] * 3]
+    other = pl.when(pl.col("model") == MOE[0]).then(pl.lit("b" * 64)).otherwise("corpus_sha256")
+    names = pl.when(pl.col("model") == MOE[0]).then(pl.lit("verse")).otherwise(pl.lit("prose"))
+    mixed = replace(study, models=study.models.with_columns(corpus_sha256=other, corpus=names))
+    reason = left_out(mixed, caplog)[MOE[0]]
+    assert "of the text verse (bbbbbbbbbbbb)" in reason and "of prose (aaaaaaaaaaaa)" in reason
+
+
+def test_a_degenerate_definition_is_marked_in_its_table(study: ReportInputs) -> None:
+    is_odd = (pl.col("model") == DENSE[0]) & (pl.col("preset") == "dettmers2022")
+    whole = with_degenerate(
+        study.models.with_columns(d_model_share=pl.when(is_odd).then(1.0).otherwise("d_model_share"))
+    )
+    degenerate = replace(study, models=whole)
+    contents = read_contents(degenerate)
+    tables = {table.id: table for table in comparison_tables(degenerate, contents)}
+    marked = [row[0].text for row in tables["dettmers2022-included"].rows if any("*" in cell.text for cell in row)]
+    assert marked == [DENSE[0]]
+    assert "degenerate" in tables["dettmers2022-included"].text and not tables["survey2025-included"].text
+    [said] = [finding for finding in findings(degenerate, contents) if "no test" in finding.sentence]
+    assert DENSE[0] in said.sentence and said.is_caveat
 
 
 def test_strings_of_models_stay_strings(study: ReportInputs, tmp_path: Path) -> None:

@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 import polars as pl
-import pytest
 
-from outlier_moe.report.sentences import signed
 from outlier_moe.report.tables import plain_table
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(-0.00001, "0.0000"), (0.0, "0.0000"), (-0.0, "0.0000"), (0.00004, "0.0000"), (-0.00005001, "-0.0001")],
-)
-def test_what_rounds_to_nothing_has_no_sign(value: float, text: str) -> None:
-    assert signed(value, 4) == text
-
-
-def test_signs_of_the_rest() -> None:
-    assert [signed(value, 2) for value in (0.5, -0.5)] == ["+0.50", "-0.50"]
 
 
 def test_differences_name_both_models_first() -> None:
@@ -29,3 +15,9 @@ def test_differences_name_both_models_first() -> None:
     assert [cell.text for cell in cells] == ["a", "b", "n", "0", "–", "2"]
     # A figure that is missing stands where the others of its column do.
     assert cells[4].kind == "number"
+
+
+def test_an_estimate_in_a_table_has_the_digits_of_its_ends() -> None:
+    frame = pl.DataFrame({"model": ["a"], "estimate": [1234.0], "low": [1200.5], "high": [1.3e6], "p_value": [3e-7]})
+    cells = plain_table("differences", "", "", frame).rows[0]
+    assert [cell.text for cell in cells] == ["a", "1,234", "1,200", "1,300,000", "< 0.0001"]

@@ -25,7 +25,12 @@ async function draw(element, spec) {
   const width = spec.usermeta?.labels
     ? { width: Math.max(element.clientWidth - BESIDE, 120) }
     : { width: "container", autosize: { type: "fit-x", contains: "padding" } };
-  const sized = spec.facet || spec.concat ? panels(element, spec) : { ...spec, ...width };
+  const isNarrow = element.clientWidth < NARROW;
+  // Side by side the names of a legend would be cut off.
+  const legend = isNarrow ? { config: { ...spec.config, legend: { columns: 2, labelLimit: 130 } } } : {};
+  const drawing = spec.facet || spec.concat ? panels(element, spec) : { ...spec, ...width, ...legend };
+  // What a screen reader calls it: Vega puts it on the picture, whose role is that of a graphic.
+  const sized = { ...drawing, description: element.getAttribute("aria-label") ?? undefined };
   const result = await vegaEmbed(element, sized, { ...EMBED, config: THEMES[currentTheme()] });
   drawn.set(element, result);
   element.dataset.drawn = currentTheme();
@@ -52,7 +57,7 @@ function panels(element, spec) {
   const own = (spec.spec ?? spec.concat[0]).width;
   const columns = Math.max(1, Math.min(spec.columns ?? 1, Math.floor(room / (own + BESIDE))));
   const width = Math.min(STRETCH * own, Math.max(room / columns - BESIDE, 120));
-  const legend = isNarrow ? { config: { legend: { orient: "bottom", columns: 3 } } } : {};
+  const legend = isNarrow ? { config: { legend: { orient: "bottom", columns: 2 } } } : {};
   const parts = spec.spec
     ? { spec: { ...spec.spec, width } }
     : { concat: spec.concat.map((one) => ({ ...one, width })) };

@@ -60,13 +60,15 @@ async function currentFigures() {
 
 function command() {
   const own = STUDY.thresholds;
+  const { start, keys } = STUDY.command;
   const changed = [
     ["magnitude", state.magnitude, own.magnitude],
     ["layer_fraction", state.layers, own.layer_fraction],
     ["position_fraction", state.positions, own.position_fraction],
   ].filter(([, value, configured]) => value !== configured);
-  if (changed.length === 0) return "snakemake";
-  return `snakemake --config ${changed.map(([key, value]) => `${key}=${value}`).join(" ")}`;
+  // What else the study was started with stays.
+  const all = { ...keys, ...Object.fromEntries(changed.map(([key, value]) => [key, `${key}=${value}`])) };
+  return Object.keys(all).length ? `${start} --config ${Object.values(all).join(" ")}` : start;
 }
 
 const SLIDERS = {

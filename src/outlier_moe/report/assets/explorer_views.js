@@ -74,10 +74,12 @@ function redrawExplorer() {
   if (STUDY.models.length) update();
 }
 
-// Vega finds finer ones where there are few.
-function logTicks([low, high]) {
-  const ticks = STUDY.log_ticks.filter((tick) => tick >= low && tick <= high);
-  return ticks.length < STUDY.least_ticks ? undefined : ticks;
+// Decades where enough of them lie on the axis, else finer ones, as plots/scales.py has them.
+function ticksOf(kind, [low, high]) {
+  for (const [least, ticks] of STUDY.ticks[kind]) {
+    const within = ticks.filter((tick) => tick >= low && tick <= high);
+    if (within.length >= least) return within;
+  }
 }
 
 function patched(spec, channel, { title, scale, domain, ticks }) {
@@ -106,10 +108,10 @@ function axisOf(quantity, values) {
     const [low, high] = known.length ? [Math.min(...known), Math.max(...known)].map(Math.log) : [0, 2];
     const margin = high > low ? Math.max(0.14 * (high - low), 0.12) : 1.2;
     const domain = [Math.exp(low - margin), Math.exp(high + margin)];
-    return { title, scale, domain, ticks: logTicks(domain) };
+    return { title, scale, domain, ticks: ticksOf(scale, domain) };
   }
   const top = Math.expm1(Math.log1p(Math.max(1, ...known)) * 1.14);
-  return { title, scale, domain: [0, top], ticks: STUDY.symlog_ticks.filter((tick) => tick <= top) };
+  return { title, scale, domain: [0, top], ticks: ticksOf(scale, [0, top]) };
 }
 
 function pointsOf(results) {
@@ -201,7 +203,7 @@ async function drawCurves() {
   if (curves?.key !== key) {
     const last = Math.max(2 * STUDY.stops.magnitude[0], ...rows.map((row) => row.x)) * 1.5;
     const domain = [STUDY.stops.magnitude[0], last];
-    const x = { title: "threshold |x| ≥", scale: "log", domain, ticks: logTicks(domain) };
+    const x = { title: "threshold |x| ≥", scale: "log", domain, ticks: ticksOf("log", domain) };
     const y = axisOf("n_systematic", [1, ...rows.map((row) => row.y)]);
     const spec = patched(patched(STUDY.templates.curves, "x", x), "y", y);
     curves = { key, view: await draw(element, spec), meta: spec.usermeta.labels };
