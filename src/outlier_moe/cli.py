@@ -73,7 +73,8 @@ _MODELS = {
 
 def _show(arguments: argparse.Namespace) -> None:
     path = arguments.results / "comparison" / "models.parquet"
-    table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first."))
+    needs = [name for name in (*_COMPARISON, "preset", "first_token", "d_model_share") if name != "n_without_first"]
+    table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first.", needs=needs))
     if arguments.format == "table":
         table = with_marks(_for_people(table))
     show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path), section="preset")
@@ -103,7 +104,7 @@ def _top(arguments: argparse.Namespace) -> None:
     if not path.parent.is_dir() and arguments.registry.is_file():
         # A name that is no model's is told as such: Snakemake could not make its table.
         load_registry(arguments.registry, arguments.registry_schema).model(arguments.model)
-    table = read_table(path, remedy=f"Run: snakemake {path}")
+    table = read_table(path, remedy=f"Run: snakemake {path}", needs=("preset", "first_token", *_TOP))
     known = table["preset"].unique().to_list()
     if arguments.preset not in known:
         raise StudyError(
@@ -125,7 +126,7 @@ def _top_experts(arguments: argparse.Namespace) -> None:
     from outlier_moe.statistics.routing import most_striking
 
     path = arguments.results / "comparison" / "expert_routing.parquet"
-    table = read_table(path, remedy=f"Run: snakemake {path}")
+    table = read_table(path, remedy=f"Run: snakemake {path}", needs=("model", "magnitude", *_EXPERTS))
     of_model = table.filter(model=arguments.model)
     if of_model.is_empty():
         known = table["model"].unique(maintain_order=True).to_list()

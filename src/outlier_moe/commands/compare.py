@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
             got=f"--format {arguments.format}",
         )
     path = arguments.results / "comparison" / "models.parquet"
-    table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first."))
+    needs = [*COLUMNS, "preset", "first_token", "d_model_share", "n_nonfinite"]
+    table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first.", needs=needs))
     models = _of_preset(table, path, arguments)
     chosen = _chosen(models, arguments)
     _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)

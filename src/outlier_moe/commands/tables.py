@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -41,17 +42,35 @@ def tell_degenerate(models: pl.DataFrame) -> None:
         sys.stdout.write(f"{note}\n")
 
 
-def read_table(path: Path, *, remedy: str) -> pl.DataFrame:
+def read_table(path: Path, *, remedy: str, needs: Iterable[str] = ()) -> pl.DataFrame:
     """A Parquet table of the results.
 
     Args:
         path: Its file.
         remedy: What makes it, for whoever does not have it yet.
+        needs: The columns that are asked of it.
 
     Raises:
-        StudyError: If there is none, or it is damaged.
+        StudyError: If there is none, or it is damaged, or another table.
     """
     try:
-        return table_files.read_table(path)
+        table = table_files.read_table(path)
     except FileNotFoundError as error:
         raise StudyError("There is no such table yet.", file=path, remedy=remedy) from error
+    except OSError as error:
+        raise StudyError(
+            "A table cannot be read.",
+            file=path,
+            expected="a file in the folder that snakemake writes, named by --results",
+            got=error.strerror or type(error).__name__,
+        ) from error
+    missing = [name for name in needs if name not in table.columns]
+    if missing:
+        raise StudyError(
+            "A table lacks columns: it is of another version, or another table.",
+            file=path,
+            expected=f"the columns {', '.join(missing)} too",
+            got=", ".join(table.columns[:8]) + (", ..." if len(table.columns) > 8 else ""),
+            remedy=table_files.made_again(path),
+        )
+    return table

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    summary = read_table(arguments.results / "upcycle" / "summary.parquet", remedy=REMEDY)
+    summary = read_table(arguments.results / "upcycle" / "summary.parquet", remedy=REMEDY, needs={**TABLE, **BOUNDARY})
     is_for_people = arguments.format == "table"
     parts = [arguments.part] if arguments.part else get_args(Part) if is_for_people else ["arms"]
     for part in parts:
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _show_samples(arguments: argparse.Namespace) -> None:
-    samples = read_table(arguments.results / "upcycle" / "samples.parquet", remedy=REMEDY)
+    samples = read_table(arguments.results / "upcycle" / "samples.parquet", remedy=REMEDY, needs=_SAMPLES)
     if arguments.format != "table":
         show_frame(samples, _SAMPLES, output_format=arguments.format, title="")
         return

@@ -9,6 +9,7 @@ import polars as pl
 from outlier_moe.presets import Preset
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
 from outlier_moe.report.tables import Cell, Table
+from outlier_moe.table_files import read_table
 from outlier_moe.taps import VIEWS
 from outlier_moe.terminal.figures import plain
 
@@ -75,7 +76,7 @@ def _percent(share: float | None) -> Cell:
 def _where(model: ReportedModel, preset: Preset, feature: int) -> dict[str, Any] | None:
     """The tap and layer of a feature's largest |x| in the preset's view."""
     rows = (
-        pl.read_parquet(model.files.layer_peaks)
+        read_table(model.files.layer_peaks)
         .with_columns(pl.col("tap").cast(pl.String))
         .filter(pl.col("tap").is_in(VIEWS[preset.view]), feature=feature)
         .sort(["peak", "layer", "tap"], descending=[True, False, False])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from outlier_moe.errors import StudyError
 from outlier_moe.schemas.completing import completed
 from outlier_moe.schemas.upcycling import (
     ExpertLoad,
@@ -133,19 +134,32 @@ def summarise_upcycling(runs: Sequence[RunFiles], *, preset: str) -> UpcyclingTa
     )
 
 
+def _document(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            "A file of a training run cannot be read.",
+            file=path,
+            expected="the whole JSON that the run wrote",
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"Train it again: snakemake --force {path.parent}",
+        ) from error
+
+
 def _evaluations(run: Path) -> list[dict[str, Any]]:
-    return json.loads((run / "evaluations.json").read_text(encoding="utf-8"))
+    return _document(run / "evaluations.json")
 
 
 def _samples(run: Path, key: dict[str, Any], *, phase: int) -> list[dict[str, Any]]:
-    stored = json.loads((run / SAMPLES).read_text(encoding="utf-8"))
+    stored = _document(run / SAMPLES)
     # A prompt that is asked twice is answered twice alike.
     by_prompt = {sample["prompt"]: sample["sample"] for sample in stored}
     return [{**key, "phase": phase, "prompt": prompt, "continuation": text} for prompt, text in by_prompt.items()]
 
 
 def _history(run: Path) -> pl.DataFrame:
-    return pl.read_parquet(run / "training_history.parquet")
+    return read_table(run / "training_history.parquet")
 
 
 def _last_step(run: Path) -> int:
@@ -211,7 +225,7 @@ def _entropy(load: Sequence[int]) -> float:
 def _summary(run: RunFiles, preset: str) -> dict[str, Any]:
     dense, arm = _evaluations(run.dense_run), _evaluations(run.arm_run)
     before, after, final = (found["held_out_loss_nats"] for found in (dense[-1], arm[0], arm[-1]))
-    proof = {} if run.equivalence is None else json.loads(run.equivalence.read_text(encoding="utf-8"))
+    proof = {} if run.equivalence is None else _document(run.equivalence)
     times = {
         "phase1": (run.dense_outliers, -1),
         "transition": (run.arm_outliers, 0),
