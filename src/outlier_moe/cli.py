@@ -18,6 +18,7 @@ from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
     CheckpointSource,
     DirectorySource,
+    GgufSource,
     GgufWheelSource,
     HubSource,
     ModelSource,
@@ -143,7 +144,7 @@ def _origin(source: ModelSource | None) -> str:
             return source.repo
         case GgufWheelSource():
             return f"{source.package} {source.version}"
-        case DirectorySource() | CheckpointSource():
+        case DirectorySource() | CheckpointSource() | GgufSource():
             return str(source.path)
         case None:
             return "unavailable"

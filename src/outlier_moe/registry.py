@@ -34,10 +34,27 @@ class GgufWheelSource:
     """The package."""
     version: str
     """Its version."""
-    filename: str
-    """The GGUF file's name, without its folder inside the wheel."""
+    filename: str | tuple[str, ...]
+    """The GGUF file's name, without its folder inside the wheel; of one that comes in parts, their names in order."""
     sha256: str
-    """The SHA-256 of the GGUF file."""
+    """The SHA-256 of the GGUF file; of parts, of all of them one after the other."""
+
+    @property
+    def filenames(self) -> tuple[str, ...]:
+        """The names of its parts, or its one name."""
+        return (self.filename,) if isinstance(self.filename, str) else self.filename
+
+
+@dataclass(frozen=True)
+class GgufSource:
+    """A GGUF file of one's own."""
+
+    kind: ClassVar[Literal["gguf"]] = "gguf"
+
+    path: Path
+    """The file, any of its parts, or a folder with one model's."""
+    tokenizer: Path | None = None
+    """A folder with tokenizer files that are taken in place of the file's tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +126,10 @@ class FilesSource:
     """The column or field that holds the text."""
 
 
-ModelSource = HubSource | GgufWheelSource | DirectorySource | CheckpointSource
+ModelSource = HubSource | GgufWheelSource | GgufSource | DirectorySource | CheckpointSource
 CorpusSource = PydocTopicsSource | BiblepySource | HubDatasetSource | FilesSource
 
-_MODEL_SOURCES = {cls.kind: cls for cls in (HubSource, GgufWheelSource, DirectorySource, CheckpointSource)}
+_MODEL_SOURCES = {cls.kind: cls for cls in (HubSource, GgufWheelSource, GgufSource, DirectorySource, CheckpointSource)}
 _CORPUS_SOURCES = {cls.kind: cls for cls in (PydocTopicsSource, BiblepySource, HubDatasetSource, FilesSource)}
 
 
@@ -281,8 +298,11 @@ def _corpus_entry(id: str, keys: dict[str, Any]) -> CorpusEntry:
 
 def _source(classes: Mapping[str, type], keys: dict[str, Any]) -> Any:
     options = {key: value for key, value in keys.items() if key != "kind"}
-    if "path" in options:
-        options["path"] = Path(options["path"])
+    for key in ("path", "tokenizer"):
+        if options.get(key) is not None:
+            options[key] = Path(options[key])
+    if isinstance(options.get("filename"), list):
+        options["filename"] = tuple(options["filename"])
     if "paths" in options:
         options["paths"] = tuple(options["paths"])
     return classes[keys["kind"]](**options)

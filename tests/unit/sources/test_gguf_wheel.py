@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import GgufWheelSource
-from outlier_moe.sources import gguf_wheel
+from outlier_moe.sources import gguf_conversion, gguf_wheel
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
 from tests.unit.sources.entries import model_entry
@@ -161,8 +161,8 @@ def test_a_conversion_that_does_not_hold_is_not_kept(
     def save_wrongly(state: dict[str, torch.Tensor], *args: Any, **options: Any) -> None:
         save_file({name: tensor + 0.1 for name, tensor in state.items()}, *args, **options)
 
-    save_file = gguf_wheel.save_file
-    monkeypatch.setattr(gguf_wheel, "save_file", save_wrongly)
-    with pytest.raises(RuntimeError, match="is not the one of the GGUF file"):
+    save_file = gguf_conversion.save_file
+    monkeypatch.setattr(gguf_conversion, "save_file", save_wrongly)
+    with pytest.raises(StudyError, match="is not the one of the GGUF file"):
         fetch_model(model_entry(source), tmp_path / "model")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
