@@ -27,6 +27,7 @@ include: "workflow/rules/statistics.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/upcycle.smk"
 include: "workflow/rules/scale_sweep.smk"
+include: "workflow/rules/messages.smk"
 
 
 localrules:

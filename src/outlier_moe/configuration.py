@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,9 @@ from jsonschema.validators import extend
 
 from outlier_moe.errors import StudyError, nearest
 
+_MISSING = "A key is missing."
+# Mistakes of one file that are told beside the gravest.
+MOST_TOLD = 8
 _TYPE_NAMES = {
     "null": "null",
     "boolean": "true or false",
@@ -110,7 +113,7 @@ def validate(document: object, schema: Mapping[str, Any], *, file: str | Path) -
         file: Where the document came from, for the message.
 
     Raises:
-        StudyError: If the document breaks the schema: the gravest mistake, and how many others there are.
+        StudyError: If the document breaks the schema: the gravest mistake, and the others in a line each.
     """
     mistakes = [
         single
@@ -118,8 +121,7 @@ def validate(document: object, schema: Mapping[str, Any], *, file: str | Path) -
         for single in _singled_out(error)
     ]
     if mistakes:
-        places = {tuple(error.absolute_path) for error in mistakes}
-        raise _explained(min(mistakes, key=_gravity), n_places=len(places), file=file)
+        raise _told_together(mistakes, file=file)
     return _with_defaults(document, schema)
 
 
@@ -149,29 +151,60 @@ def _gravity(error: ValidationError) -> int:
     return ranks.get(str(error.validator), 1)
 
 
-def _explained(error: ValidationError, *, n_places: int, file: str | Path) -> StudyError:
+def _told_together(mistakes: Sequence[ValidationError], *, file: str | Path) -> StudyError:
+    """The gravest mistake, with the others in a line each."""
+    told: dict[tuple[str | None, str], StudyError] = {}
+    for mistake in sorted(mistakes, key=_gravity):
+        for error in _explained(mistake, file=file):
+            told.setdefault((error.key, error.problem), error)
+    # A misspelt key often is also a missing one.
+    meant = {(_parent(error), error.remedy) for error in told.values()}
+    first, *others = (
+        error
+        for error in told.values()
+        if error.problem != _MISSING or (_parent(error), _suggestion(error)) not in meant
+    )
+    first.also = tuple(error.in_a_line() for error in others[:MOST_TOLD])
+    if len(others) > MOST_TOLD:
+        first.also += (f"{len(others) - MOST_TOLD} more",)
+    return first
+
+
+def _parent(error: StudyError) -> str:
+    return (error.key or "").rpartition(".")[0]
+
+
+def _suggestion(error: StudyError) -> str:
+    """What the remedy of a misspelt key says, if it suggests this one."""
+    return f"Did you mean '{(error.key or '').rpartition('.')[2]}'?"
+
+
+def _explained(error: ValidationError, *, file: str | Path) -> Iterator[StudyError]:
+    """The mistakes of one place: unknown and missing keys are one each."""
     path = [str(part) for part in error.absolute_path]
-    others = f" It is one of {n_places} mistakes here." if n_places > 1 else ""
     schema = cast("Mapping[str, Any]", error.schema)
     instance: Any = error.instance
     properties = schema.get("properties", {})
     constants = _constants(schema)
     if error.validator == "additionalProperties":
-        key = next(key for key in instance if key not in properties)
-        remedy = _sentence(nearest(str(key), properties))
-        return StudyError(f"A key is not known.{others}", file=file, key=".".join([*path, str(key)]), remedy=remedy)
+        for key in (str(key) for key in instance if key not in properties):
+            remedy = _sentence(nearest(key, properties))
+            yield StudyError("A key is not known.", file=file, key=".".join([*path, key]), remedy=remedy)
+        return
     if error.validator == "required":
-        key = next(key for key in schema["required"] if key not in instance)
-        expected = _described({"enum": constants[key]} if key in constants else properties.get(key, {}))
-        return StudyError(f"A key is missing.{others}", file=file, key=".".join([*path, key]), expected=expected)
+        for key in (key for key in schema["required"] if key not in instance):
+            expected = _described({"enum": constants[key]} if key in constants else properties.get(key, {}))
+            yield StudyError(_MISSING, file=file, key=".".join([*path, key]), expected=expected)
+        return
     if "propertyNames" in error.absolute_schema_path:
         key = ".".join([*path, str(instance)])
-        return StudyError(f"A name is not allowed.{others}", file=file, key=key, expected=_described(schema))
+        yield StudyError("A name is not allowed.", file=file, key=key, expected=_described(schema))
+        return
     if error.validator == "oneOf" and constants:
         key, allowed = next(iter(constants.items()))
         path, schema, instance = [*path, key], {"enum": allowed}, instance.get(key)
-    return StudyError(
-        f"A value does not fit its key.{others}",
+    yield StudyError(
+        "A value does not fit its key.",
         file=file,
         key=".".join(path) or None,
         expected=_described(schema),

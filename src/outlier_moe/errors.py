@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,6 +17,7 @@ class StudyError(Exception):
         expected: What would have been right.
         got: What was found instead.
         remedy: What to do about it.
+        also: Other mistakes in the same file, a line each.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class StudyError(Exception):
         expected: object = None,
         got: object = None,
         remedy: str | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         self.problem = problem
         self.file = file
@@ -35,6 +37,7 @@ class StudyError(Exception):
         self.expected = expected
         self.got = got
         self.remedy = remedy
+        self.also = tuple(also)
         super().__init__(problem)
 
     def __str__(self) -> str:
@@ -46,7 +49,14 @@ class StudyError(Exception):
             "remedy": self.remedy,
         }
         lines = [f"  {name}: {detail}" for name, detail in details.items() if detail is not None]
-        return "\n".join([self.problem, *lines])
+        return "\n".join([self.problem, *lines, *(f"  also: {line}" for line in self.also)])
+
+    def in_a_line(self) -> str:
+        """The same in one line, for a list of several."""
+        details = {"expected": self.expected, "got": self.got}
+        told = "; ".join(f"{name} {detail}" for name, detail in details.items() if detail is not None)
+        sentences = (self.problem, told and f"{told[0].upper()}{told[1:]}.", self.remedy)
+        return (f"{self.key}: " if self.key else "") + " ".join(filter(None, sentences))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

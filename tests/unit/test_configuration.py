@@ -114,7 +114,22 @@ def test_a_missing_key_is_named() -> None:
 def test_a_misspelt_key_comes_before_what_it_leaves_missing() -> None:
     error = mistake({"nmae": "x", "n": 0})
     assert error.key == "nmae" and error.remedy == "Did you mean 'name'?"
-    assert error.problem == "A key is not known. It is one of 2 mistakes here."
+    assert error.problem == "A key is not known."
+    assert [line.partition(":")[0] for line in error.also] == ["n"], "nothing of the name that is missing by it"
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    error = mistake({"mode": "fsat", "inner": {"depht": 1, "wdith": 2}, "share": 2, "many": {"a": {"kind": "folder"}}})
+    told = [error.in_a_line(), *error.also]
+    keys = {"name", "mode", "inner.depht", "inner.wdith", "share", "many.a.path"}
+    assert {line.partition(":")[0] for line in told} == keys
+    assert any("'fast'" in line for line in told) and any("'depth'" in line for line in told)
+    assert str(error).count("\n  also: ") == len(error.also) == 5
+
+
+def test_of_very_many_mistakes_the_rest_is_counted() -> None:
+    error = mistake({"name": "x", **{f"k{i}": i for i in range(20)}})
+    assert len(error.also) == 9 and error.also[-1].startswith("11 ")
 
 
 def test_a_document_that_is_no_mapping() -> None:

@@ -188,6 +188,26 @@ def script_of(page: str, name: str) -> dict[str, Any]:
     return json.JSONDecoder().raw_decode(script.split("= ", 1)[1])[0]
 
 
+def test_a_misspelt_target_names_the_nearest(study: StudyFolder) -> None:
+    done = study.snakemake("-n", "results/tiny.lama/systematic.parquet", check=False)
+    assert done.returncode != 0
+    assert "'results/tiny.llama/systematic.parquet'" in done.stdout
+    assert "MissingRuleException" not in done.stdout
+
+
+def test_a_mistake_at_planning_is_told_alone(study: StudyFolder) -> None:
+    done = study.snakemake("-n", "--config", "magnitud=3", check=False)
+    assert done.returncode != 0
+    assert "'magnitude'" in done.stdout
+    assert not any(inside in done.stdout for inside in ("common.smk", "WorkflowError", "Traceback"))
+
+
+def test_a_run_ends_by_naming_its_results(study: StudyFolder) -> None:
+    printed = study.snakemake("results/tiny-gpt2/systematic.parquet").stdout
+    for path in ("results/report/index.html", "results/tiny-gpt2/systematic.parquet"):
+        assert path in printed.split("Nothing to be done")[1]
+
+
 def test_nothing_is_left_to_do_afterwards(study: StudyFolder) -> None:
     assert study.planned() == {}
 
@@ -245,7 +265,9 @@ def test_a_failed_stage_says_why_and_keeps_the_others(study: StudyFolder, tmp_pa
     assert done.returncode != 0
     assert "A table of a recording cannot be read." in done.stdout
     assert "any_layer.arrow" in done.stdout
-    assert "Traceback" not in done.stdout
+    for inside in ("Traceback", "RuleException", "CalledProcessError", "WorkflowError", "Exiting because"):
+        assert inside not in done.stdout
+    assert "logs/filter_systematic/tiny-gpt2.log" in done.stdout
     assert (broken.path / "results/tiny.llama/systematic.parquet").exists()
 
 

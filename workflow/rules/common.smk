@@ -284,9 +284,24 @@ def corpus_file(wildcards):
 DIGESTS = DigestMemo(Path("resources/.digests.json"))
 
 
+def available(model):
+    """The registry's entry of a model that can be had."""
+    entry = REGISTRY.model(model)
+    if entry.unavailable is not None:
+        error = StudyError(
+            "A model cannot be had.",
+            file=REGISTRY.file,
+            key=f"models.{model}.unavailable",
+            got=entry.unavailable,
+            remedy="Take another model, or give the entry a source.",
+        )
+        raise WorkflowError(str(error))
+    return entry
+
+
 def model_source(wildcards):
     """Where a model comes from; a change of it, of its files here or of its leave fetches the model again."""
-    entry = REGISTRY.model(wildcards.model)
+    entry = available(wildcards.model)
     leave = " with its code" if entry.trust_remote_code else ""
     return f"{entry.source!r}{leave} {local_state(entry.source, DIGESTS)}".strip()
 

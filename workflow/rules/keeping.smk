@@ -12,6 +12,7 @@ from outlier_moe.kept_times import (
     restore_times,
 )
 from outlier_moe.stages import killed_stages
+from snakemake_logger_plugin_study import HOOKS
 
 STUDY_FOLDERS = [Path("results"), Path("resources")]
 
@@ -47,9 +48,11 @@ onstart:
         before_jobs()
 
 
+# A workflow has one of each: what is said at the end is here too.
 onsuccess:
     if workflow.is_main_process:
         after_jobs()
+        logger.info(HOOKS.results())
 
 
 onerror:
@@ -57,3 +60,6 @@ onerror:
         after_jobs()
         if killed := told_killed():
             logger.error(killed)
+        logger.error(
+            "The run failed. What is done stays; the same command goes on."
+        )
