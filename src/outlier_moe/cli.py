@@ -28,12 +28,12 @@ from outlier_moe.statistics.degenerate import share_of_features, with_degenerate
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 
 _COMPARISON = {
-    "model": Column("preset\n  model"),
+    "model": Column("preset\n  model", folds=True),
     "total_params_b": Column("params\n(B)", "decimal"),
     "perplexity": Column("per-\nplexity", "decimal"),
     "n_systematic": Column("outlier\nfeatures", "count"),
-    "n_without_first": Column("without\nfirst token", "count"),
-    "n_pairs": Column("pairs with\na sequence", "count"),
+    "n_without_first": Column("without\nfirst token", "count", spare=1),
+    "n_pairs": Column("pairs with\na sequence", "count", spare=2),
     "layer_fraction_mean": Column("layers\n%", "percent"),
     "position_fraction_mean": Column("positions\n%", "percent"),
     "peak_largest": Column("largest\n|x|", "magnitude"),
@@ -44,8 +44,8 @@ _TOP = {
     "peak": Column("peak |x|", "magnitude"),
     "peak_tap": Column("tap"),
     "peak_layer": Column("layer"),
-    "peak_sequence": Column("sequence"),
-    "peak_position": Column("position"),
+    "peak_sequence": Column("sequence", spare=2),
+    "peak_position": Column("position", spare=2),
     "layer_fraction": Column("layers %", "percent"),
     "position_fraction": Column("positions %", "percent"),
     "is_systematic": Column("systematic"),
@@ -63,12 +63,12 @@ _EXPERTS = {
 }
 
 _MODELS = {
-    "model": Column("model"),
+    "model": Column("model", folds=True),
     "kind": Column("kind"),
     "total_params_b": Column("params\n(B)", "decimal"),
     "active_params_b": Column("active\n(B)", "decimal"),
     "done": Column("done"),
-    "source": Column("source"),
+    "source": Column("source", folds=True),
 }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TextIO, get_args
 
 import polars as pl
 
@@ -14,19 +15,19 @@ from outlier_moe.commands.tables import degenerate_note, read_table, tell_degene
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.statistics.degenerate import MARK, with_degenerate
 from outlier_moe.terminal.figures import with_ends
-from outlier_moe.terminal.presentation import Column, show_frame
+from outlier_moe.terminal.presentation import Column, show_frame, terminal_width
 from outlier_moe.terminal.table_formats import latex_table, markdown_table
 
 CompareFormat = Literal["table", "csv", "json", "markdown", "latex"]
 
 COLUMNS = {
-    "model": Column("model"),
+    "model": Column("model", folds=True, spare=-1),
     "kind": Column("kind"),
     "total_params_b": Column("total\n(B)", "decimal"),
     "active_params_b": Column("active\n(B)", "decimal"),
     "perplexity": Column("per-\nplexity", "decimal"),
     "n_systematic": Column("outlier\nfeatures", "count"),
-    "n_pairs": Column("pairs with\na sequence", "count"),
+    "n_pairs": Column("pairs with\na sequence", "count", spare=2),
     "layer_fraction_mean": Column("layers\n%", "percent"),
     "position_fraction_mean": Column("positions\n%", "percent"),
     "peak_largest": Column("largest\n|x|", "magnitude"),
@@ -55,7 +56,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--include-dense", action="store_true", help="dense models too")
     parser.add_argument("--preset", default="dettmers2022", help="which definition, or all (default: %(default)s)")
     parser.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
-    parser.add_argument("--terminal", action="store_true", help="plots below the table")
+    parser.add_argument(
+        "--terminal", action="store_true", help="plots below the table; to the other stream where it is for a program"
+    )
     parser.add_argument("--format", choices=get_args(CompareFormat), default="table", help="default: %(default)s")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
@@ -72,13 +75,6 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         StudyError: If there is no comparison yet, or nothing of it was asked for.
     """
-    if arguments.terminal and arguments.format != "table":
-        raise StudyError(
-            "Plots would stand in the middle of what a program reads.",
-            key="--terminal",
-            expected="--format table",
-            got=f"--format {arguments.format}",
-        )
     path = arguments.results / "comparison" / "models.parquet"
     needs = [*COLUMNS, "preset", "first_token", "d_model_share", "n_nonfinite"]
     table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first.", needs=needs))
@@ -86,7 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = _chosen(models, arguments)
     _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)
     if arguments.terminal:
-        _plot(chosen)
+        # A program reads the table from standard output; a person sees the plots all the same.
+        _plot(chosen, sys.stdout if arguments.format == "table" else sys.stderr)
 
 
 def _of_preset(models: pl.DataFrame, path: Path, arguments: argparse.Namespace) -> pl.DataFrame:
@@ -174,7 +171,7 @@ def _show(models: pl.DataFrame, columns: dict[str, Column], title: str, *, is_ma
     """The table on a terminal, with intervals, and with the letters that stand for models in plots."""
     marked = with_marks(models)
     cells = {name: [column.written(value) for value in marked[name]] for name, column in columns.items()}
-    heads = {name: Column(column.title) for name, column in columns.items()}
+    heads = {name: replace(column, style="text") for name, column in columns.items()}
     for name in _INTERVALS:
         cells[name] = _written(models, name, columns[name])
     # Both sizes in one column, so that the intervals fit beside them.
@@ -216,18 +213,21 @@ def _one_a_model(models: pl.DataFrame) -> pl.DataFrame:
     return models.unique("model", keep="first", maintain_order=True)
 
 
-def _plot(models: pl.DataFrame) -> None:
+def _plot(models: pl.DataFrame, stream: TextIO) -> None:
     from outlier_moe.terminal.plots import letters, terminal_scatter
 
-    is_terminal = sys.stdout.isatty()
+    width = min(80, terminal_width(stream))
     marks = letters(_one_a_model(models))
+    if stream is not sys.stdout:
+        # The table beside it, which says whose the letters are, is for a program.
+        stream.write(", ".join(f"{letter} {model}" for model, letter in marks.items()) + "\n")
     for preset in models["preset"].unique(maintain_order=True):
         rows = models.filter(preset=preset).with_columns(pl.col("layer_fraction_mean", "position_fraction_mean") * 100)
         for figure, title in _PLOTS.items():
             if rows[figure].is_null().all():
                 sys.stderr.write(f"Not plotted: no model has {title} by {preset}.\n")
                 continue
-            sys.stdout.write(
+            stream.write(
                 terminal_scatter(
                     rows,
                     marks,
@@ -235,7 +235,8 @@ def _plot(models: pl.DataFrame) -> None:
                     y=figure,
                     title=f"{title}, {preset}",
                     x_title="total parameters (billions)",
-                    has_colour=is_terminal,
+                    width=width,
+                    has_colour=stream.isatty(),
                 )
                 + "\n"
             )

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from snakemake_executor_plugin_skypilot.prices import Offer
 
 _COLUMNS = {
-    "model": Column("model or\nexperiment"),
+    "model": Column("model or\nexperiment", folds=True),
     "jobs": Column("jobs", "count"),
     "tier": Column("tier"),
-    "node": Column("cheapest node"),
-    "mode": Column("runs"),
+    "node": Column("cheapest node", folds=True, spare=1),
+    "mode": Column("runs", spare=2),
     "minutes": Column("min", "count"),
-    "on_demand_per_hour": Column("$/h", "decimal"),
-    "spot_per_hour": Column("spot\n $/h", "decimal"),
+    "on_demand_per_hour": Column("$/h", "decimal", spare=2),
+    "spot_per_hour": Column("spot\n $/h", "decimal", spare=3),
     "on_demand": Column("  $", "decimal"),
     "spot": Column("spot\n   $", "decimal"),
 }

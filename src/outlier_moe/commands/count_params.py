@@ -10,11 +10,11 @@ from outlier_moe.lean_imports import uncollected
 from outlier_moe.terminal.presentation import Column, show_frame
 
 _COLUMNS = {
-    "experiment": Column("experiment"),
-    "model": Column("model"),
+    "experiment": Column("experiment", folds=True),
+    "model": Column("model", folds=True),
     "kind": Column("kind"),
-    "d_model": Column("d_model", "count"),
-    "n_layers": Column("layers", "count"),
+    "d_model": Column("d_model", "count", spare=1),
+    "n_layers": Column("layers", "count", spare=1),
     "n_parameters": Column("parameters", "count"),
     "n_active_parameters": Column("active per\ntoken", "count"),
     "batch_size": Column("batch", "count"),

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from snakemake_executor_plugin_skypilot.watching import RentedNode
 
 _COLUMNS = {
-    "node": Column("node"),
-    "job": Column("job"),
+    "node": Column("node", folds=True),
+    "job": Column("job", folds=True),
     "dollars": Column("  $", "decimal"),
     "since": Column("since"),
     "idle": Column("may be\nidle"),
-    "what": Column("what"),
+    "what": Column("what", folds=True),
 }
 # Of programs, which get the same columns when there is no node.
 _SCHEMA = {

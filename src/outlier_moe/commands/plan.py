@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from outlier_moe.planning.workload import Workload
 
 _COLUMNS = {
-    "model": Column("model"),
-    "params": Column("params\n     B"),
+    "model": Column("model", folds=True),
+    "params": Column("params\n     B", spare=1),
     "stored": Column("on disk\n     GB"),
-    "layer": Column("layer\n   GB"),
+    "layer": Column("layer\n   GB", spare=2),
     "here": Column("here, GB:\nwhole/layers"),
     "fits": Column("fits\nhere"),
-    "flop": Column("  FLOP"),
-    "node": Column("cheapest node"),
+    "flop": Column("  FLOP", spare=3),
+    "node": Column("cheapest node", folds=True),
     "time": Column("min"),
     "price": Column("  $"),
 }

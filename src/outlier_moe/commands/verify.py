@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -15,7 +14,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.recording_files import read_recording
 from outlier_moe.registry import HubSource, load_registry
 from outlier_moe.table_files import read_table
-from outlier_moe.terminal.presentation import Column, show_frame
+from outlier_moe.terminal.presentation import Column, show_frame, terminal_width
 
 COLUMNS = {
     "verdict": Column("verdict"),
@@ -95,9 +94,9 @@ def _counts(rows: pl.DataFrame) -> str:
 
 def _told(row: dict[str, Any]) -> str:
     """A row as a paragraph: its reason is too long for a column."""
-    width = shutil.get_terminal_size((120, 24)).columns
+    width, indent = terminal_width(), 16 if terminal_width() >= 60 else 2
     text = f"{row['claim']} ({row['source']}): {row['reason']}"
-    lines = textwrap.wrap(text, max(width, 60), initial_indent=f"{row['verdict']:<16}", subsequent_indent=" " * 16)
+    lines = textwrap.wrap(text, width, initial_indent=f"{row['verdict']:<16}", subsequent_indent=" " * indent)
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.study import GridEdge
-from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, terminal_width
 
 WIDTH = 120
 """Characters of a line, which is what a pipe gets."""
@@ -86,4 +86,4 @@ def show_summary(summary: pl.DataFrame, *, output_format: OutputFormat, title: s
     show_frame(for_terminal(summary), TABLE, output_format=output_format, title=title)
     for note in (matched_note(summary), edge_note(summary)):
         if note is not None:
-            print(textwrap.fill(note, WIDTH, break_long_words=False, break_on_hyphens=False))
+            print(textwrap.fill(note, min(WIDTH, terminal_width()), break_long_words=False, break_on_hyphens=False))

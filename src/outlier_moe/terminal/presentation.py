@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TextIO
 
 import polars as pl
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+PIPE_WIDTH = 120
+MIN_WIDTH = 20
+# Blanks between two columns.
+GAP = 3
+# Characters to which a column may be folded whose values are words.
+FOLDED = 16
+
+Rows = Sequence[Mapping[str, str]]
 OutputFormat = Literal["table", "csv", "json"]
 
 
@@ -24,6 +34,10 @@ class Column:
     """Its heading, units included."""
     style: Literal["text", "count", "percent", "magnitude", "decimal"] = "text"
     """How its values are written; `percent` takes fractions."""
+    spare: int = 0
+    """How soon it is left out where a terminal is narrow: the largest first, of equal ones the rightmost."""
+    folds: bool = False
+    """Whether its values may take several lines: words and paths may, figures may not."""
 
     def written(self, value: object) -> str:
         """A value as the terminal shows it."""
@@ -68,15 +82,82 @@ def show_frame(
     if output_format == "json":
         sys.stdout.write(frame.write_json() + "\n")
         return
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns.values():
-        is_text = column.style == "text"
-        table.add_column(column.title, justify="left" if is_text else "right", no_wrap=is_text)
-    heading = None
-    for row in frame.iter_rows(named=True):
-        if section is not None and row[section] != heading:
-            heading = row[section]
-            table.add_row(Text(str(heading), style="bold"))
-        table.add_row(*(column.written(row[name]) for name, column in columns.items()))
-    # A pipe has no width of its own, and rich would fold the table to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    width = terminal_width()
+    cells = [
+        {name: column.written(row[name]) for name, column in columns.items()} for row in frame.iter_rows(named=True)
+    ]
+    headings = None if section is None else [str(value) for value in frame[section]]
+    widths, left_out = _chosen_widths(columns, cells, width)
+    Console(width=width).print(_table({name: columns[name] for name in widths}, widths, cells, headings, title))
+    if left_out:
+        titles = [flat_title(columns[name]) or name for name in columns if name in left_out]
+        sys.stdout.write(
+            textwrap.fill(
+                f"Left out for want of room: {', '.join(titles)}. --format csv has all.", max(width, MIN_WIDTH)
+            )
+            + "\n"
+        )
+
+
+def terminal_width(stream: TextIO | None = None) -> int:
+    """Characters of a line: a pipe has no width of its own, and would get 80.
+
+    Args:
+        stream: Where to; standard output by default.
+    """
+    stream = sys.stdout if stream is None else stream
+    return Console(file=stream).width if stream.isatty() else PIPE_WIDTH
+
+
+def least_wanted(columns: Mapping[str, Column]) -> str:
+    """The column that is left out first; never the first, which says what a row is of."""
+    names = list(columns)[1:]
+    return max(enumerate(names), key=lambda place: (columns[place[1]].spare, place[0]))[1]
+
+
+def flat_title(column: Column) -> str:
+    """A heading in one line."""
+    return " ".join(column.title.replace("-\n", "").split())
+
+
+def _chosen_widths(columns: Mapping[str, Column], cells: Rows, room: int) -> tuple[dict[str, int], list[str]]:
+    """The widths of the columns that there is room for, and the columns that are left out."""
+    own = {name: _own_width(name, column, cells) for name, column in columns.items()}
+    least = {name: min(own[name], FOLDED) if column.folds else own[name] for name, column in columns.items()}
+    left_out: list[str] = []
+    while len(least) > 1 and sum(least.values()) + GAP * (len(least) - 1) > room:
+        left_out.append(least_wanted({name: columns[name] for name in least}))
+        del least[left_out[-1]]
+    # What is left goes to the columns that would be folded.
+    left = room - sum(least.values()) - GAP * (len(least) - 1)
+    for name in least:
+        more = max(0, min(own[name] - least[name], left))
+        least[name] += more
+        left -= more
+    return {name: min(width, room) for name, width in least.items()}, left_out
+
+
+def _own_width(name: str, column: Column, cells: Rows) -> int:
+    longest = max((cell_len(row[name]) for row in cells), default=0)
+    return max(longest, *map(cell_len, column.title.split("\n")))
+
+
+def _table(
+    columns: Mapping[str, Column],
+    widths: Mapping[str, int],
+    cells: Rows,
+    headings: Sequence[str] | None,
+    title: str,
+) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name, column in columns.items():
+        justify = "left" if column.style == "text" else "right"
+        # Words are broken where they must be, figures have the room they take.
+        table.add_column(column.title, justify=justify, overflow="fold", width=widths[name])
+    last = None
+    for index, row in enumerate(cells):
+        if headings is not None and headings[index] != last:
+            last = headings[index]
+            table.add_row(Text(last, style="bold"))
+        table.add_row(*(Text(row[name]) for name in columns))
+    return table

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from outlier_moe.terminal.presentation import Column
+from outlier_moe.terminal.presentation import Column, flat_title
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -80,7 +80,7 @@ def latex_table(frame: pl.DataFrame, columns: Mapping[str, Column], *, caption: 
 
 def _heads(columns: Mapping[str, Column]) -> Sequence[str]:
     # On a terminal headings may take several lines.
-    return [" ".join(column.title.replace("-\n", "").split()) for column in columns.values()]
+    return [flat_title(column) for column in columns.values()]
 
 
 def _escaped(text: str, special: Mapping[str, str]) -> str:

@@ -120,6 +120,20 @@ def test_plots_show_a_letter_for_each_model(results: Path, capsys: pytest.Captur
         assert any(line.split()[:2] == [letter, model] for line in table.splitlines()), model
 
 
+@pytest.mark.parametrize("output_format", ["csv", "json", "markdown", "latex"])
+def test_plots_beside_a_table_for_programs_go_to_the_other_stream(
+    results: Path, capsys: pytest.CaptureFixture[str], output_format: str
+) -> None:
+    compare(results, "--include-dense", "--format", output_format)
+    alone = capsys.readouterr().out
+    compare(results, "--include-dense", "--terminal", "--format", output_format)
+    captured = capsys.readouterr()
+    assert captured.out == alone
+    assert captured.err.count("total parameters (billions)") == 3
+    for model, letter in letters(expected(results)).items():
+        assert f"{letter} {model}" in captured.err
+
+
 def test_what_cannot_be_plotted_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = results / "comparison" / "models.parquet"
     models = pl.read_parquet(path).with_columns(position_fraction_mean=pl.lit(None, pl.Float64))
@@ -155,7 +169,6 @@ def test_models_of_one_size_are_plotted(sizes: list[float]) -> None:
     [
         (["--models", "mixtrl"], "no such model"),
         (["--preset", "dettmers"], "did you mean 'dettmers2022'"),
-        (["--terminal", "--format", "csv"], "--format table"),
     ],
 )
 def test_mistakes_are_named(results: Path, arguments: list[str], message: str) -> None:
