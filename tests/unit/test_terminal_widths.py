@@ -45,7 +45,7 @@ def frame_of(columns: Mapping[str, Column], n: int = 2) -> pl.DataFrame:
 
 @pytest.fixture
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(presentation, "terminal_width", lambda stream=None: request.param)
+    monkeypatch.setattr(presentation, "terminal_width", lambda: request.param)
     return request.param
 
 
@@ -104,7 +104,7 @@ def test_headings_between_rows_are_whole(width: int, capsys: pytest.CaptureFixtu
 def test_programs_get_all_columns_at_any_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(presentation, "terminal_width", lambda stream=None: 40)
+    monkeypatch.setattr(presentation, "terminal_width", lambda: 40)
     show_frame(frame_of(cli._TOP), cli._TOP, output_format="csv", title="")
     assert capsys.readouterr().out.splitlines()[0].split(",") == list(cli._TOP)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TextIO, get_args
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)
     if arguments.terminal:
         # A program reads the table from standard output; a person sees the plots all the same.
-        _plot(chosen, sys.stdout if arguments.format == "table" else sys.stderr)
+        _plot(chosen, is_beside=arguments.format != "table")
 
 
 def _of_preset(models: pl.DataFrame, path: Path, arguments: argparse.Namespace) -> pl.DataFrame:
@@ -213,12 +213,13 @@ def _one_a_model(models: pl.DataFrame) -> pl.DataFrame:
     return models.unique("model", keep="first", maintain_order=True)
 
 
-def _plot(models: pl.DataFrame, stream: TextIO) -> None:
+def _plot(models: pl.DataFrame, *, is_beside: bool) -> None:
+    stream = sys.stderr if is_beside else sys.stdout
     from outlier_moe.terminal.plots import letters, terminal_scatter
 
-    width = min(80, terminal_width(stream))
+    width = min(80, terminal_width(of_errors=is_beside))
     marks = letters(_one_a_model(models))
-    if stream is not sys.stdout:
+    if is_beside:
         # The table beside it, which says whose the letters are, is for a program.
         stream.write(", ".join(f"{letter} {model}" for model, letter in marks.items()) + "\n")
     for preset in models["preset"].unique(maintain_order=True):

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TextIO
+from typing import Literal
 
 import polars as pl
 from rich import box
@@ -87,7 +87,7 @@ def show_frame(
         {name: column.written(row[name]) for name, column in columns.items()} for row in frame.iter_rows(named=True)
     ]
     headings = None if section is None else [str(value) for value in frame[section]]
-    widths, left_out = _chosen_widths(columns, cells, width)
+    widths, left_out = _chosen_widths(columns, cells, headings or (), width)
     Console(width=width).print(_table({name: columns[name] for name in widths}, widths, cells, headings, title))
     if left_out:
         titles = [flat_title(columns[name]) or name for name in columns if name in left_out]
@@ -99,13 +99,13 @@ def show_frame(
         )
 
 
-def terminal_width(stream: TextIO | None = None) -> int:
+def terminal_width(*, of_errors: bool = False) -> int:
     """Characters of a line: a pipe has no width of its own, and would get 80.
 
     Args:
-        stream: Where to; standard output by default.
+        of_errors: Whether of the stream for errors, and not of standard output.
     """
-    stream = sys.stdout if stream is None else stream
+    stream = sys.stderr if of_errors else sys.stdout
     return Console(file=stream).width if stream.isatty() else PIPE_WIDTH
 
 
@@ -120,9 +120,13 @@ def flat_title(column: Column) -> str:
     return " ".join(column.title.replace("-\n", "").split())
 
 
-def _chosen_widths(columns: Mapping[str, Column], cells: Rows, room: int) -> tuple[dict[str, int], list[str]]:
+def _chosen_widths(
+    columns: Mapping[str, Column], cells: Rows, headings: Sequence[str], room: int
+) -> tuple[dict[str, int], list[str]]:
     """The widths of the columns that there is room for, and the columns that are left out."""
     own = {name: _own_width(name, column, cells) for name, column in columns.items()}
+    first = next(iter(own))
+    own[first] = max([own[first], *map(cell_len, headings)])
     least = {name: min(own[name], FOLDED) if column.folds else own[name] for name, column in columns.items()}
     left_out: list[str] = []
     while len(least) > 1 and sum(least.values()) + GAP * (len(least) - 1) > room:
