@@ -119,9 +119,9 @@ def test_a_misspelt_key_comes_before_what_it_leaves_missing() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    error = mistake({"mode": "fsat", "inner": {"depht": 1, "wdith": 2}, "share": 2, "many": {"a": {"kind": "folder"}}})
+    error = mistake({"mode": "fsat", "inner": {"depht": 1, "colour": 2}, "share": 2, "many": {"a": {"kind": "folder"}}})
     told = [error.in_a_line(), *error.also]
-    keys = {"name", "mode", "inner.depht", "inner.wdith", "share", "many.a.path"}
+    keys = {"name", "mode", "inner.depht", "inner.colour", "share", "many.a.path"}
     assert {line.partition(":")[0] for line in told} == keys
     assert any("'fast'" in line for line in told) and any("'depth'" in line for line in told)
     assert str(error).count("\n  also: ") == len(error.also) == 5

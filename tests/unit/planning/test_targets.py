@@ -32,7 +32,7 @@ OUTPUTS = {
         ("results/mixtrl/outlier", "results/mixtral/outliers"),
         ("result/report/index.html", "results/report/index.html"),
         (
-            "results/scale_sweep/smal/adamw/seed0/metrics.parquet",
+            "results/scale_sweep/smaller/adamw/seed0/metrics.parquet",
             "results/scale_sweep/small/adamw/seed0/metrics.parquet",
         ),
         ("results/scale_sweep/d64/adam/seed3/metrics.parquet", "results/scale_sweep/d64/adamw/seed3/metrics.parquet"),
