@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from datasets import IterableDataset, load_dataset
-from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import HubDatasetSource
-from outlier_moe.sources.documents import Reader, no_column
+from outlier_moe.sources.document_files import no_column
+from outlier_moe.sources.documents import Reader
 from outlier_moe.sources.hub import patiently
-from outlier_moe.sources.hub_answers import explained, token
+from outlier_moe.sources.hub_answers import NetworkError, explained, token
 
 
 def read_hub_dataset(source: HubDatasetSource, *, key: str) -> Reader:
@@ -38,16 +38,81 @@ def _rows(source: HubDatasetSource, commit: str, *, key: str) -> Iterator[str]:
                     got = type(text).__name__ if source.column in row else None
                     raise no_column(source.repo, source.column, list(row), got=got)
                 yield text or ""
-        except HfHubHTTPError:
+        except (StudyError, GeneratorExit):
             raise
-        except (DatasetsError, ValueError) as error:
-            raise StudyError(
-                "A data set of the hub cannot be read as registered.",
-                key=key,
-                expected=f"{source.repo}, configuration {source.name or 'default'}, split {source.split}",
-                got=" ".join(str(error).split())[:400],
-                remedy="Set `name` and `split` to what the data set has.",
-            ) from error
+        # The library, and those behind it that open and parse files, raise whatever they please.
+        except Exception as error:
+            if _is_the_hubs(error):
+                raise
+            raise _unreadable(error, source, key=key) from error
+
+
+def _is_the_hubs(error: BaseException) -> bool:
+    """Whether an error is the hub's refusal or its absence, and no fault of the data set."""
+    root = error
+    while root.__cause__ is not None and not isinstance(root, HfHubHTTPError | OfflineModeIsEnabled):
+        root = root.__cause__
+    is_network = isinstance(root, NetworkError | ConnectionError | TimeoutError)
+    return is_network or isinstance(root, HfHubHTTPError | OfflineModeIsEnabled)
+
+
+# What the message of an error has, in lower case, and what that means; the first that fits.
+_CAUSES = (
+    (
+        ("gated dataset",),
+        "A data set is gated, and the hub does not open it to you.",
+        "Accept its licence at {page}; then log in with `hf auth login`, or put a token of that account into HF_TOKEN.",
+    ),
+    (
+        ("scripts are no longer supported", "trust_remote_code"),
+        "A data set of the hub is a Python script, which is never run.",
+        "Take a revision with Parquet files (the hub converts most: revision: refs/convert/parquet), or download the "
+        "files and register them as a source of kind `files`.",
+    ),
+    (
+        ("zstd", "zstandard"),
+        "A data set of the hub is compressed in a way that wants another package.",
+        "Install zstandard (pip install zstandard), or take revision: refs/convert/parquet.",
+    ),
+    (
+        ("available splits", "bad split", "builderconfig", "config name is missing", "unknown split"),
+        "A data set of the hub cannot be read as registered.",
+        "Set `name` and `split` to what the data set has.",
+    ),
+    (
+        ("column names", "cast", "schema", "changed from", "couldn't be unified"),
+        "The files of a data set have other columns, or columns of other types, than the first of them.",
+        "Name a configuration whose files are alike, or download those that are and register them as a source of kind "
+        "`files`.",
+    ),
+    (
+        ("doesn't contain any data files", "no (supported) data files", "no data files", "couldn't find any data"),
+        "A data set of the hub has no files that can be read.",
+        "Look at {page}/tree/{revision}: name a configuration or revision with Parquet, JSON lines or text.",
+    ),
+)
+
+
+def _unreadable(error: Exception, source: HubDatasetSource, *, key: str) -> StudyError:
+    """What is wrong with a data set, by what the libraries say of it."""
+    chain = [error]
+    while isinstance(chain[-1].__cause__, Exception):
+        chain.append(chain[-1].__cause__)
+    said = " ".join(" ".join(map(str, chain)).lower().split())
+    page = f"{constants.ENDPOINT}/datasets/{source.repo}"
+    problem = "A file of a data set is damaged, or cut off."
+    remedy = f"Look at it at {page}; take another revision, or name another configuration or split."
+    for words, meaning, way_out in _CAUSES:
+        if any(word in said for word in words):
+            problem, remedy = meaning, way_out.format(page=page, revision=source.revision)
+            break
+    return StudyError(
+        problem,
+        key=key,
+        expected=f"{source.repo}, configuration {source.name or 'default'}, split {source.split}",
+        got=f"{type(chain[-1]).__name__}: {' '.join(str(chain[-1] or error).split())[:400]}",
+        remedy=remedy,
+    )
 
 
 def _opened(source: HubDatasetSource, commit: str) -> IterableDataset:

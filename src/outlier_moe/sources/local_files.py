@@ -10,9 +10,23 @@ from outlier_moe.registry import CheckpointSource, CorpusSource, DirectorySource
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """The files of a path or a glob pattern, by name."""
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    """The files of a path or a glob pattern, by name; a path that exists is no pattern, whatever brackets it has."""
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    found = sorted(glob.glob(str(path), recursive=True))
     return [path for path in map(Path, found) if path.is_file()]
+
+
+def what_lies_at(pattern: str) -> str:
+    """What there is in place of the files of a path or a pattern, for a message."""
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        kinds = sorted({inside.suffix for inside in path.iterdir() if inside.is_file() and inside.suffix})
+        return f"a folder, with files {', '.join(kinds[:6])}" if kinds else "a folder without files"
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is not there"
+    return f"nothing there, seen from {Path.cwd()}"
 
 
 def local_state(source: ModelSource | CorpusSource | None, digests: DigestMemo) -> str:

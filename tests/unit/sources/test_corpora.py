@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +25,13 @@ from outlier_moe.sources.corpora import documents_sha256, fetch_corpus, read_cor
 from outlier_moe.sources.documents import chapters
 from tests.hub_server import HubServer, hub_environment
 from tests.unit.sources.entries import corpus_entry
+
+
+def zst(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as file:
+        file.write(content)
+    return sink.getvalue().to_pybytes()
 
 
 def fetched(path: Path, *paths: str, max_characters: int = 1000, **options: Any) -> list[str]:
@@ -120,6 +131,28 @@ def test_reading_stops_where_the_text_is_long_enough(tmp_path: Path) -> None:
         ("a.txt.gz", gzip.compress(b"x" * 1000, mtime=0)[:-9], "cannot be read", None),
         ("a.pdf", b"x", "unknown kind", None),
         ("a.parquet.gz", b"x", "unknown kind", None),
+        ("a.json", b'[{"text": "x"}]', "unknown kind", None),
+        ("a.csv", b"text\nx\n", "unknown kind", None),
+        ("a", b"x", "unknown kind", None),
+        ("a.txt", b"", "has no text", "corpora.text.source"),
+        ("a.jsonl", b"", "has no text", "corpora.text.source"),
+        ("a.parquet", b"", "cannot be read", None),
+        ("a.txt", "x".encode("utf-16"), "not UTF-8", None),
+        ("a.txt", "x".encode("utf-16-le"), "NUL", None),
+        ("a.txt", b"\xfe\xff\x00x", "not UTF-8", None),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "not UTF-8", "line 1"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "x\x00"}\n', "NUL", "line 2"),
+        ("a.jsonl", b'{"text": "x", "text": "y"}\n', "not a JSON object", "line 1"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "not a JSON object", "line 1"),
+        ("a.jsonl", b'{"text": {"en": "x"}}\n', "not text", "line 1"),
+        ("a.jsonl", b'{"text": ["x"]}\n', "not text", "line 1"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "not valid Unicode", "corpora.text.source"),
+        ("a.txt.bz2", b"x", "cannot be read", None),
+        ("a.txt.xz", b"x", "cannot be read", None),
+        ("a.txt.zst", b"x", "cannot be read", None),
+        ("a.txt.bz2", bz2.compress(bytes(range(65, 91)) * 500)[:-9], "cannot be read", None),
+        ("a.txt.xz", lzma.compress(bytes(range(65, 91)) * 500)[:-9], "cannot be read", None),
+        ("a.txt.zst", zst(bytes(range(65, 91)) * 500)[:-9], "cannot be read", None),
         ("a.txt", b" \n", "has no text", "corpora.text.source"),
     ],
 )
@@ -135,6 +168,59 @@ def test_a_column_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     error = refusal(tmp_path, str(tmp_path / "a.parquet"))
     assert error.got == "the columns texts, n" and "did you mean 'texts'?" in (error.remedy or "")
     assert refusal(tmp_path, str(tmp_path / "a.parquet"), column="n").got == "int64"
+
+
+def test_columns_of_a_parquet_file_that_are_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    cases = {
+        "null": pa.table({"text": pa.nulls(2)}),
+        "binary": pa.table({"text": pa.array([b"x"])}),
+        "list<element: string>": pa.table({"text": pa.array([["x"]])}),
+    }
+    for got, table in cases.items():
+        pq.write_table(table, file)
+        assert refusal(tmp_path, str(file)).got == got
+    twice = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
+    pq.write_table(twice, file)
+    assert refusal(tmp_path, str(file)).got == "2 columns of that name"
+    broken = pa.Array.from_buffers(pa.utf8(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")])
+    pq.write_table(pa.table({"text": broken}), file)
+    error = refusal(tmp_path, str(file))
+    assert "not UTF-8" in error.problem and error.key == "row 0"
+    pq.write_table(pa.table({"text": pa.array(["x", None, "x"]).dictionary_encode()}), file)
+    assert fetched(tmp_path, str(file)) == ["x", "x"]
+
+
+def test_compressed_files_of_every_kind(tmp_path: Path) -> None:
+    lines = b'{"text": "x"}\n{"text": "y"}\n'
+    for suffix, compress in {"bz2": bz2.compress, "xz": lzma.compress, "zst": zst, "gz": gzip.compress}.items():
+        (tmp_path / f"A.JSONL.{suffix}").write_bytes(compress(lines))
+        assert fetched(tmp_path, str(tmp_path / f"A.JSONL.{suffix}")) == ["x", "y"]
+        # As `cat` joins them.
+        (tmp_path / f"b.txt.{suffix}").write_bytes(compress(b"one ") + compress(b"two"))
+        assert fetched(tmp_path, str(tmp_path / f"b.txt.{suffix}")) == ["one two"]
+
+
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("a[1].txt", "what?.txt", "b*.txt", "a1.txt", "b2.txt"):
+        (tmp_path / name).write_text(name)
+    assert fetched(tmp_path, str(tmp_path / "a[1].txt")) == ["a[1].txt"]
+    assert fetched(tmp_path, str(tmp_path / "what?.txt")) == ["what?.txt"]
+    assert fetched(tmp_path, str(tmp_path / "b*.txt")) == ["b*.txt"]
+    assert fetched(tmp_path, str(tmp_path / "a[0-9].txt")) == ["a1.txt"]
+    folder = tmp_path / "run[7]"
+    folder.mkdir()
+    (folder / "c.txt").write_text("c")
+    assert fetched(tmp_path, str(folder / "c.txt")) == ["c"]
+
+
+def test_what_lies_in_place_of_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.txt").write_text("a")
+    error = refusal(tmp_path, str(tmp_path / "folder"))
+    assert "a folder" in str(error.got) and ".txt" in str(error.got) and "/*.txt" in (error.remedy or "")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "gone.txt")
+    assert "gone.txt" in str(refusal(tmp_path, str(tmp_path / "link.txt")).got)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -235,7 +321,22 @@ def test_a_data_set_that_is_not_as_registered(hub: HubServer, tmp_path: Path) ->
         HubDatasetSource(repo, name="small", split="test"): "test",
         HubDatasetSource(repo, name="small", column="body"): "the columns text, score",
         HubDatasetSource(repo, name="small", column="score"): "is not text",
+        HubDatasetSource("owner/script"): "Python script",
+        HubDatasetSource("owner/gated"): "gated",
+        HubDatasetSource("owner/cut"): "cut off",
+        HubDatasetSource("owner/mixed"): "other columns",
+        HubDatasetSource("owner/zstd"): "zstandard",
+        HubDatasetSource("owner/empty"): "no files",
+        HubDatasetSource("owner/latin"): "is damaged",
     }
+    hub.add("owner/script", {"script.py": b"import datasets\n", "README.md": b"x"}, kind="datasets")
+    hub.add("owner/gated", {"a.jsonl": b'{"text": "x"}\n'}, kind="datasets", gated=True)
+    hub.add("owner/cut", {"a.parquet": dataset("parquet")["data/train-0.parquet"][:-30]}, kind="datasets")
+    mixed = {"a.jsonl": b'{"text": "x"}\n', "b.jsonl": b'{"text": {"en": 5}, "more": 1}\n'}
+    hub.add("owner/mixed", mixed, kind="datasets")
+    hub.add("owner/zstd", {"a.jsonl.zst": zst(b'{"text": "x"}\n')}, kind="datasets")
+    hub.add("owner/empty", {"README.md": b"x"}, kind="datasets")
+    hub.add("owner/latin", {"a.jsonl": '{"text": "é"}\n'.encode("latin-1")}, kind="datasets")
     for expected, answer in zip(said.values(), streamed(hub, tmp_path, list(said)), strict=True):
         assert expected in answer
     assert not list(tmp_path.glob("*.parquet"))

@@ -177,7 +177,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was_cut(
 def test_a_hub_that_goes_on_failing_is_told(hub: HubServer, checkpoint: Path, small: Path) -> None:
     source = shards(hub, checkpoint, small)
     hub.fail("model-00003-of-00006.safetensors", status=503, times=100)
-    with pytest.raises(StudyError, match="could not be reached") as error, open_store(source) as store:
+    with pytest.raises(StudyError, match="fault of its own") as error, open_store(source) as store:
         streamed_hidden(store)
     assert "run again" in str(error.value.remedy)
 
