@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from outlier_moe import schemas
+from outlier_moe.errors import StudyError
 from outlier_moe.filtering import fraction, unanswered
+from outlier_moe.model_labels import ModelLabels, agreed_labels, read_labels
 from outlier_moe.presets import Preset
 from outlier_moe.recording_files import Recording, read_recording
 from outlier_moe.schemas.comparison import LeftOut
@@ -141,9 +143,46 @@ def _kurtosis(recording: Recording) -> dict[View, dict[str, float | None]]:
     return found
 
 
+def labelled(model: ComparedModel) -> dict[str, Any]:
+    """What the registry says of a model, completed by what its recording shows.
+
+    Raises:
+        StudyError: If the two contradict each other, or neither says what every model must have.
+    """
+    path = model.recording.directory / "run.json"
+    id = str(model.facts["model"])
+    facts = agreed_labels(model.facts, recorded_labels(model.recording), model=id, place=path)
+    missing = [name for name in ("family", "kind", "total_params_b", "active_params_b") if facts.get(name) is None]
+    if missing:
+        raise StudyError(
+            "Neither the registry nor the recording says all of a model.",
+            file="config/models.yaml",
+            key=", ".join(f"models.{id}.{name}" for name in missing),
+            expected="values; recordings of earlier versions do not have them",
+            got=f"{path} has none",
+            remedy="Add the keys to the model's entry.",
+        )
+    return facts
+
+
+def recorded_labels(recording: Recording) -> ModelLabels:
+    """What a recording shows of its model; one of an earlier version shows less."""
+    run = recording.run
+    if "labels" in run:
+        return read_labels(run["labels"])
+    total = None if run.get("n_parameters") is None else run["n_parameters"] / 1e9
+    if "experts" not in run:
+        return ModelLabels(total_params_b=total)
+    if run["experts"] is None:
+        return ModelLabels(kind="dense", total_params_b=total, active_params_b=total)
+    routers = recording.routers()
+    n_experts = None if routers is None or routers.is_empty() else int(routers["n_experts"].max())  # type: ignore[arg-type]
+    return ModelLabels(kind="moe", total_params_b=total, n_experts=n_experts)
+
+
 def _facts(model: ComparedModel) -> dict[str, Any]:
     """What is the same by every preset."""
-    run, facts = model.recording.run, dict(model.facts)
+    run, facts = model.recording.run, labelled(model)
     n_parameters, n_embedding = run.get("n_parameters"), run.get("n_embedding_parameters")
     return {
         **facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from outlier_moe.configuration import load_validated
 from outlier_moe.errors import StudyError, nearest
+from outlier_moe.model_labels import ModelLabels, agreed_labels, fetched_labels
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,13 @@ class ModelEntry:
     """Its name in this project, and of its folder of results."""
     source: ModelSource | None
     """Where it comes from; None for an unavailable one."""
-    family: str
-    """The architecture, by transformers' name of it."""
-    kind: Literal["dense", "moe"]
+    family: str | None
+    """The architecture, by transformers' name of it. This and the six after it are None where the model tells."""
+    kind: Literal["dense", "moe"] | None
     """Dense, or Mixture of Experts."""
-    total_params_b: float
+    total_params_b: float | None
     """All parameters, in billions."""
-    active_params_b: float
+    active_params_b: float | None
     """Parameters that work on one token, in billions."""
     n_experts: int | None
     """Routed experts of a MoE layer."""
@@ -175,6 +177,12 @@ class ModelEntry:
     """Whether its sequences have the study's length, or at most what the model was made for."""
     max_positions: int | None = None
     """Rows of its table of positions, if it has one."""
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What it says of the model that the model shows as well."""
+        names = (name for name in ModelLabels._fields if name != "other_families")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -310,6 +318,7 @@ def _source(classes: Mapping[str, type], keys: dict[str, Any]) -> Any:
 
 def _refuse_contradictions(entry: ModelEntry, registry: Registry) -> None:
     key = f"models.{entry.id}"
+    _refuse_missing(entry, registry)
     if entry.corpus not in registry.corpora:
         raise StudyError(
             "A model names a corpus that the registry lacks.",
@@ -320,7 +329,7 @@ def _refuse_contradictions(entry: ModelEntry, registry: Registry) -> None:
         )
     if (entry.source is None) != (entry.unavailable is not None):
         raise StudyError("A model must either have a source or say why it is unavailable.", file=registry.file, key=key)
-    if entry.active_params_b > entry.total_params_b:
+    if entry.active_params_b is not None and entry.active_params_b > (entry.total_params_b or math.inf):
         raise StudyError(
             "A model cannot have more active than total parameters.",
             file=registry.file,
@@ -331,15 +340,41 @@ def _refuse_contradictions(entry: ModelEntry, registry: Registry) -> None:
     _refuse_impossible_experts(entry, registry.file)
 
 
+def _refuse_missing(entry: ModelEntry, registry: Registry) -> None:
+    """All that an entry lacks, at once."""
+    needed = {"source": entry.source or entry.unavailable, "corpus": entry.corpus}
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise StudyError(
+            "A model's entry lacks what nothing else can tell.",
+            file=registry.file,
+            key=", ".join(f"models.{entry.id}.{name}" for name in missing),
+            expected="source: where the model comes from (or unavailable: why it cannot be had), "
+            f"corpus: one of {', '.join(registry.corpora)}",
+            got=f"no {' and no '.join(missing)}",
+            remedy="Add them. Everything else is optional: the model's configuration tells it.",
+        )
+
+
+def refuse_contradiction(entry: ModelEntry, models_directory: Path) -> None:
+    """Refuse an entry that contradicts the model that was fetched by it; what is not fetched yet passes.
+
+    Raises:
+        StudyError: If it does.
+    """
+    if (shown := fetched_labels(models_directory / entry.id)) is not None:
+        agreed_labels(entry.labels, shown, model=entry.id, place=models_directory / entry.id / "config.json")
+
+
 def _refuse_impossible_experts(entry: ModelEntry, file: Path) -> None:
-    is_complete = entry.n_experts is not None and entry.top_k is not None and entry.top_k <= entry.n_experts
+    is_possible = entry.n_experts is None or entry.top_k is None or entry.top_k <= entry.n_experts
     is_without = entry.n_experts is None and entry.top_k is None and entry.n_shared_experts is None
-    if not (is_complete if entry.kind == "moe" else is_without):
+    if not (is_without if entry.kind == "dense" else is_possible):
         raise StudyError(
             "A model's experts do not fit its kind.",
             file=file,
             key=f"models.{entry.id}",
-            expected="for moe: n_experts and top_k, top_k at most n_experts; for dense: none of them",
+            expected="for moe: top_k at most n_experts; for dense: none of them",
             got=f"kind {entry.kind}, n_experts {entry.n_experts}, top_k {entry.top_k}, "
             f"n_shared_experts {entry.n_shared_experts}",
         )

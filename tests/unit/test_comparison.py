@@ -128,7 +128,7 @@ def test_every_row_has_the_facts_of_its_model(tmp_path: Path) -> None:
     run = {**model.recording.run, "n_parameters": 3_000_000_000, "n_embedding_parameters": 500_000_000}
     run["tokens"] = {**run["tokens"], "tokenizer_sha256": "c" * 64}
     recording = Recording(model.recording.directory, run)
-    facts = {**model.facts, "total_params_b": 4.0, "active_params_b": 1.0, "release_date": date(2025, 8, 5)}
+    facts = {**model.facts, "total_params_b": 3.1, "active_params_b": 0.775, "release_date": date(2025, 8, 5)}
     rows = compare_models([ComparedModel(facts, recording, model.features)], PRESETS).models
     for row in rows.iter_rows(named=True):
         assert row["active_ratio"] == 0.25

@@ -112,10 +112,10 @@ def test_sources_become_what_they_are(tmp_path: Path) -> None:
     ("keys", "key"),
     [
         ({"corpus": "txet"}, "models.m.corpus"),
-        ({"source": ...}, "models.m"),
+        ({"source": ...}, "models.m.source"),
+        ({"source": ..., "corpus": ...}, "models.m.source, models.m.corpus"),
         ({"unavailable": "gone"}, "models.m"),
         ({"active_params_b": 2.0}, "models.m.active_params_b"),
-        ({"kind": "moe"}, "models.m"),
         ({"kind": "moe", "n_experts": 2, "top_k": 4}, "models.m"),
         ({"n_experts": 2, "top_k": 1}, "models.m"),
         ({"gatd": True}, "models.m.gatd"),

@@ -65,16 +65,10 @@ def make_study(path: Path, models: dict[str, str], /, **study: Any) -> StudyFold
     entries = {}
     for model, builder in models.items():
         save_tiny_model(builder, path / "checkpoints" / model, text)
-        experts = {"n_experts": 4, "top_k": 2, "n_shared_experts": 0} if builder == "mixtral" else {}
         entries[model] = {
             "source": {"kind": "directory", "path": f"checkpoints/{model}"},
-            "family": builder,
-            "kind": "moe" if experts else "dense",
-            "total_params_b": 0.001,
-            "active_params_b": 0.001,
             "corpus": "small",
             "sweeps": ["demo"],
-            **experts,
         }
     corpora = {"small": {"source": {"kind": "files", "paths": ["text.txt"]}, "max_characters": 100000}}
     (path / "config/models.yaml").write_text(yaml.safe_dump({"models": entries, "corpora": corpora}, sort_keys=False))

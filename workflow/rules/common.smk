@@ -20,7 +20,7 @@ from outlier_moe.presets import (
     presets,
     shape_of,
 )
-from outlier_moe.registry import load_registry
+from outlier_moe.registry import load_registry, refuse_contradiction
 from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep, rates_of
 from outlier_moe.sharding import shards_to_record
 from outlier_moe.sources.local_files import local_state
@@ -74,6 +74,8 @@ def load_study(overridden):
         entries = registry.chosen(study["models"], sweep=study["sweep"])
         length = study["tokenize_corpus"]["sequence_length"]
         refuse_long_sequences(entries, length, Path("resources/models"))
+        for entry in entries:
+            refuse_contradiction(entry, Path("resources/models"))
         if study["corpus"] != "auto":
             registry.corpus(study["corpus"])
         if {"upcycle", "lm_scale_sweep"} & set(study["experiments"]):
@@ -313,16 +315,10 @@ def corpus_source(wildcards):
 
 
 def model_facts(entry):
-    """What the comparison says of a model beside its own figures."""
+    """What the registry says of a model; what it leaves out is None, and comes from the recording."""
     return {
         "model": entry.id,
-        "kind": entry.kind,
-        "family": entry.family,
-        "total_params_b": entry.total_params_b,
-        "active_params_b": entry.active_params_b,
-        "n_experts": entry.n_experts,
-        "top_k": entry.top_k,
-        "n_shared_experts": entry.n_shared_experts,
+        **entry.labels,
         "routing": entry.routing,
         "release_date": entry.release_date,
     }

@@ -14,9 +14,11 @@ from outlier_moe.architectures.lengths import Positions, length_for
 from outlier_moe.architectures.positions import positions_of
 from outlier_moe.errors import StudyError
 from outlier_moe.host_memory import available_bytes
+from outlier_moe.model_labels import agreed_labels
 from outlier_moe.planning.cluster import Cluster
 from outlier_moe.planning.configs import find_config
 from outlier_moe.planning.effort import Effort, Node, cheapest_node, effort
+from outlier_moe.planning.labels import config_labels
 from outlier_moe.planning.memory import Memory, resident_memory, streamed_memory
 from outlier_moe.planning.sizes import ModelSizes, Portion, model_sizes
 from outlier_moe.planning.workload import DeviceType, Workload
@@ -118,10 +120,14 @@ def plan_model(
         cluster: What can be rented.
         here: This machine.
         ask_hub: Whether the hub is asked for a configuration that is not here; otherwise its cache has to do.
+
+    Raises:
+        StudyError: If the entry contradicts the configuration, or there is neither that nor a figure.
     """
-    note, hub_is_away = None, False
+    note, hub_is_away, labels = None, False, None
     try:
         found = find_config(entry, models_directory, ask_hub=ask_hub)
+        labels = config_labels(found.config, trust_remote_code=entry.trust_remote_code)
         sizes = model_sizes(found.config, dtype=workload.dtype, trust_remote_code=entry.trust_remote_code)
         basis, stored_bytes = found.place, found.stored_bytes or sizes.stored_bytes
         trusted = entry.trust_remote_code
@@ -129,11 +135,13 @@ def plan_model(
     except StudyError as error:
         positions = Positions(entry.max_positions, is_table=entry.max_positions is not None)
         note, hub_is_away = " ".join(filter(None, [error.problem, error.remedy])), isinstance(error, HubAwayError)
-        sizes = registry_sizes(entry, workload)
+        sizes = registry_sizes(entry, workload, because=note)
         basis, stored_bytes = "registry", sizes.stored_bytes
     shortens = entry.sequence_length == "model"
     length = length_for(workload.sequence_length, positions, shortens=shortens, model=entry.id)
     workload = replace(workload, sequence_length=length.n_tokens)
+    if labels is not None:
+        agreed_labels(entry.labels, labels, model=entry.id, place="its config.json")
     done = effort(sizes, workload)._replace(read_bytes=stored_bytes)
     shard = workload.of_one_shard()
     memory = mode_memory(sizes, shard, device=here.device)
@@ -174,8 +182,21 @@ def _fits_here(mode: Mode, need: Memory, sizes: ModelSizes, here: Here) -> bool:
     return need.device.total + unused <= room
 
 
-def registry_sizes(entry: ModelEntry, workload: Workload) -> ModelSizes:
-    """Sizes from the registry's figures: parameters and the checkpoint's format; the rest is what most models have."""
+def registry_sizes(entry: ModelEntry, workload: Workload, *, because: str | None = None) -> ModelSizes:
+    """Sizes from the registry's figures: parameters and the checkpoint's format; the rest is what most models have.
+
+    Raises:
+        StudyError: If it has none.
+    """
+    if entry.total_params_b is None or entry.active_params_b is None:
+        raise StudyError(
+            "Nothing is known of a model's size.",
+            file="config/models.yaml",
+            key=f"models.{entry.id}",
+            expected="a configuration that can be read, or total_params_b and active_params_b",
+            got=because,
+            remedy=f"Run: snakemake resources/models/{entry.id} or say both.",
+        )
     n_parameters, n_working = round(entry.total_params_b * 1e9), round(entry.active_params_b * 1e9)
     said = entry.checkpoint_format or "bfloat16"
     is_quantized = "fp8" in said or "mxfp4" in said

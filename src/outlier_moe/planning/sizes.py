@@ -108,7 +108,7 @@ def model_sizes(
     structure = find_structure(model)
     experts, parts = find_experts(structure), find_parts(structure)
     text = config.get_text_config(decoder=True)
-    n_choices = _first_number(text, CHOICE_FIELDS) or 1
+    n_choices = first_number(text, CHOICE_FIELDS) or 1
     storage = _Storage(config, model, stated_dtype(config) or torch.float32)
     layers = [
         storage.portion(layer.named_parameters(prefix=f"{structure.prefix}.{i}"), in_layers=True)
@@ -121,7 +121,7 @@ def model_sizes(
         _widths(layer, own, experts.get(i), n_choices, d_model)
         for i, (layer, own) in enumerate(zip(structure.layers, parts, strict=True))
     ]
-    heads = _first_number(text, ("num_attention_heads", "n_head")) or 0
+    heads = first_number(text, ("num_attention_heads", "n_head")) or 0
     return ModelSizes(
         dtype=str(model.dtype).removeprefix("torch."),
         itemsize=model.dtype.itemsize,
@@ -135,7 +135,7 @@ def model_sizes(
         mixer_width=max(width.mixer for width in widths),
         feed_forward_width=max(width.feed_forward for width in widths),
         n_scores=heads if text._attn_implementation == "eager" else 0,
-        attention_width=heads * (_first_number(text, ("head_dim", "v_head_dim")) or text.hidden_size // max(heads, 1)),
+        attention_width=heads * (first_number(text, ("head_dim", "v_head_dim")) or text.hidden_size // max(heads, 1)),
         is_quantized=storage.is_quantized,
         has_experts=bool(experts),
     )
@@ -146,7 +146,8 @@ def _on_meta(config: PreTrainedConfig, dtype: Dtype, *, trust_remote_code: bool)
     return meta_model(config, chosen, trust_remote_code=trust_remote_code)
 
 
-def _first_number(config: PreTrainedConfig, names: Iterable[str]) -> int | None:
+def first_number(config: PreTrainedConfig, names: Iterable[str]) -> int | None:
+    """The first field of a configuration that is a positive whole number."""
     numbers = (getattr(config, name, None) for name in names)
     return next((number for number in numbers if isinstance(number, int) and number > 0), None)
 

@@ -22,6 +22,7 @@ from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.positions import model_length
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings
+from outlier_moe.planning.labels import model_labels
 from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.planning.workload import Workload
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
@@ -108,6 +109,7 @@ def record_outliers(
             "source": asdict(origin),
             **({} if made is None else {MADE_FROM: made}),
             "caveats": caveats,
+            "labels": model_labels(loaded.model, loaded.structure)._asdict(),
             "mode": loaded.mode,
             "experts": experts,
             "device": str(device),

@@ -8,6 +8,7 @@ does not open it, but takes its files one after the other (`streaming.hub_shards
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_moe.errors import StudyError
+from outlier_moe.model_labels import agreed_labels, write_labels
 from outlier_moe.registry import CheckpointSource, DirectorySource, GgufSource, GgufWheelSource, HubSource, ModelEntry
 from outlier_moe.sources.checkpoint_dtype import declared_dtype, main_dtype, settled_values, values_by_dtype
 from outlier_moe.sources.checkpoint_files import file_names, small_files, weight_files
@@ -22,6 +24,8 @@ from outlier_moe.sources.checkpoint_map import map_checkpoint
 from outlier_moe.sources.hub import download, resolve_model, values_on_hub
 from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
 from outlier_moe.whole_outputs import whole_directory
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 
@@ -54,6 +58,28 @@ def fetch_model(entry: ModelEntry, directory: Path) -> None:
             case DirectorySource() | CheckpointSource():
                 origin = _fetch_from_folder(entry, entry.source, partial)
         write_origin(origin, partial)
+        _note_labels(entry, partial)
+
+
+def _note_labels(entry: ModelEntry, directory: Path) -> None:
+    """Note what the model's configuration says that it is, once that agrees with the registry.
+
+    Raises:
+        StudyError: If it does not.
+    """
+    # torch and transformers, which take a second to load.
+    from outlier_moe.architectures.model_class import read_config
+    from outlier_moe.planning.labels import config_labels
+
+    try:
+        config = read_config(directory, trust_remote_code=entry.trust_remote_code)
+        labels = config_labels(config, trust_remote_code=entry.trust_remote_code)
+    except StudyError as error:
+        # Whether such a model can be recorded is not for this stage to say.
+        log.warning("%s: its configuration does not tell what it is: %s", entry.id, error.problem)
+        return
+    agreed_labels(entry.labels, labels, model=entry.id, place=CONFIG)
+    write_labels(labels, directory)
 
 
 def open_checkpoint(model_directory: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
@@ -104,6 +105,14 @@ def test_no_run_may_cost_more_than_the_tiers_say(cap: float | None, got: str) ->
     assert told.value.key == "max_price_total" and got in str(told.value)
 
 
+def registry_with(folder: Path, source: dict[str, str]) -> list[str]:
+    """The options that name a registry whose qwen3-0.6b is a model from elsewhere, of which nothing else is said."""
+    document = yaml.safe_load((ROOT / "config/models.yaml").read_text())
+    document["models"]["qwen3-0.6b"] = {"source": source, "corpus": "fineweb-edu"}
+    (folder / "models.yaml").write_text(yaml.safe_dump(document))
+    return ["--registry", str(folder / "models.yaml"), "--fetched", str(folder)]
+
+
 def test_a_plan_from_the_hub_takes_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +121,8 @@ def test_a_plan_from_the_hub_takes_no_weights(
     files = {"config.json": json.dumps(config.to_dict()).encode(), "model.safetensors": b"x" * 54321}
     with reachable_hub(monkeypatch, tmp_path / "cache") as hub:
         hub.add("Qwen/Qwen3-0.6B", files)
-        assert main(["plan", "qwen3-0.6b", "--fetched", str(tmp_path), "--format", "csv"]) == 0
+        where = registry_with(tmp_path, {"kind": "hub", "repo": "Qwen/Qwen3-0.6B"})
+        assert main(["plan", "qwen3-0.6b", *where, "--format", "csv"]) == 0
         asked = [request.path for request in hub.requests]
         whole = [request.path for request in hub.requests if request.method == "GET" and request.byte_range is None]
     [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -129,13 +139,7 @@ def test_the_command_plans_a_folder_and_says_what_it_guesses(
     (tmp_path / "tiny").mkdir()
     config = configuration("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=256)
     (tmp_path / "tiny/config.json").write_text(json.dumps(config.to_dict()))
-    registry = (
-        (ROOT / "config/models.yaml")
-        .read_text()
-        .replace("{ kind: hub, repo: Qwen/Qwen3-0.6B }", f"{{ kind: directory, path: {tmp_path / 'tiny'} }}")
-    )
-    (tmp_path / "models.yaml").write_text(registry)
-    where = ["--registry", str(tmp_path / "models.yaml"), "--fetched", str(tmp_path)]
+    where = registry_with(tmp_path, {"kind": "directory", "path": str(tmp_path / "tiny")})
     assert main(["plan", "qwen3-0.6b", "mixtral", *where, "--format", "csv"]) == 0
     printed = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
@@ -156,11 +160,12 @@ def test_sequences_that_a_model_has_no_positions_for_are_refused_and_untrained_o
         ("table", configuration("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=512)),
     ):
         config.save_pretrained(tmp_path / name)
-    said = (ROOT / "config/models.yaml").read_text()
-    said = said.replace("{ kind: hub, repo: Qwen/Qwen3-0.6B }", f"{{ kind: directory, path: {tmp_path / 'rotary'} }}")
-    said = said.replace(
-        "{ kind: hub, repo: openai-community/gpt2 }", f"{{ kind: directory, path: {tmp_path / 'table'} }}"
-    )
+    document = yaml.safe_load((ROOT / "config/models.yaml").read_text())
+    for id, name in (("qwen3-0.6b", "rotary"), ("gpt2", "table")):
+        entry = document["models"][id]
+        kept = {key: entry[key] for key in ("sequence_length", "corpus") if key in entry}
+        document["models"][id] = {"source": {"kind": "directory", "path": str(tmp_path / name)}, **kept}
+    said = yaml.safe_dump(document)
     (tmp_path / "models.yaml").write_text(said)
     where = ["--registry", str(tmp_path / "models.yaml"), "--fetched", str(tmp_path), "--no-hub", "--format", "csv"]
     assert main(["plan", "qwen3-0.6b", "gpt2", "gpt2-medium", *where]) == 0

@@ -8,13 +8,13 @@ from outlier_moe.registry import CorpusEntry, CorpusSource, ModelEntry, ModelSou
 
 
 def model_entry(source: ModelSource | None, **keys: Any) -> ModelEntry:
-    """A dense model from a source."""
+    """A model from a source, of which nothing is said."""
     defaults: dict[str, Any] = {
         "id": "tiny-0.1b",
-        "family": "llama",
-        "kind": "dense",
-        "total_params_b": 0.1,
-        "active_params_b": 0.1,
+        "family": None,
+        "kind": None,
+        "total_params_b": None,
+        "active_params_b": None,
         "n_experts": None,
         "top_k": None,
         "n_shared_experts": None,

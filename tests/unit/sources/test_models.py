@@ -52,7 +52,7 @@ def test_fetching_from_the_hub_brings_what_is_small_and_pins_the_rest(hub: HubSe
     files = repository()
     pinned = hub.add(REPO, files, license="apache-2.0").commit
     fetch_model(TINY, tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").iterdir()} == SMALL | {"source.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == SMALL | {"source.json", "labels.json"}
     assert (tmp_path / "model/config.json").read_bytes() == files["config.json"]
     origin = read_origin(tmp_path / "model")
     assert (origin.kind, origin.name, origin.revision) == ("hub", REPO, pinned)
@@ -326,7 +326,7 @@ def test_a_folder_is_used_where_it_lies(
     files = write(tmp_path / "given", repository())
     monkeypatch.chdir(tmp_path)
     fetch_model(model_entry(source(Path("given"))), tmp_path / "models/tiny")
-    assert {path.name for path in (tmp_path / "models/tiny").iterdir()} == SMALL | {"source.json"}
+    assert {path.name for path in (tmp_path / "models/tiny").iterdir()} == SMALL | {"source.json", "labels.json"}
     monkeypatch.chdir("/")
     assert open_checkpoint(tmp_path / "models/tiny") == files
     assert read_origin(tmp_path / "models/tiny").kind == source.kind
