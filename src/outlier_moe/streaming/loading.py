@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     convert_and_load_state_dict_in_model,
@@ -144,7 +147,7 @@ class Skeleton:
         self.model.eval()
         self.weights: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
         """Every weight that a checkpoint holds, as it is on the meta device."""
-        self._conversions = get_model_conversion_mapping(self.model, None, quantizer)
+        self._conversions = [*get_model_conversion_mapping(self.model, None, quantizer), *_from_linear(self.model)]
         self._load_config = LoadStateDictConfig(
             device_map=device_map,
             dtype=dtype,
@@ -225,7 +228,7 @@ class Skeleton:
             info, _ = convert_and_load_state_dict_in_model(self.model, dict(tensors), self._load_config)
         for name, trace in info.conversion_errors.items():
             raise _does_not_fit(name, got=_last_line(trace))
-        for name, got, expected in info.mismatched_keys:
+        for name, got, expected in sorted(info.mismatched_keys):
             raise _does_not_fit(name, expected=f"shape {list(expected)}", got=f"shape {list(got)}")
         if info.error_msgs:
             raise _does_not_fit(type(self.model).__name__, got="; ".join(info.error_msgs))
@@ -261,6 +264,19 @@ def _left_to_transformers(config: PreTrainedConfig, said: Mapping[str, Any] | No
                 else:
                     delattr(part, section)
     return config
+
+
+def _from_linear(model: nn.Module) -> list[WeightConverter]:
+    """What joins the experts of Llama 4 where a tool took them apart into linear modules to quantise them."""
+    if not any(type(module).__name__ == "Llama4TextExperts" for module in model.modules()):
+        return []
+    experts = "feed_forward.experts"
+    gate, up, down = (f"{experts}.*.{name}_proj.weight" for name in ("gate", "up", "down"))
+    joined = [MergeModulelist(dim=0), Concatenate(dim=1), Transpose(dim0=1, dim1=2)]
+    return [
+        WeightConverter([gate, up], f"{experts}.gate_up_proj", joined),
+        WeightConverter(down, f"{experts}.down_proj", [joined[0], joined[2]]),
+    ]
 
 
 def _same_weight(name: str, tied: Mapping[str, str]) -> set[str]:

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 from outlier_moe.architectures.compressed_schemes import CompressedSchemes
 from outlier_moe.errors import StudyError
 from outlier_moe.streaming.layer_store import REST
+from tests import zoo
 from tests.compressed import SCHEMES, compress, decompress, scheme
 from tests.streaming import open_store
 
@@ -266,3 +267,32 @@ def test_names_choose_before_patterns_and_patterns_before_classes() -> None:
     assert chosen("model.layers.1.self_attn.q_proj") == "pack-quantized"
     assert schemes.ignores(("model.layers.0.self_attn.k_proj",), linear)
     assert not schemes.ignores(("model.layers.0.self_attn.q_proj",), linear)
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "llama4"])
+def test_experts_that_were_taken_apart_are_joined_again(family: str, tmp_path: Path) -> None:
+    """Llama 4's are one tensor in the published checkpoint, and linear modules in quantised ones."""
+    zoo.save_checkpoint(family, tmp_path / "plain", dtype=torch.bfloat16)
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    tensors = {name: x for path in (tmp_path / "plain").glob("*.safetensors") for name, x in load_file(path).items()}
+    meant, stored, how = dict(tensors), dict(tensors), scheme("nvfp4")
+    for name in [name for name in tensors if ".experts." in name]:
+        experts = stored.pop(name).transpose(1, 2)
+        back = []
+        for i, expert in enumerate(experts):
+            parts = {"gate_proj": expert.chunk(2)[0], "up_proj": expert.chunk(2)[1]}
+            whole = []
+            for part, weight in (parts if "gate_up" in name else {"down_proj": expert}).items():
+                packed = compress(weight.contiguous(), how)
+                whole.append(decompress(packed, how).bfloat16())
+                module = f"{name.rpartition('.')[0]}.{i}.{part}"
+                stored |= {f"{module}.{leaf}": tensor for leaf, tensor in packed.items()}
+            back.append(torch.cat(whole))
+        meant[name] = torch.stack(back).transpose(1, 2)
+    section = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"g": {**SCHEMES["nvfp4"], "targets": ["Linear"]}},
+    }
+    got = weights_of(write(tmp_path / "stored", {**config, "quantization_config": section}, stored))
+    expected = weights_of(write(tmp_path / "meant", config, meant))
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items() if not tensor.is_meta)
