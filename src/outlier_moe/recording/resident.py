@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import UInt32
+from torch import nn
 from transformers import PreTrainedModel
 
-from outlier_moe.architectures.model_class import meta_model, read_config
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
@@ -20,15 +20,17 @@ from outlier_moe.recording.devices import free_by_card, free_cached_memory, is_o
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver
-from outlier_moe.recording.options import Dtype, RecordOptions
+from outlier_moe.recording.options import Dtype, RecordOptions, asked_dtype
 from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.sources.checkpoint_dtype import values_by_dtype
-from outlier_moe.sources.checkpoint_map import CheckpointMap, map_checkpoint, unlisted_tensors, warn_of_ignored
-from outlier_moe.sources.computing_dtype import settle_dtype
+from outlier_moe.sources.checkpoint_map import CheckpointMap, map_checkpoint
+from outlier_moe.streaming.layer_store import REST, LayerStore
 from outlier_moe.streaming.memory import freed_memory_kept
-from outlier_moe.streaming.misfits import lacks_weights, some
+from outlier_moe.streaming.misfits import some
+from outlier_moe.streaming.opening import open_store
+from outlier_moe.streaming.prefetch import LayerReader
 from outlier_moe.streaming.safetensors_files import read_tensors
+from outlier_moe.streaming.shards import LocalShards
 
 log = logging.getLogger(__name__)
 
@@ -47,74 +49,70 @@ def load_resident(
     Raises:
         StudyError: If the checkpoint leaves a weight to chance, or has one that the model does not know.
     """
-    config = read_config(checkpoint, trust_remote_code=trust_remote_code)
-    # No other file than those that `map_checkpoint` counts.
-    config.transformers_weights = None
+    source = LocalShards(checkpoint)
+    with open_store(source, dtype=asked_dtype(dtype), device=device, trust_remote_code=trust_remote_code) as store:
+        device_map = _device_map(store, device)
+        if len(device_map) > 1:
+            return _load_spread(checkpoint, store, device_map, trust_remote_code=trust_remote_code).eval()
+        with LayerReader(store, range(store.n_layers)) as reader:
+            for portion in (REST, *range(store.n_layers)):
+                reader.bring_in(portion, then=portion + 1 if portion + 1 < store.n_layers else None)
+    return store.model.eval()
+
+
+def _device_map(store: LayerStore, device: torch.device) -> DeviceMap:
+    """The one device, unless its memory is too small for the weights and there are others."""
+    # What transformers spreads it would also read by itself.
+    if device.type != "cuda" or torch.cuda.device_count() < 2 or store.skeleton.quantized:
+        return {"": device}
+    room = {card: int(SHARE_FOR_WEIGHTS * n_bytes) for card, n_bytes in enumerate(free_by_card())}
+    if sum(parameter.nbytes for parameter in store.model.parameters()) <= room[device.index or 0]:
+        return {"": device}
+    return balanced_placement(store.model, room)
+
+
+def _load_spread(
+    checkpoint: Path, store: LayerStore, device_map: DeviceMap, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    """A model over several cards, by transformers' own reading of a checkpoint that the store has judged."""
     files = map_checkpoint(checkpoint)
-    if dtype == "checkpoint":
-        chosen = settle_dtype(config, lambda: values_by_dtype(files.counting()), of=str(checkpoint))
+    from_pretrained: Any = type(store.model).from_pretrained
+    options: dict[str, Any] = {
+        "config": store.skeleton.config,
+        "dtype": store.skeleton.placement.dtype,
+        "device_map": device_map,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": True,
+        "output_loading_info": True,
+        # They are told below, with all else that does not fit.
+        "ignore_mismatched_sizes": True,
+    }
+    if files.as_transformers_reads:
+        model, report = from_pretrained(checkpoint, use_safetensors=True, **options)
     else:
-        chosen = getattr(torch, dtype)
-    skeleton = meta_model(config, chosen, trust_remote_code=trust_remote_code)
-    warn_of_ignored(files.ignored, files.file_of, directory=checkpoint)
-    model, report = _load_weights(
-        checkpoint,
-        files,
-        type(skeleton),
-        config=config,
-        dtype=chosen,
-        device_map=_device_map(skeleton, device),
-        trust_remote_code=trust_remote_code,
-    )
-    if report["missing_keys"]:
-        unlisted = unlisted_tensors(files.ignored, files.file_of)
-        raise lacks_weights(checkpoint, sorted(report["missing_keys"]), model=model, unlisted=unlisted)
-    for kind in ("unexpected_keys", "mismatched_keys", "error_msgs"):
+        model, report = from_pretrained(None, state_dict=_counting_tensors(checkpoint, files), **options)
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report[kind]:
-            found = sorted(map(str, report[kind]))
             raise StudyError(
                 "The checkpoint does not fit the model.",
                 file=checkpoint,
-                key=some(found),
+                key=some(sorted(map(str, report[kind]))),
                 expected=f"every weight of {type(model).__name__}, and no other",
                 got=kind.replace("_", " "),
                 remedy="Check that config.json and the safetensors files are of the same model and save.",
             )
-    return model.eval()
+    return model
 
 
-def _load_weights(
-    checkpoint: Path, files: CheckpointMap, model_class: type[PreTrainedModel], **options: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model with its weights, by transformers' own reading where that takes the tensors that count, and a report."""
-    options |= {
-        "local_files_only": True,
-        "output_loading_info": True,
-        # They are told by the caller, with all else that does not fit.
-        "ignore_mismatched_sizes": True,
-    }
-    from_pretrained: Any = model_class.from_pretrained
-    if files.as_transformers_reads:
-        return from_pretrained(checkpoint, use_safetensors=True, **options)
-    # transformers takes the last copy of a tensor that lies in several files, and no shards without an index.
-    tensors = {
+def _counting_tensors(checkpoint: Path, files: CheckpointMap) -> dict[str, torch.Tensor]:
+    """The tensors that count: transformers takes the last copy of several, and no shards without an index."""
+    return {
         name: tensor
         for file, header in files.headers.items()
         for name, tensor in read_tensors(
             checkpoint / file, header, [name for name in header if files.file_of.get(name) == file]
         ).items()
     }
-    return from_pretrained(None, state_dict=tensors, **options)
-
-
-def _device_map(skeleton: PreTrainedModel, device: torch.device) -> DeviceMap:
-    """The one device, unless its memory is too small for the weights and there are others."""
-    if device.type != "cuda" or torch.cuda.device_count() < 2:
-        return {"": device}
-    room = {card: int(SHARE_FOR_WEIGHTS * n_bytes) for card, n_bytes in enumerate(free_by_card())}
-    if sum(parameter.nbytes for parameter in skeleton.parameters()) <= room[device.index or 0]:
-        return {"": device}
-    return balanced_placement(skeleton, room)
 
 
 def initial_chunk(options: RecordOptions, *, device: torch.device, n_sequences: int, sequence_length: int) -> int:
@@ -157,12 +155,14 @@ def record_resident(
         StudyError: If memory runs out with a single sequence.
     """
     n_sequences, sequence_length = tokens.shape
-    chunk = initial_chunk(options, device=model.device, n_sequences=n_sequences, sequence_length=sequence_length)
+    # Other towers of the model, whose weights are not read, may be what it begins with.
+    device = cast(nn.Embedding, model.get_input_embeddings()).weight.device
+    chunk = initial_chunk(options, device=device, n_sequences=n_sequences, sequence_length=sequence_length)
     first, experts = 0, find_experts(structure)
     observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
     with freed_memory_kept(), observation(structure, options, lambda: observer):
         while first < n_sequences:
-            rows = torch.from_numpy(tokens[first : first + chunk].astype(np.int64)).to(model.device)
+            rows = torch.from_numpy(tokens[first : first + chunk].astype(np.int64)).to(device)
             observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
             losses = None
             try:
@@ -176,7 +176,7 @@ def record_resident(
                 # Outside of the handler, which holds on to what the chunk had computed.
                 chunk //= 2
                 log.warning("memory ran out: going on with %d sequences at a time", chunk)
-                free_cached_memory(model.device)
+                free_cached_memory(device)
                 continue
             writer.add_layers(observer)
             writer.add_maxima(observer)

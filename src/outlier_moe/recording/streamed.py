@@ -15,17 +15,15 @@ import numpy as np
 import torch
 from jaxtyping import UInt32
 
-from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.devices import free_cached_memory, is_out_of_memory
-from outlier_moe.recording.options import Dtype, RecordOptions
+from outlier_moe.recording.options import Dtype, RecordOptions, asked_dtype
 from outlier_moe.recording.resident import initial_chunk
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.sources.computing_dtype import settle_dtype
 from outlier_moe.streaming.forgotten import CannotResumeError
 from outlier_moe.streaming.layer_store import LayerStore
-from outlier_moe.streaming.loading import Placement, Skeleton
+from outlier_moe.streaming.opening import open_store
 from outlier_moe.streaming.resume import ResumeFolder
 from outlier_moe.streaming.shards import LocalShards, ShardSource
 
@@ -57,17 +55,7 @@ def load_streamed(
             is broken.
     """
     source = LocalShards(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-    try:
-        config = read_config(source.directory, trust_remote_code=trust_remote_code)
-        if dtype == "checkpoint":
-            chosen = settle_dtype(config, source.values_by_dtype, of=str(source.directory))
-        else:
-            chosen = getattr(torch, dtype)
-        placement = Placement(chosen, device)
-        return LayerStore(Skeleton(config, placement, trust_remote_code=trust_remote_code), source)
-    except BaseException:
-        source.close()
-        raise
+    return open_store(source, dtype=asked_dtype(dtype), device=device, trust_remote_code=trust_remote_code)
 
 
 def record_streamed(
