@@ -34,6 +34,9 @@ REST = -1
 # Of the memory that is free. A checkpoint that is larger is not kept in the system's cache for a run after this one.
 SHARE_OF_CACHE = 0.5
 
+# What transformers' conversion makes plain by itself.
+_MXFP4_PARTS = ("_blocks", "_scales")
+
 RawPortion = Mapping[str, CheckpointTensor]
 """The tensors of one portion as they lie in the checkpoint."""
 
@@ -110,6 +113,13 @@ class LayerStore:
         return portions
 
     def _check_names(self) -> None:
+        for names in self.skeleton.rivals.values():
+            raise self._unfit(
+                "Several tensors of the checkpoint are the same weight of the model.",
+                key=names,
+                file=self.source.weight_map.get(names[0], "config.json"),
+                expected="one tensor for each weight",
+            )
         found = self.skeleton.discrepancies(self._targets)
         if found.missing:
             raise lacks_weights(
@@ -119,7 +129,8 @@ class LayerStore:
                 unlisted=unlisted_tensors(self._ignored, self.source.weight_map),
             )
         unexpected = [name for name, targets in self._targets.items() if targets[0] in found.unexpected]
-        towers = self.skeleton.of_other_towers(unexpected)
+        owners = self.skeleton.of_other_towers([self._owner[name] for name in unexpected])
+        towers = {name for name in unexpected if self._owner[name] in owners}
         left = of_no_account(
             unexpected,
             self._targets,
@@ -213,7 +224,7 @@ class LayerStore:
         return [name for name in self._portions[portion] if self.source.weight_map[name] == shard]
 
     def _check_dtype(self, name: str, entry: TensorEntry) -> None:
-        if self._owner[name] in self._stored or self.skeleton.converts_quantized:
+        if self._owner[name] in self._stored or (self.skeleton.converts_quantized and name.endswith(_MXFP4_PARTS)):
             return
         expected = self.skeleton.weights[self._targets[name][0]].dtype
         # Values of less than 16 bits mean something only together with their scales.

@@ -147,6 +147,8 @@ class Skeleton:
         self.model.eval()
         self.weights: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
         """Every weight that a checkpoint holds, as it is on the meta device."""
+        self.rivals: Mapping[str, Sequence[str]] = {}
+        """Weights that more than one tensor is, of those last asked about: transformers takes the first by name."""
         self._conversions = [*get_model_conversion_mapping(self.model, None, quantizer), *_from_linear(self.model)]
         self._load_config = LoadStateDictConfig(
             device_map=device_map,
@@ -177,6 +179,8 @@ class Skeleton:
         converter_of = {pattern: entry for entry in converters for pattern in entry.source_patterns}
         prefix = self.model.base_model_prefix
         found: dict[str, tuple[str, ...]] = {}
+        whole: dict[str, list[str]] = {}
+        joined: set[str] = set()
         # The order in which transformers goes through them: some renamings hold only once another was seen.
         for name in sorted(names, key=dot_natural_key):
             target, pattern = rename_source_key(name, renamings, converters, prefix, self.weights)
@@ -184,6 +188,15 @@ class Skeleton:
                 target, pattern = rename_source_key(name, [], [], prefix, self.weights)
             first, *others = converter_of[pattern].target_patterns if pattern is not None else [target]
             found[name] = (target, *(target.replace(first, other) for other in others))
+            if pattern is None:
+                whole.setdefault(target, []).append(name)
+            else:
+                joined.add(target)
+        self.rivals = {
+            target: tuple(names)
+            for target, names in whole.items()
+            if target in self.weights and (len(names) > 1 or target in joined)
+        }
         return found
 
     def discrepancies(self, targets: Mapping[str, Sequence[str]]) -> Discrepancies:

@@ -130,6 +130,33 @@ def test_a_name_that_belongs_nowhere(llama: Path) -> None:
     assert "belong nowhere" in error.problem and error.key == "model.layers.0.extra"
 
 
+def test_two_names_of_one_weight(llama: Path) -> None:
+    """transformers would take the first by name."""
+    name = "layers.1.mlp.up_proj.weight"
+    error = refusal(rewrite(llama, lambda tensors: tensors.update({name: tensors[f"model.{name}"] + 1})))
+    assert "same weight" in error.problem and error.key == f"{name}, model.{name}"
+
+
+def test_experts_one_by_one_and_joined(mixtral: Path) -> None:
+    name = "model.layers.1.mlp.experts.down_proj"
+    error = refusal(rewrite(mixtral, lambda tensors: tensors.update({name: torch.ones(zoo.N_EXPERTS, 64, 96)})))
+    assert "same weight" in error.problem and error.key == name
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ["model.layers.6.eh_proj.weight", "model.layers.6.enorm.weight", "model.layers.6.mlp.up_proj.weight"],
+        ["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight"],
+        ["model.mtp_layers.0.mlp.up_proj.weight"],
+    ],
+)
+def test_a_prediction_layer_at_any_depth_is_left_out(head: list[str], llama: Path) -> None:
+    expected = run(llama)
+    checkpoint = rewrite(llama, lambda tensors: tensors.update({name: torch.ones(8, 8) for name in head}))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(run(checkpoint), expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("family", "ignorable"),
     [
