@@ -173,6 +173,8 @@ class ModelEntry:
     """Why it cannot be had."""
     release_date: date | None
     """The day of its release, where known for certain."""
+    copy_of: str | None = None
+    """The hub's repository of which it is a copy, as owner/name, by which published figures know it."""
     sequence_length: Literal["study", "model"] = "study"
     """Whether its sequences have the study's length, or at most what the model was made for."""
     max_positions: int | None = None
@@ -217,6 +219,15 @@ class Registry:
         if id not in self.models:
             raise _unknown("model", id, self.models, file=self.file)
         return self.models[id]
+
+    def published_id(self, entry: ModelEntry) -> str:
+        """The id by which published figures go: of a copy, that of the entry of the repository itself, if any."""
+        originals = (
+            other.id
+            for other in self.models.values()
+            if isinstance(other.source, HubSource) and other.source.repo == entry.copy_of
+        )
+        return next(originals, entry.id)
 
     def corpus(self, id: str) -> CorpusEntry:
         """The text of an id.

@@ -326,7 +326,7 @@ def model_facts(entry):
 
 def model_revision(entry):
     """The revision of a model's repository that the registry asks for; published figures are of main."""
-    return getattr(entry.source, "revision", "main")
+    return "main" if entry.copy_of else getattr(entry.source, "revision", "main")
 
 
 # Whether jobs go to other machines: `jobs` is given, as in profiles/runpod and profiles/slurm, and this is none of them.

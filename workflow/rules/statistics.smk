@@ -104,6 +104,8 @@ rule verify_models:
     params:
         models=MODELS,
         revisions=[model_revision(entry) for entry in ENTRIES],
+        copies=[entry.copy_of for entry in ENTRIES],
+        published=[REGISTRY.published_id(entry) for entry in ENTRIES],
         presets=[preset.name for preset in PRESETS],
         magnitude=STUDY["magnitude"],
         seed=STUDY["test_models"]["seed"],

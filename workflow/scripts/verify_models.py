@@ -8,7 +8,8 @@ from outlier_moe.table_files import read_table, write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
-    rows = zip(params.models, map(Path, snakemake.input.outliers), params.revisions, strict=True)
+    outliers = map(Path, snakemake.input.outliers)
+    rows = zip(params.models, outliers, params.revisions, params.copies, params.published, strict=True)
     tables = checks_of_study(
         [CheckedModel(*row) for row in rows],
         read_table(snakemake.input.features),

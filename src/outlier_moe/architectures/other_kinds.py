@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from transformers import PreTrainedConfig
+from typing import Any, NamedTuple
 
 from outlier_moe.errors import StudyError
 
@@ -40,8 +38,8 @@ class OtherKind(NamedTuple):
     """What to do."""
 
 
-def other_kind(config: PreTrainedConfig) -> OtherKind | None:
-    """What a configuration is of, if not of a decoder language model."""
+def other_kind(config: Any) -> OtherKind | None:
+    """What a configuration is of, or what its file says by itself, if not of a decoder language model."""
     architectures = list(getattr(config, "architectures", None) or ())
     named = ", ".join(architectures) or config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -63,12 +61,12 @@ def other_kind(config: PreTrainedConfig) -> OtherKind | None:
     return None
 
 
-def _is_pretrained_decoder(config: PreTrainedConfig, architectures: Sequence[str]) -> bool:
+def _is_pretrained_decoder(config: Any, architectures: Sequence[str]) -> bool:
     """Whether `ForPreTraining` is a language model's class, as of vision-language and some older decoders."""
     return all(name.endswith("ForPreTraining") for name in architectures) and not hasattr(config, "is_decoder")
 
 
-def refuse_other_kinds(config: PreTrainedConfig) -> None:
+def refuse_other_kinds(config: Any) -> None:
     """Refuse what is no decoder language model, and what is packed in MLX's way.
 
     Raises:

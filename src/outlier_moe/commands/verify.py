@@ -16,6 +16,8 @@ from outlier_moe.registry import HubSource, load_registry
 from outlier_moe.table_files import read_table
 from outlier_moe.terminal.presentation import Column, show_frame, terminal_width
 
+_ASK_FOR_COPY = " If it is a copy of a model of the hub, its entry can say so: `copy_of: owner/name`."
+
 COLUMNS = {
     "verdict": Column("verdict"),
     "claim": Column("published"),
@@ -58,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     # The statistics take a second to load, which the other commands need not wait for.
     from outlier_moe.statistics.verification import verify
 
-    entry = load_registry(arguments.registry, arguments.registry_schema).model(arguments.model)
+    registry = load_registry(arguments.registry, arguments.registry_schema)
+    entry = registry.model(arguments.model)
     folder = arguments.results / entry.id
     recording = read_recording(folder / "outliers")
     table = verify(
@@ -66,11 +69,14 @@ def run(arguments: argparse.Namespace) -> None:
         _systematic(folder / "systematic.parquet"),
         model=entry.id,
         experts=recording.experts(),
-        revision=entry.source.revision if isinstance(entry.source, HubSource) else "main",
+        revision="main" if entry.copy_of or not isinstance(entry.source, HubSource) else entry.source.revision,
+        copy_of=entry.copy_of,
+        published_id=registry.published_id(entry),
     )
     shown = table.with_columns(pl.col("verdict", "reference", "tap").cast(pl.String))
     if table.is_empty() and arguments.format == "table":
-        sys.stderr.write(f"Nothing is published of {entry.id} that this project knows of.\n")
+        known = "" if entry.copy_of or isinstance(entry.source, HubSource) else _ASK_FOR_COPY
+        sys.stderr.write(f"Nothing is published of {entry.id} that this project knows of.{known}\n")
         return
     if arguments.format == "table":
         sys.stdout.write("\n".join(map(_told, shown.iter_rows(named=True))) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from outlier_moe.registry import GgufSource, GgufWheelSource
+from outlier_moe.sources.cache import cache_folder
 from outlier_moe.sources.gguf_conversion import CONVERSION, convert
 from outlier_moe.sources.gguf_parts import gguf_files
 from outlier_moe.sources.gguf_tokenizer import copy_tokenizer
@@ -21,12 +21,6 @@ from outlier_moe.whole_outputs import whole_directory
 
 PROVENANCE = "gguf.json"
 """What the safetensors were made from: the GGUF file's name, SHA-256 and licence."""
-
-
-def cache_folder() -> Path:
-    """Where conversions are kept: OUTLIER_MOE_CACHE, else `outlier_moe` in the user's cache folder."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("OUTLIER_MOE_CACHE") or Path(caches) / "outlier_moe")
 
 
 def fetch_gguf_wheel(source: GgufWheelSource, directory: Path) -> dict[str, Any]:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from outlier_moe.architectures.other_kinds import refuse_other_kinds
 from outlier_moe.errors import StudyError
 from outlier_moe.model_labels import agreed_labels, write_labels
 from outlier_moe.registry import CheckpointSource, DirectorySource, GgufSource, GgufWheelSource, HubSource, ModelEntry
+from outlier_moe.sources.cache import file_sha256
 from outlier_moe.sources.checkpoint_dtype import declared_dtype, main_dtype, settled_values, values_by_dtype
-from outlier_moe.sources.checkpoint_files import file_names, small_files, weight_files
+from outlier_moe.sources.checkpoint_files import small_files, weight_files
 from outlier_moe.sources.checkpoint_map import map_checkpoint
 from outlier_moe.sources.hub import download, resolve_model, values_on_hub
 from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
+from outlier_moe.sources.own_folder import copy_small_files, copy_whole, refuse_no_folder
 from outlier_moe.whole_outputs import whole_directory
 
 log = logging.getLogger(__name__)
@@ -135,7 +138,8 @@ def _fetch_from_hub(entry: ModelEntry, source: HubSource, directory: Path) -> Or
     folder = download(source.repo, snapshot.commit, small, key=key)
     weights = weight_files(names, folder, origin=place)
     for name in small:
-        shutil.copyfile(folder / name, directory / name)
+        copy_whole(folder / name, directory / name)
+    _refuse_other_kinds(directory, place)
     wanted = {*small, *weights}
     return Origin(
         model=entry.id,
@@ -199,18 +203,10 @@ def _seen_from(directory: Path, folder: Path) -> str:
 def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSource, directory: Path) -> Origin:
     # A link stays one: a job on another machine gets what it names, at the link's place.
     folder = Path(os.path.abspath(source.path.expanduser()))
-    if not folder.is_dir():
-        raise StudyError(
-            "A model's folder does not exist.",
-            file=folder,
-            key=f"models.{entry.id}.source.path",
-            expected="a folder with config.json, tokenizer and safetensors",
-            got=str(source.path),
-        )
+    refuse_no_folder(folder, key=f"models.{entry.id}.source", said=str(source.path))
     weights = list(map_checkpoint(folder).headers)
-    small = small_files(file_names(folder), with_code=entry.trust_remote_code)
-    for name in small:
-        shutil.copyfile(folder / name, directory / name)
+    small = copy_small_files(folder, directory, with_code=entry.trust_remote_code)
+    _refuse_other_kinds(directory, folder)
     return Origin(
         model=entry.id,
         kind=source.kind,
@@ -220,12 +216,23 @@ def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSo
         checkpoint=_seen_from(directory, folder),
         dtype=_dtype(directory, lambda: _values(folder), of=str(folder)),
         trust_remote_code=entry.trust_remote_code,
-        files=_files(folder, sorted({*small, *weights})),
+        files=(*_files(folder, small), *_files(folder, weights, sha256=file_sha256)),
     )
 
 
-def _files(folder: Path, names: list[str]) -> tuple[FetchedFile, ...]:
-    return tuple(FetchedFile(name, (folder / name).stat().st_size, None) for name in names)
+def _files(
+    folder: Path, names: Sequence[str], *, sha256: Callable[[Path], str | None] = lambda path: None
+) -> tuple[FetchedFile, ...]:
+    return tuple(FetchedFile(name, (folder / name).stat().st_size, sha256(folder / name)) for name in names)
+
+
+def _refuse_other_kinds(directory: Path, place: str | Path) -> None:
+    """Refuse what the configuration says is no decoder language model, before anything is computed for it."""
+    try:
+        refuse_other_kinds(SimpleNamespace(**{"model_type": None, **_config(directory)}))
+    except StudyError as error:
+        error.file = f"{place}: {CONFIG}" if isinstance(place, str) else place / CONFIG
+        raise
 
 
 def _config(directory: Path) -> dict[str, Any]:

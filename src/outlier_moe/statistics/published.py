@@ -45,16 +45,17 @@ class Recorded:
     n_layers: int
 
 
-def recorded(run: Mapping[str, Any], *, revision: str = "main") -> Recorded:
+def recorded(run: Mapping[str, Any], *, revision: str = "main", copy_of: str | None = None) -> Recorded:
     """The facts of a recording that decide what is comparable.
 
     Args:
         run: The recording's provenance, run.json.
         revision: What the registry asks of the hub; run.json has the commit that it stood for.
+        copy_of: The repository of which the registry says that the model is a copy.
     """
     source = run.get("source") or {}
     name = source.get("name")
-    repo = name if source.get("kind") == "hub" else _REPO_OF_PACKAGE.get(name or "")
+    repo = copy_of or (name if source.get("kind") == "hub" else _REPO_OF_PACKAGE.get(name or ""))
     tokens = run["tokens"]
     return Recorded(
         repo=repo,

@@ -43,6 +43,10 @@ class CheckedModel:
     """Its recording."""
     revision: str = "main"
     """The revision that the registry asks of the hub."""
+    copy_of: str | None = None
+    """The hub's repository of which it is a copy."""
+    published_id: str | None = None
+    """The id by which published figures know it, if not its own."""
 
 
 def checks_of_study(
@@ -75,7 +79,16 @@ def checks_of_study(
         of_model = features.filter(model=model.name)
         by = [] if model.name in left_out and of_model.is_empty() else presets
         verified.append(
-            verify(recording, of_model, model=model.name, experts=experts, revision=model.revision, presets=by)
+            verify(
+                recording,
+                of_model,
+                model=model.name,
+                experts=experts,
+                revision=model.revision,
+                copy_of=model.copy_of,
+                published_id=model.published_id,
+                presets=by,
+            )
         )
         if experts is not None and routers is not None:
             ladder = recording.ladder

@@ -38,6 +38,8 @@ def verify(
     model: str,
     experts: pl.DataFrame | None = None,
     revision: str = "main",
+    copy_of: str | None = None,
+    published_id: str | None = None,
     presets: Collection[str] | None = None,
     options: VerifyOptions | None = None,
 ) -> pl.DataFrame:
@@ -49,6 +51,8 @@ def verify(
         model: The model's id in the registry, by which the survey's rows go.
         experts: Its rows of `schemas_moe.Expert`; None if there are none.
         revision: The revision that the registry asks of the hub.
+        copy_of: The repository of which the registry says that the model is a copy.
+        published_id: The id by which the survey's rows know it; by default its own.
         presets: Names of those that it was judged by; by default those in the table.
         options: The tolerances.
 
@@ -56,7 +60,7 @@ def verify(
         The table `Verification`; empty if nothing is published of the model.
     """
     options = options or VerifyOptions()
-    facts = recorded(recording.run, revision=revision)
+    facts = recorded(recording.run, revision=revision, copy_of=copy_of)
     names = systematic["preset"].unique().to_list() if presets is None else presets
     if "is_systematic" not in systematic.columns:
         systematic = systematic.with_columns(is_systematic=pl.lit(True))
@@ -65,7 +69,7 @@ def verify(
         *known_outliers(recording, systematic, facts, options),
         *maxima(recording, facts, options),
         *_known_super_experts(found, facts, options),
-        *_survey(recording, systematic if "survey2025" in names else None, model, facts, options),
+        *_survey(recording, systematic if "survey2025" in names else None, published_id or model, facts, options),
     ]
     usual = {"tap": None, "layer": None, "expert": None, "feature": None, "published": None, "measured": None}
     if not rows:
