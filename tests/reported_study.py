@@ -86,7 +86,13 @@ def made_up_study(folder: Path) -> ReportInputs:
         "lm_scale_sweep": made_up_sweep(folder / "text", n_seeds=1, diverges=False, sizes={"d8": 900}),
     }
     return ReportInputs(
-        comparison.models, files, STUDY, features=comparison.features, upcycling=experiment, sweeps=sweeps
+        comparison.models,
+        files,
+        STUDY,
+        features=comparison.features,
+        upcycling=experiment,
+        sweeps=sweeps,
+        overrides={"corpus": "own text"},
     )
 
 

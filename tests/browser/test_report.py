@@ -134,10 +134,11 @@ def test_every_number_equals_the_filter(browser: Chrome, study_folder: Path, set
 def test_the_command_reproduces_the_setting(browser: Chrome, study_folder: Path) -> None:
     opened(browser, study_folder)
     command = "return document.getElementById('explorer-command').textContent"
-    assert browser.execute_script(command) == "snakemake"
+    # What the study was started with stays in the command.
+    assert browser.execute_script(command) == "snakemake --config 'corpus=own text'"
     move_slider(browser, "magnitude", 5.0)
     move_slider(browser, "layers", 0.3)
-    assert browser.execute_script(command) == "snakemake --config magnitude=5 layer_fraction=0.3"
+    assert browser.execute_script(command) == "snakemake --config 'corpus=own text' magnitude=5 layer_fraction=0.3"
 
 
 def test_no_network_and_no_complaint(browser: Chrome, study_folder: Path) -> None:
@@ -231,6 +232,22 @@ def test_names_overlap_nowhere(browser: Chrome, study_folder: Path, width: int) 
             # The browser's boxes have a line's full height; letters fill the middle of it.
             apart = a[2] <= b[0] or b[2] <= a[0] or a[3] - 2 <= b[1] or b[3] - 2 <= a[1]
             assert apart, (one, other)
+
+
+def test_pictures_have_a_role_a_name_and_a_legend_that_fits(browser: Chrome, study_folder: Path) -> None:
+    opened(browser, study_folder, width=390)
+    draw_everything(browser)
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('.chart svg.marks')].map((svg) => {"
+        " const told = svg.closest('[role]'), right = svg.closest('.chart').getBoundingClientRect().right;"
+        " const names = [...svg.querySelectorAll('.role-legend text')];"
+        " return [told.getAttribute('role'), told.getAttribute('aria-label'),"
+        " Math.max(-1000, ...names.map((name) => name.getBoundingClientRect().right - right))]; })"
+    )
+    assert len(charts) > 20
+    for role, name, beyond in charts:
+        assert role == "graphics-document" and name
+        assert beyond <= 0, name
 
 
 def test_strings_of_models_and_texts_stay_strings(browser: Chrome, study_folder: Path) -> None:

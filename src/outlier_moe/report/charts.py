@@ -136,7 +136,7 @@ def _thresholds(inputs: ReportInputs, contents: ReportContents) -> PictureGroup:
     if not curves:
         return PictureGroup("At every threshold", text, [])
     chart = all_curves_chart(curves, kinds, magnitude=preset.magnitude, is_placed=False)
-    title = "All models" if len(curves) > 1 else next(iter(curves))
+    title = f"Systematic features of {'all models' if len(curves) > 1 else next(iter(curves))}"
     return PictureGroup("At every threshold", text, [Picture("thresholds", title, "", _spec(chart), is_wide=True)])
 
 

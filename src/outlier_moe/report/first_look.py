@@ -43,6 +43,7 @@ def first_look(inputs: ReportInputs, contents: ReportContents) -> Table:
         ),
         heads=list(_HEADS.items()),
         rows=[_row(model, preset) for model in contents.models],
+        is_stacked=True,
     )
 
 

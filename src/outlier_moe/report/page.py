@@ -161,5 +161,8 @@ def _facts(contents: ReportContents) -> list[tuple[str, str]]:
     return [
         *((str(kinds[kind]), f"{name} model{'' if kinds[kind] == 1 else 's'}") for kind, name in _KINDS if kinds[kind]),
         (" – ".join(ends), "billion parameters"),
-        (" – ".join(f"{n:,}" for n in dict.fromkeys([tokens[0], tokens[-1]])), "tokens each"),
+        (
+            " – ".join(f"{n:,}" for n in dict.fromkeys([tokens[0], tokens[-1]])),
+            "tokens each" if len(contents.models) > 1 else "tokens",
+        ),
     ]

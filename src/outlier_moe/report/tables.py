@@ -41,6 +41,8 @@ class Table(NamedTuple):
     heads: list[tuple[str, bool]]
     """Headings, and whether numbers stand below."""
     rows: list[list[Cell]]
+    is_stacked: bool = False
+    """Whether a row is a list of its cells where the window is narrow."""
 
 
 COMPARISON = {
