@@ -138,10 +138,6 @@ class KeptRecordings:
         self.folder = folder
         self.revision = revision
 
-    def made_from(self, model_directory: Path, tokens: Mapping[str, Any], options: RecordOptions) -> dict[str, Any]:
-        """What a recording is made from, without the part of the sequences."""
-        return made_from(model_directory, tokens, options, revision=self.revision)
-
     def take_up(self, made: Mapping[str, Any], options: RecordOptions, output: Path) -> bool:
         """Put a recording of the same in place, if one is kept; for a shard that of all sequences will do."""
         if options.shard == WHOLE:

@@ -21,11 +21,12 @@ from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.positions import model_length
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
-from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings
+from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings, made_from
 from outlier_moe.planning.labels import model_labels
 from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.planning.workload import Workload
 from outlier_moe.recording.devices import choose_device, peak_memory_bytes
+from outlier_moe.recording.finished_chunks import ChunkFolder
 from outlier_moe.recording.modes import Mode, fitting_mode
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.progress import token_progress
@@ -40,7 +41,7 @@ from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.streaming.disk_space import disk_full_is_told
 from outlier_moe.streaming.hub_shards import fetched_shards
 from outlier_moe.study_tokenizer import load_tokenizer
-from outlier_moe.tokenization import TokenTable, read_tokens
+from outlier_moe.tokenization import TokenTable, read_tokens, tokens_sha256
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +81,17 @@ def record_outliers(
     """
     started = time.monotonic()
     tokens = _of_shard(read_tokens(tokens_path), options.shard)
-    made = None if kept is None else kept.made_from(model_directory, tokens.metadata, options)
-    if kept is not None and made is not None and kept.take_up(made, options, output):
+    made = made_from(model_directory, tokens.metadata, options, revision=1 if kept is None else kept.revision)
+    if kept is not None and kept.take_up(made, options, output):
         return
     device = choose_device(options.device)
     origin = read_origin(model_directory)
-    # What a streamed run has finished, for the run after it if it is interrupted, and files that it will delete.
-    resume, weights = (output.with_name(f".{output.name}.{kept}") for kept in ("resume", "weights"))
     caveats = _caveats(model_directory, tokens, origin)
+    # What a run has finished, for the run after it if it is interrupted, and files that it will delete.
+    resume, weights = (output.with_name(f".{output.name}.{what}") for what in ("resume", "weights"))
     # Before the model, which takes longer to load.
     decode = load_tokenizer(model_directory).decode
-    loaded = _load(model_directory, tokens, options, origin, device=device, resume=resume, weights=weights)
+    loaded = _load(model_directory, tokens, options, origin, made, device=device, resume=resume, weights=weights)
     experts = pin_experts(loaded.structure)
     ready = time.monotonic()
     n_layers = len(loaded.structure.layers)
@@ -107,9 +108,9 @@ def record_outliers(
             "d_model": writer.d_model,
             "model": origin.model,
             "source": asdict(origin),
-            **({} if made is None else {MADE_FROM: made}),
             "caveats": caveats,
             "labels": model_labels(loaded.model, loaded.structure)._asdict(),
+            MADE_FROM: made,
             "mode": loaded.mode,
             "experts": experts,
             "device": str(device),
@@ -153,6 +154,7 @@ def _load(
     tokens: TokenTable,
     options: RecordOptions,
     origin: Origin,
+    made: dict[str, Any],
     *,
     device: torch.device,
     resume: Path,
@@ -182,10 +184,24 @@ def _load(
     structure = find_structure(model)
 
     def run_whole(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:
-        chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance)
+        folder = ChunkFolder(resume, _identity(model, tokens, options, made))
+        chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance, folder=folder)
         return {"chunk": chunk, "bytes_read": origin.weight_bytes}
 
     return _Loaded(model, structure, "resident", run_whole)
+
+
+def _identity(model: PreTrainedModel, tokens: TokenTable, options: RecordOptions, made: dict[str, Any]) -> dict[str, Any]:
+    """What the figures of a resident run depend on, and in which chunks they are: as asked for."""
+    return {
+        # How many peaks are written is decided after all chunks.
+        **{name: value for name, value in made.items() if name != "n_peaks"},
+        "sequences": tokens_sha256(tokens.tokens),
+        "chunk": options.chunk,
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "versions": {name: version(name) for name in ("outlier-moe", "torch", "transformers")},
+    }
 
 
 def _provenance(model: PreTrainedModel, n_layers: int, options: RecordOptions, tokens: TokenTable) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.devices import free_by_card, free_cached_memory, is_out_of_memory
+from outlier_moe.recording.experts import StoredExperts
+from outlier_moe.recording.finished_chunks import ChunkFolder, FinishedChunk
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
-from outlier_moe.recording.observer import ChunkObserver
+from outlier_moe.recording.observer import ChunkObserver, OutlierRows
 from outlier_moe.recording.options import Dtype, RecordOptions, asked_dtype
 from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
@@ -31,6 +33,7 @@ from outlier_moe.streaming.opening import open_store
 from outlier_moe.streaming.prefetch import LayerReader
 from outlier_moe.streaming.safetensors_files import read_tensors
 from outlier_moe.streaming.shards import LocalShards
+from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +140,7 @@ def record_resident(
     writer: RecordingWriter,
     *,
     advance: Callable[[int], None],
+    folder: ChunkFolder | None = None,
 ) -> int:
     """Send all sequences through the model and write what the taps show.
 
@@ -147,6 +151,7 @@ def record_resident(
         options: What to record.
         writer: Where to.
         advance: Called after each chunk with the number of its tokens.
+        folder: Where finished chunks are kept, for a run after one that was killed; what it holds is not run again.
 
     Returns:
         The number of sequences in a chunk, after it was halved if memory ran out.
@@ -159,6 +164,10 @@ def record_resident(
     device = cast(nn.Embedding, model.get_input_embeddings()).weight.device
     chunk = initial_chunk(options, device=device, n_sequences=n_sequences, sequence_length=sequence_length)
     first, experts = 0, find_experts(structure)
+    if folder is not None:
+        first = _write_finished(folder, options, writer)
+        advance(first * sequence_length)
+        chunk = min(chunk, folder.chunk or chunk)
     observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
     with freed_memory_kept(), observation(structure, options, lambda: observer):
         while first < n_sequences:
@@ -178,12 +187,46 @@ def record_resident(
                 log.warning("memory ran out: going on with %d sequences at a time", chunk)
                 free_cached_memory(device)
                 continue
-            writer.add_layers(observer)
-            writer.add_maxima(observer)
-            writer.add_losses(first, losses)
+            finished = _finished(observer, losses)
+            if folder is not None:
+                folder.keep(finished, chunk=chunk)
+            _write(finished, options, writer)
             first += len(rows)
             advance(rows.numel())
     return chunk
+
+
+def _finished(observer: ChunkObserver, losses: list[float]) -> FinishedChunk:
+    """What a chunk has shown; its observer forgets it."""
+    rows: dict[View, OutlierRows] = {view: maximum.rows(observer.ladder) for view, maximum in observer.maxima.items()}
+    moe = None if observer.experts is None else observer.experts.tables()
+    layers = dict(observer.layers)
+    observer.maxima.clear()
+    observer.layers.clear()
+    return FinishedChunk(observer.first_sequence, losses, layers, rows, moe)
+
+
+def _write(finished: FinishedChunk, options: RecordOptions, writer: RecordingWriter) -> None:
+    first = finished.first_sequence
+    seen = ChunkObserver(options.taps, options.ladder, first_sequence=first)
+    seen.layers = dict(finished.layers)
+    if finished.moe is not None:
+        seen.experts = StoredExperts(finished.moe, options.ladder, first_sequence=first)
+    writer.add_layers(seen)
+    if finished.rows:
+        writer.add_rows(finished.rows, first_sequence=first, n_sequences=len(finished.losses))
+    writer.add_losses(first, finished.losses)
+
+
+def _write_finished(folder: ChunkFolder, options: RecordOptions, writer: RecordingWriter) -> int:
+    """Write the chunks that a killed run has finished; returns the first sequence that is left."""
+    first = 0
+    for finished in folder.read():
+        _write(finished, options, writer)
+        first += len(finished.losses)
+    if first:
+        log.warning("%d sequences were finished by a run that was interrupted: going on after them", first)
+    return first
 
 
 def _one_sequence_too_large(sequence_length: int) -> StudyError:

@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt32
 from torch import Tensor, nn
 
 from outlier_moe.architectures.moe_parts import find_experts
-from outlier_moe.recording.experts import ExpertObserver, MoeTables
+from outlier_moe.recording.experts import MoeTables, StoredExperts
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver
@@ -225,7 +225,7 @@ class StreamedChunks:
                 seen = ChunkObserver(self.options.taps, self.options.ladder, first_sequence=chunk.first_sequence)
                 seen.layers = {layer: list(finished.sketches[number])} if finished.sketches[number] else {}
                 if number == 0 and finished.moe is not None:
-                    seen.experts = _StoredExperts(finished.moe, seen)
+                    seen.experts = StoredExperts(finished.moe, seen.ladder, first_sequence=chunk.first_sequence)
                 self.writer.add_layers(seen)
         self._progress.finish_layer()
 
@@ -248,15 +248,3 @@ class StreamedChunks:
     def _do_without_folder(self, reason: object) -> None:
         log.warning("this run cannot be resumed if it is interrupted: %s", reason)
         self._folder = None
-
-
-class _StoredExperts(ExpertObserver):
-    """Has the rows of experts and routers as they were observed once."""
-
-    def __init__(self, stored: MoeTables, observer: ChunkObserver) -> None:
-        super().__init__({}, observer.ladder, first_sequence=observer.first_sequence)
-        self._stored = stored
-
-    def tables(self) -> MoeTables:
-        """Those rows."""
-        return self._stored

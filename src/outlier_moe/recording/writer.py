@@ -131,8 +131,12 @@ class RecordingWriter:
         }
         n_sequences = max((len(maximum.peak) for maximum in observer.maxima.values()), default=0)
         observer.maxima.clear()
+        self.add_rows(rows, first_sequence=first, n_sequences=n_sequences)
+
+    def add_rows(self, rows: Mapping[View, OutlierRows], *, first_sequence: int, n_sequences: int) -> None:
+        """Write rows over all layers of a chunk."""
         for sequence in range(n_sequences):
-            self._any_layer.write_batch(any_layer_batch(rows, sequence, first_sequence=first))
+            self._any_layer.write_batch(any_layer_batch(rows, sequence, first_sequence=first_sequence))
 
     @property
     def d_model(self) -> int:
