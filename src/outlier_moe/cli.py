@@ -14,6 +14,7 @@ import polars as pl
 from outlier_moe import __version__
 from outlier_moe.commands import compare, cost, count_params, nodes, plan, sweep, upcycling, verify
 from outlier_moe.commands.tables import read_table, tell_degenerate, tell_nonfinite, with_marks
+from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import (
     CheckpointSource,
@@ -222,10 +223,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        # Here and not at the interpreter's end, where a full disk is a traceback.
+        sys.stdout.flush()
     except StudyError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except BrokenPipeError:
-        # The reader (head, say) has enough; without this the interpreter complains once more while it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, say) has enough.
+        _drop_output()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except OSError as error:
+        told = disk_trouble(error, Path("standard output"))
+        if told is None:
+            raise
+        if error.filename is None:
+            told = StudyError(
+                "Standard output cannot be written to.",
+                got=str(error),
+                remedy="Make room where it goes, or send it elsewhere: > another/place.csv",
+            )
+            _drop_output()
+        sys.stderr.write(f"{told}\n")
+        return 1
     return 0
+
+
+def _drop_output() -> None:
+    """Let go of what standard output did not take; else the interpreter complains once more while it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

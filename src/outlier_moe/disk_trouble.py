@@ -21,6 +21,11 @@ _KINDS: dict[int, tuple[str, str]] = {
     errno.EIO: ("The disk reports an error.", f"Check the disk, or take another, {_AGAIN}"),
     errno.ESTALE: ("A network disk has gone away.", f"Mount it anew {_AGAIN}"),
     errno.ENOTCONN: ("A network disk has gone away.", f"Mount it anew {_AGAIN}"),
+    errno.ENOTDIR: ("A file stands where a folder should be.", "Move it away and run again."),
+    errno.EISDIR: ("A folder stands where a file should be.", "Move it away and run again."),
+    errno.EEXIST: ("A folder cannot be made: something of its name is there.", "Move it away and run again."),
+    errno.ELOOP: ("Links lead in a circle.", "Make the link anew and run again."),
+    errno.ENAMETOOLONG: ("A name is too long for this disk.", "Take a shorter one and run again."),
     errno.EMFILE: ("Too many files are open.", f"Raise the limit (ulimit -n 4096) {_AGAIN}"),
     errno.ENFILE: ("Too many files are open.", f"Close other programs {_AGAIN}"),
 }

@@ -191,7 +191,9 @@ def _load(
     return _Loaded(model, structure, "resident", run_whole)
 
 
-def _identity(model: PreTrainedModel, tokens: TokenTable, options: RecordOptions, made: dict[str, Any]) -> dict[str, Any]:
+def _identity(
+    model: PreTrainedModel, tokens: TokenTable, options: RecordOptions, made: dict[str, Any]
+) -> dict[str, Any]:
     """What the figures of a resident run depend on, and in which chunks they are: as asked for."""
     return {
         # How many peaks are written is decided after all chunks.
