@@ -184,7 +184,7 @@ def _load(
     structure = find_structure(model)
 
     def run_whole(writer: RecordingWriter, advance: Callable[[int], None]) -> dict[str, Any]:
-        folder = ChunkFolder(resume, _identity(model, tokens, options, made))
+        folder = ChunkFolder(resume, _identity(model, tokens, options, made, device))
         chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance, folder=folder)
         return {"chunk": chunk, "bytes_read": origin.weight_bytes}
 
@@ -192,7 +192,7 @@ def _load(
 
 
 def _identity(
-    model: PreTrainedModel, tokens: TokenTable, options: RecordOptions, made: dict[str, Any]
+    model: PreTrainedModel, tokens: TokenTable, options: RecordOptions, made: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """What the figures of a resident run depend on, and in which chunks they are: as asked for."""
     return {
@@ -201,7 +201,7 @@ def _identity(
         "sequences": tokens_sha256(tokens.tokens),
         "chunk": options.chunk,
         "dtype": str(model.dtype),
-        "device": model.device.type,
+        "device": device.type,
         "versions": {name: version(name) for name in ("outlier-moe", "torch", "transformers")},
     }
 
