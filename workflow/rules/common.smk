@@ -187,6 +187,11 @@ def without(section, keys):
     return {key: section[key] for key in section if key not in keys}
 
 
+def whole_batches(sweep):
+    """How the runs of a sweep are trained, whatever the parts of their batches: scripts read those of the study."""
+    return without(sweep["training"], ["n_accumulate"])
+
+
 def rates_of_run(rates, wildcards):
     """Of the rates of all optimisers those that a run is trained at."""
     return {name: rates[name] for name in rates_of(wildcards.optimizer)}
@@ -196,6 +201,7 @@ def of_classifier(wildcards):
     """A classifier's section: of scales and rates its own alone."""
     scale, rates = wildcards.scale, SCALE_SWEEP["learning_rates"]
     return without(SCALE_SWEEP, OF_SWEEP) | {
+        "training": whole_batches(SCALE_SWEEP),
         "sizes": {scale: SCALE_SWEEP["sizes"][scale]},
         "learning_rates": rates | {"base": rates_of_run(rates["base"], wildcards)},
     }
@@ -214,7 +220,10 @@ def classifier_choices(wildcards):
 def of_language_model(wildcards):
     """A language model's section: of the rates its own alone."""
     rates = rates_of_run(LM_SCALE_SWEEP["learning_rates"], wildcards)
-    return without(LM_SCALE_SWEEP, OF_SWEEP) | {"learning_rates": rates}
+    return without(LM_SCALE_SWEEP, OF_SWEEP) | {
+        "training": whole_batches(LM_SCALE_SWEEP),
+        "learning_rates": rates,
+    }
 
 
 def language_model_grid(wildcards):

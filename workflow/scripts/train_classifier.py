@@ -8,12 +8,13 @@ with uncollected():
     from outlier_moe.recording.options import RecordOptions
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier
+    from outlier_moe.scale_sweep.study import in_parts
 
 with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
     train_classifier(
         classifier_of(
-            params.sweep,
+            in_parts(params.sweep, snakemake.config["scale_sweep"]),
             Path(snakemake.input.images),
             scale=snakemake.wildcards.scale,
             optimizer=snakemake.wildcards.optimizer,

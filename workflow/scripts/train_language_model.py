@@ -8,11 +8,12 @@ with uncollected():
     from outlier_moe.recording.options import RecordOptions
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.language import language_model_of, train_language_model
+    from outlier_moe.scale_sweep.study import in_parts
 
 with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params
     model = language_model_of(
-        params.sweep,
+        in_parts(params.sweep, snakemake.config["lm_scale_sweep"]),
         Path(snakemake.input.text),
         d_model=int(snakemake.wildcards.d_model),
         optimizer=snakemake.wildcards.optimizer,

@@ -7,10 +7,11 @@ from outlier_moe.lean_imports import uncollected
 with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.language import language_model_of, try_language_model_rates
+    from outlier_moe.scale_sweep.study import in_parts
 
 with reporting_to(snakemake.log[0], snakemake):
     model = language_model_of(
-        snakemake.params.sweep,
+        in_parts(snakemake.params.sweep, snakemake.config["lm_scale_sweep"]),
         Path(snakemake.input.text),
         d_model=int(snakemake.wildcards.d_model),
         optimizer=snakemake.wildcards.optimizer,

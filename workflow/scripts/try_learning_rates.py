@@ -7,10 +7,11 @@ from outlier_moe.lean_imports import uncollected
 with uncollected():
     from outlier_moe.reporting import reporting_to
     from outlier_moe.scale_sweep.classifiers import classifier_of, try_learning_rates
+    from outlier_moe.scale_sweep.study import in_parts
 
 with reporting_to(snakemake.log[0], snakemake):
     classifier = classifier_of(
-        snakemake.params.sweep,
+        in_parts(snakemake.params.sweep, snakemake.config["scale_sweep"]),
         Path(snakemake.input.images),
         scale=snakemake.wildcards.scale,
         optimizer=snakemake.wildcards.optimizer,

@@ -67,6 +67,7 @@ def options_at(
             n_steps=n_steps,
             n_warmup_steps=warmup_steps(training["warmup_fraction"], n_steps),
             max_gradient_norm=training["max_gradient_norm"],
+            n_accumulate=training["n_accumulate"],
             checkpoint_every=saving_interval(n_steps, n_checkpoints),
             visit_at=measured_steps(n_steps, n_checkpoints),
             seed=seed,

@@ -99,6 +99,18 @@ def chosen_sweep(study: Mapping[str, Any]) -> dict[str, Any]:
     return {**preset, **section}
 
 
+def in_parts(sweep: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a run with the parts that its batches are cut into.
+
+    Rules have it without them: the same model comes of any number of parts, but for its last digits.
+
+    Args:
+        sweep: The section as the rule of the run has it.
+        configured: The section as the study has it.
+    """
+    return {**sweep, "training": {**sweep["training"], "n_accumulate": configured["training"]["n_accumulate"]}}
+
+
 def scale_of(sweep: Mapping[str, Any], scale: str) -> Scale:
     """The sizes behind the name of a scale."""
     return Scale(**sweep["sizes"][scale])
@@ -196,6 +208,7 @@ def _mistakes(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
     yield from _misnamed(sweep["sizes"])
     yield from _wrong_scales(sweep)
     yield from _wrong_images(sweep)
+    yield from _empty_parts(sweep, "scale_sweep")
     yield from _shared_seed(sweep, "scale_sweep")
     yield from _missing_library(sweep["optimizers"], "scale_sweep.optimizers")
 
@@ -259,8 +272,16 @@ def _lm_mistakes(sweep: Mapping[str, Any]) -> Iterator[Mistake]:
         if d_model % unit:
             remedy = f"Set d_models to multiples of {unit}, or d_head to a number whose double divides {d_model}."
             yield "lm_scale_sweep.d_models", f"a multiple of {unit}, twice d_head", d_model, remedy
+    yield from _empty_parts(sweep, "lm_scale_sweep")
     yield from _shared_seed(sweep, "lm_scale_sweep")
     yield from _missing_library(sweep["optimizers"], "lm_scale_sweep.optimizers")
+
+
+def _empty_parts(sweep: Mapping[str, Any], section: str) -> Iterator[Mistake]:
+    batch_size, n_parts = sweep["batch_size"], sweep["training"]["n_accumulate"]
+    if isinstance(batch_size, int) and n_parts > batch_size:
+        remedy = f"Set n_accumulate to {batch_size} or less; {batch_size} takes the least memory."
+        yield f"{section}.training.n_accumulate", f"at most batch_size, {batch_size}", n_parts, remedy
 
 
 def _shared_seed(sweep: Mapping[str, Any], section: str) -> Iterator[Mistake]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from outlier_moe.scale_sweep.study import Geometry, Scale
 from outlier_moe.training.options import OptimizerName
-from outlier_moe.training.parameter_counts import CountedModel, StepMemory
+from outlier_moe.training.parameter_counts import Computed, CountedModel, StepMemory
 
 N_CLASSES = 10
 SIZES: Mapping[str, Scale] = {
@@ -65,21 +65,29 @@ momentum also where it uses none."""
 
 
 def step_memory(
-    scale: Scale, geometry: Geometry, *, batch_size: int, optimizer: OptimizerName = "adamw", bytes_each: int = 4
+    scale: Scale,
+    geometry: Geometry,
+    *,
+    batch_size: int,
+    optimizer: OptimizerName = "adamw",
+    precision: Computed = "float32",
 ) -> StepMemory:
     """The estimated memory of a training step.
 
     Activations kept for the backward pass, in vectors of d_model a token and layer: the inputs of both norms and what
     the norms give (4), query, key, value and what attention mixes (4), the input and the output of the GELU (4 each).
     Attention itself keeps no weights (`scaled_dot_product_attention`). While the backward pass begins, the gradients
-    of one layer's widest part (4 vectors, and 4 of its input) lie beside them.
+    of one layer's widest part (4 vectors, and 4 of its input) lie beside them. Nothing is computed twice.
+
+    In bfloat16 (autocast) weights, gradients and the optimiser's state stay in float32, and so do the inputs of the
+    norms; all else that is kept takes two bytes a number, a copy of each layer's matrices included.
 
     Args:
         scale: Of the model.
         geometry: Of the images.
         batch_size: Images that go through the model together.
         optimizer: Whose state is counted.
-        bytes_each: Of a number.
+        precision: In which the model computes.
     """
     n_parameters = n_vit_parameters(scale, geometry)
     hidden = 12 * scale.n_layers * scale.d_model**2
@@ -93,13 +101,16 @@ def step_memory(
         # Shampoo has them of vectors too: five biases and four parts of norms, and the bias of four times the width.
         sides += 9 + 16 if optimizer == "shampoo" else 0
         states += 2 * scale.n_layers * scale.d_model**2 * sides
-    tokens = batch_size * (geometry.patches_per_side**2 + 1)
-    kept = 16 * scale.n_layers + 2 * 4
+    kept, copies = (4 * (16 * scale.n_layers + 2 * 4), 0)
+    if precision == "bfloat16":
+        # In float32: inputs of both norms. In bfloat16: their outputs, 6 around attention, both sides of the GELU.
+        kept, copies = (2 * 4 + 2 * (2 + 6 + 8)) * scale.n_layers + 2 * 2 * 4, 2 * hidden
     return StepMemory(
-        parameters=bytes_each * n_parameters,
-        gradients=bytes_each * n_parameters,
-        optimizer_state=int(bytes_each * states),
-        activations=bytes_each * tokens * scale.d_model * kept,
+        parameters=4 * n_parameters,
+        gradients=4 * n_parameters,
+        optimizer_state=int(4 * states),
+        copies=copies,
+        activations_per_sample=(geometry.patches_per_side**2 + 1) * scale.d_model * kept,
         batch_size=batch_size,
     )
 
@@ -110,6 +121,10 @@ def counted_models() -> Iterator[CountedModel]:
 
     for name, scale in SIZES.items():
         batch_size = batch_size_for(n_vit_parameters(scale, PUBLISHED), n_train=45_000)
+        memory = {
+            precision: step_memory(scale, PUBLISHED, batch_size=batch_size, precision=precision)
+            for precision in get_args(Computed)
+        }
         yield CountedModel(
             experiment="scale_sweep",
             model=f"vit-{name}",
@@ -117,5 +132,5 @@ def counted_models() -> Iterator[CountedModel]:
             d_model=scale.d_model,
             n_layers=scale.n_layers,
             build=partial(ViTForImageClassification, vit_config(scale, PUBLISHED)),
-            memory=step_memory(scale, PUBLISHED, batch_size=batch_size),
+            memory=memory,
         )

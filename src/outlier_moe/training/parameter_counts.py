@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+
+Computed = Literal["float32", "bfloat16"]
+"""In which a model computes while it trains; `bfloat16` is autocast, over weights in float32."""
 
 
 class StepMemory(NamedTuple):
@@ -19,19 +23,47 @@ class StepMemory(NamedTuple):
     """A number for each of them."""
     optimizer_state: int
     """What the optimiser keeps."""
-    activations: int
-    """What the backward pass needs of the forward pass, and its own largest tensors."""
+    copies: int
+    """Weights in the precision that is computed in, where it is another."""
+    activations_per_sample: int
+    """What the backward pass needs of the forward pass of a sample, and its own largest tensors."""
     batch_size: int
     """Samples that it is of."""
 
     @property
+    def activations(self) -> int:
+        """Those of all samples, which go through the model together."""
+        return self.activations_per_sample * self.batch_size
+
+    @property
+    def constant(self) -> int:
+        """What does not depend on the batch."""
+        return self.parameters + self.gradients + self.optimizer_state + self.copies
+
+    @property
     def total(self) -> int:
         """All of it."""
-        return self.parameters + self.gradients + self.optimizer_state + self.activations
+        return self.constant + self.activations
+
+    def n_parts(self, available: float) -> int | None:
+        """The fewest parts of a batch, one after the other through the model, that memory is enough for.
+
+        Args:
+            available: The memory in bytes.
+
+        Returns:
+            What `n_accumulate` has to be; None where a sample alone takes more.
+        """
+        together = min(int((available - self.constant) // self.activations_per_sample), self.batch_size)
+        return math.ceil(self.batch_size / together) if together > 0 else None
+
+    def in_parts(self, n_parts: int) -> StepMemory:
+        """The memory of the same step with its batch in parts: of the largest of them."""
+        return self._replace(batch_size=math.ceil(self.batch_size / n_parts))
 
     def in_gib(self) -> dict[str, float]:
         """All of it and each part, in GiB, by the names of a table's columns."""
-        parts = ("parameters", "gradients", "optimizer_state", "activations")
+        parts = ("parameters", "gradients", "optimizer_state", "copies", "activations")
         return {
             "step_memory_gib": self.total / 2**30,
             **{f"{part}_gib": getattr(self, part) / 2**30 for part in parts},
@@ -56,9 +88,9 @@ class CountedModel:
     """Makes it; called where tensors take no memory."""
     active_share_of_experts: float = 1.0
     """The share of its experts that works on a token."""
-    memory: StepMemory | None = None
-    """What a training step with AdamW in float32 takes, where it is estimated; in bfloat16, which `auto` takes on
-    accelerators that have it, activations take less."""
+    memory: Mapping[Computed, StepMemory] = field(default_factory=dict)
+    """What a training step with AdamW takes, where it is estimated. `precision: auto` is bfloat16 on accelerators that
+    have it, else float32."""
 
 
 class ParameterCounts(NamedTuple):

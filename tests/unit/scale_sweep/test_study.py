@@ -12,7 +12,7 @@ from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep import study as sweeps
 from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, measured_steps, n_steps_for
-from outlier_moe.scale_sweep.study import IDX_FILES, chosen_sweep, refuse_missing_images
+from outlier_moe.scale_sweep.study import IDX_FILES, chosen_sweep, in_parts, refuse_missing_images
 from outlier_moe.study import FILE, validated_study
 from tests.unit.scale_sweep.conftest import ROOT, SCHEMA, study
 
@@ -56,6 +56,7 @@ def test_the_section_takes_the_place_of_the_preset() -> None:
         ({"images": {"source": "cifar"}}, "images.source", "the text 'cifar'"),
         ({"images": {"source": "idx"}}, "images.path", "nothing"),
         ({"multiples": []}, "multiples", "[]"),
+        ({"training__n_accumulate": 65}, "training.n_accumulate", "65"),
         ({"sizes__w32": {"d_model": 32, "n_layers": 1, "n_heads": 3}}, "sizes.w32.d_model", "32"),
         ({"patch_size": 3}, "patch_size", "3"),
         ({"image_size": 4}, "image_size", "4"),
@@ -105,6 +106,12 @@ def test_the_headline_is_right_for_every_mistake(changes: dict[str, Any], monkey
     with pytest.raises(StudyError) as caught:
         chosen(**changes)
     assert caught.value.problem == "A sweep cannot be run as the study says it."
+
+
+def test_parts_of_a_batch_come_from_the_study() -> None:
+    section = chosen(training__n_accumulate=4)
+    of_rule = {**section, "training": {k: v for k, v in section["training"].items() if k != "n_accumulate"}}
+    assert in_parts(of_rule, section) == section
 
 
 def idx_sweep(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -18,7 +19,7 @@ from outlier_moe.streaming.memory import release_freed_memory
 from outlier_moe.training.named_optimizers import named_optimizers
 from outlier_moe.training.optimizers import adamw
 from outlier_moe.training.options import OptimizerName
-from outlier_moe.training.parameter_counts import count_parameters
+from outlier_moe.training.parameter_counts import Computed, count_parameters
 from outlier_moe.training.stored_state import save_state
 
 COUNTS = {
@@ -55,6 +56,53 @@ def test_the_command_lists_them_with_the_memory_of_a_step(capsys: pytest.Capture
 def test_the_table_says_in_which_precision_the_memory_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["count-params"]) == 0
     assert "float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", get_args(Computed))
+def test_what_the_backward_pass_keeps_is_estimated(precision: Computed) -> None:
+    n_images = 8
+    batch = {"pixel_values": torch.randn(n_images, 3, 32, 32), "labels": torch.arange(n_images)}
+    found = []
+    for scale in (Scale(96, 2, 3), Scale(96, 4, 3)):
+        model = new_vit(scale, PUBLISHED)
+        kept = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+        tensors = []
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept, tensors: list[Any] = tensors) -> torch.Tensor:
+            # Those that are let go of would leave their places to others.
+            tensors.append(tensor)
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
+            classification_loss(model, batch)
+        estimate = step_memory(scale, PUBLISHED, batch_size=n_images, precision=precision)
+        found.append((sum(kept.values()), estimate.activations + estimate.copies))
+    # What two layers keep; the beginning of the backward pass is not in what is saved.
+    (of_two, estimated_of_two), (of_four, estimated_of_four) = found
+    assert of_four - of_two == pytest.approx(estimated_of_four - estimated_of_two, rel=0.05)
+
+
+@pytest.mark.parametrize("gib", [0.01, 0.06, 0.1, 1.0, 8.0, 100.0])
+@pytest.mark.parametrize("precision", get_args(Computed))
+def test_the_parts_of_a_batch_are_the_fewest_that_fit(gib: float, precision: Computed) -> None:
+    memory = step_memory(SIZES["tiny"], PUBLISHED, batch_size=1000, precision=precision)
+    fitting = [n for n in range(1, 1001) if memory.in_parts(n).total <= gib * 2**30]
+    assert memory.n_parts(gib * 2**30) == (fitting[0] if fitting else None)
+
+
+def test_the_command_says_the_setting_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count-params", "--memory", "16", "--format", "json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["experiment"] == "scale_sweep"]
+    assert [row["n_accumulate"] for row in rows] == [2, 2, 3, 2, 3]
+    assert [row["n_accumulate_bfloat16"] for row in rows] == [1, 1, 2, 2, 2]
+    assert all(row["fitting_gib"] <= 16 < row["step_memory_gib"] for row in rows)
+    assert main(["count-params", "--memory", "0.5"]) == 0
+    told = capsys.readouterr().out
+    assert "n_accumulate: 293" in told and "vit-large, vit-xl" in told
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
