@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from outlier_moe.errors import StudyError
@@ -69,45 +70,59 @@ def check_upcycling(upcycle: Mapping[str, Any], *, file: str) -> None:
     Raises:
         StudyError: Names the key, what was expected and what came.
     """
-    model = upcycle["model"]
-    if model["d_model"] % (2 * model["n_heads"]):
-        raise _mistake(
-            file, "model.d_model", f"a multiple of twice the {model['n_heads']} heads", model["d_model"], "Odd heads"
+    for what, key, expected, got, remedy in chain(
+        _wrong_heads(upcycle["model"]), _wrong_experts(upcycle), _empty_parts(upcycle["training"])
+    ):
+        raise StudyError(
+            f"The upcycling experiment contradicts itself: {what}.",
+            file=file,
+            key=f"upcycle.{key}",
+            expected=expected,
+            got=got,
+            remedy=remedy,
         )
+
+
+Mistake = tuple[str, str, str, int, str]
+"""What is wrong, the key, what was expected, what came, and the remedy."""
+
+
+def _wrong_heads(model: Mapping[str, Any]) -> Iterator[Mistake]:
+    d_model, unit = model["d_model"], 2 * model["n_heads"]
+    if d_model % unit:
+        expected = f"a multiple of twice the {model['n_heads']} heads"
+        remedy = f"Set d_model to {max(unit, unit * round(d_model / unit))}, for one, or n_heads to another number."
+        yield "odd heads", "model.d_model", expected, d_model, remedy
+
+
+def _wrong_experts(upcycle: Mapping[str, Any]) -> Iterator[Mistake]:
     for arm in upcycle["arms"]:
         if arm == "dense":
             continue
         experts = expert_sizes(upcycle, arm)
         section = "experts.virtual_group" if arm == "virtual_group" else "experts"
         if experts.top_k > experts.n_experts:
-            raise _mistake(
-                file, f"{section}.top_k", f"at most n_experts, {experts.n_experts}", experts.top_k, "Too many choices"
-            )
-        for key, number in (("n_experts", experts.n_experts), ("top_k", experts.top_k)):
-            if number % experts.granularity:
-                expected = f"a multiple of the granularity, {experts.granularity}: whole copies of the dense model's"
-                raise _mistake(file, f"{section}.{key}", expected, number, "Broken virtual groups")
-        for pair in upcycle["pairs"]:
-            d_ff = model["d_ff"][pair]
-            if d_ff % experts.granularity:
-                expected = f"a multiple of the granularity, {experts.granularity}"
-                raise _mistake(file, f"model.d_ff.{pair}", expected, d_ff, "Broken experts")
-    training = upcycle["training"]
-    if training["n_accumulate"] > training["batch_size"]:
-        raise _mistake(
-            file,
-            "training.n_accumulate",
-            f"at most batch_size, {training['batch_size']}",
-            training["n_accumulate"],
-            "Empty parts of a batch",
-        )
+            expected, remedy = f"at most n_experts, {experts.n_experts}", f"Set top_k to {experts.n_experts} or less."
+            yield "too many choices", f"{section}.top_k", expected, experts.top_k, remedy
+        yield from _broken_groups(upcycle, experts, section)
 
 
-def _mistake(file: str, key: str, expected: str, got: object, what: str) -> StudyError:
-    return StudyError(
-        f"The upcycling experiment contradicts itself: {what.lower()}.",
-        file=file,
-        key=f"upcycle.{key}",
-        expected=expected,
-        got=got,
-    )
+def _broken_groups(upcycle: Mapping[str, Any], experts: ExpertSizes, section: str) -> Iterator[Mistake]:
+    unit = experts.granularity
+    for key, number in (("n_experts", experts.n_experts), ("top_k", experts.top_k)):
+        if number % unit:
+            expected = f"a multiple of the granularity, {unit}: whole copies of the dense model's"
+            remedy = f"Set {key} to {number - number % unit + unit}, for one."
+            yield "broken virtual groups", f"{section}.{key}", expected, number, remedy
+    for pair in upcycle["pairs"]:
+        d_ff = upcycle["model"]["d_ff"][pair]
+        if d_ff % unit:
+            remedy = f"Set it to {d_ff - d_ff % unit + unit}, for one."
+            yield "broken experts", f"model.d_ff.{pair}", f"a multiple of the granularity, {unit}", d_ff, remedy
+
+
+def _empty_parts(training: Mapping[str, Any]) -> Iterator[Mistake]:
+    batch_size, n_parts = training["batch_size"], training["n_accumulate"]
+    if n_parts > batch_size:
+        remedy = f"Set n_accumulate to {batch_size} or less; {batch_size} takes the least memory."
+        yield "empty parts of a batch", "training.n_accumulate", f"at most batch_size, {batch_size}", n_parts, remedy
