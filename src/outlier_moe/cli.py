@@ -13,6 +13,7 @@ import polars as pl
 
 from outlier_moe import __version__
 from outlier_moe.commands import compare, cost, count_params, nodes, plan, sweep, upcycling, verify
+from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError, nearest
@@ -77,12 +78,15 @@ def _show(arguments: argparse.Namespace) -> None:
     path = arguments.results / "comparison" / "models.parquet"
     needs = [name for name in (*_COMPARISON, "preset", "first_token", "d_model_share") if name != "n_without_first"]
     table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first.", needs=needs))
-    if arguments.format == "table":
-        table = with_marks(_for_people(table))
+    presets = table["preset"].unique(maintain_order=True).to_list()
+    others = [arguments.results / model / "systematic.parquet" for model in table["model"].unique(maintain_order=True)]
+    table = with_marks(_for_people(table)) if arguments.format == "table" else with_definitions(table, path)
     show_frame(table, _COMPARISON, output_format=arguments.format, title=str(path), section="preset")
     if arguments.format == "table":
+        tell_definitions(path, presets)
         tell_degenerate(table)
         tell_nonfinite(table)
+    tell_differences(path, others)
 
 
 def _for_people(table: pl.DataFrame) -> pl.DataFrame:
@@ -117,10 +121,12 @@ def _top(arguments: argparse.Namespace) -> None:
     )
     share = share_of_features(rows, arguments.results / arguments.model / "outliers" / "run.json")
     top = rows.sort("is_systematic", "peak", descending=True).head(arguments.n)
-    top = with_degenerate(top.with_columns(d_model_share=pl.lit(share, pl.Float64)))
+    top = with_definitions(with_degenerate(top.with_columns(d_model_share=pl.lit(share, pl.Float64))), path)
     show_frame(top, _TOP, output_format=arguments.format, title=f"{arguments.model}, preset {arguments.preset}")
     if arguments.format == "table":
+        tell_definitions(path, [arguments.preset])
         tell_degenerate(top)
+    tell_differences(path, [arguments.results / "comparison" / "models.parquet"])
 
 
 def _top_experts(arguments: argparse.Namespace) -> None:

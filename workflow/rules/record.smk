@@ -10,7 +10,8 @@
 # where those of three layers are at a time. An interrupted run downloads what its unfinished layers need.
 #
 # With record_outliers.shards above 1 the sequences are recorded in that many parts, each by a job of its own, and the
-# parts' tables are merged: the same tables. Tables that are there keep the number of shards that they were made with.
+# parts' tables are merged: the same tables, to the last bit where the same sequences go through the model together.
+# Tables that are there keep the number of shards that they were made with.
 
 
 localrules:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from outlier_moe import table_files
+from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import degenerate_note, read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.statistics.degenerate import MARK, with_degenerate
@@ -80,7 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
     table = with_degenerate(read_table(path, remedy="Run snakemake (or make demo) first.", needs=needs))
     models = _of_preset(table, path, arguments)
     chosen = _chosen(models, arguments)
-    _print(_with_intervals(chosen, path.with_name("intervals.parquet")), arguments)
+    intervals = path.with_name("intervals.parquet")
+    _print(_with_intervals(chosen, intervals), path, arguments)
+    systematic = [arguments.results / model / "systematic.parquet" for model in chosen["model"].unique()]
+    tell_differences(path, [intervals, *sorted(systematic)])
     if arguments.terminal:
         # A program reads the table from standard output; a person sees the plots all the same.
         _plot(chosen, is_beside=arguments.format != "table")
@@ -140,7 +144,8 @@ def _with_intervals(models: pl.DataFrame, path: Path) -> pl.DataFrame:
     return models
 
 
-def _print(models: pl.DataFrame, arguments: argparse.Namespace) -> None:
+def _print(models: pl.DataFrame, path: Path, arguments: argparse.Namespace) -> None:
+    models = with_definitions(models, path)
     if arguments.format == "csv":
         sys.stdout.write(models.write_csv())
         return
@@ -163,6 +168,7 @@ def _print(models: pl.DataFrame, arguments: argparse.Namespace) -> None:
         sys.stdout.write(latex_table(shown, columns, caption=". ".join(filter(None, [title, note]))))
     else:
         _show(models, columns, title, is_marked=arguments.terminal)
+        tell_definitions(path, models["preset"])
         tell_degenerate(models)
         tell_nonfinite(models)
 
