@@ -49,7 +49,7 @@ def random_blocks(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], rng: 
 
 
 def add_llama(writer: gguf.GGUFWriter, cut: str | None) -> None:
-    """Metadata of a Llama with a byte-level tokenizer."""
+    """Metadata of a Llama, or of a family like it, with a byte-level tokenizer."""
     writer.add_name("Tiny")
     writer.add_license("apache-2.0")
     writer.add_block_count(N_LAYERS)

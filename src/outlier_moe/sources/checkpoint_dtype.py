@@ -55,7 +55,8 @@ def settled_values(dtype: str | None, directory: Path) -> dict[str, int]:
             file=directory / "config.json",
             key="dtype",
             got=dtype,
-            remedy="Set record_outliers.dtype to bfloat16, float16 or float32.",
+            remedy=f"Remove {directory}, so that it is fetched anew with this; or set record_outliers.dtype to "
+            "bfloat16, float16 or float32.",
         )
     return {names[dtype]: 1}
 

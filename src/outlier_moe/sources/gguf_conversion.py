@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from outlier_moe.architectures.model_class import model_class_for
@@ -164,10 +165,7 @@ def _write(model: Any, tokenizer: Any, directory: Path, file: Path) -> None:
 def _refuse_differences(directory: Path, model: Any, tokenizer: Any, file: Path) -> None:
     tokens = list(range(min(32, model.config.get_text_config().vocab_size)))
     if tokenizer is not None:
-        again = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        tokens = tokenizer(_SAMPLE)["input_ids"]
-        if again(_SAMPLE)["input_ids"] != tokens or again.chat_template != tokenizer.chat_template:
-            raise _differs("tokenizer", file)
+        tokens = _refuse_another_tokenizer(directory, tokenizer, file)
     with model_bars_hidden():
         reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", local_files_only=True)
     inputs = torch.tensor([tokens])
@@ -175,11 +173,28 @@ def _refuse_differences(directory: Path, model: Any, tokenizer: Any, file: Path)
         raise _differs("model", file)
 
 
-def _differs(what: str, file: Path) -> StudyError:
+def _refuse_another_tokenizer(directory: Path, tokenizer: Any, file: Path) -> list[int]:
+    """Refuse a tokenizer that gives other tokens once it was written, or none; the tokens of the sample."""
+    try:
+        again = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokens = tokenizer(_SAMPLE)["input_ids"]
+        # The file's own tokenizer counts: transformers cuts text otherwise for some families.
+        written = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(_SAMPLE).ids
+        is_same = written == tokens and again.chat_template == tokenizer.chat_template
+    # The tokenizers library raises plain exceptions.
+    except Exception as error:
+        raise _differs("tokenizer", file, got=f"{type(error).__name__}: {error}") from error
+    if not is_same:
+        raise _differs("tokenizer", file)
+    return tokens
+
+
+def _differs(what: str, file: Path, *, got: str | None = None) -> StudyError:
     return StudyError(
         f"The {what} that was written is not the one of the GGUF file.",
         file=file,
         expected=f"the same {'tokens' if what == 'tokenizer' else 'logits'} after writing and reading",
+        got=got,
         remedy="Take the checkpoint that it was made from, in safetensors; a tokenizer of one's own goes into "
         "source.tokenizer.",
     )

@@ -17,6 +17,7 @@ from outlier_moe.sources.gguf_parts import value
 # Keys behind the architecture's name, and the field of the configuration that means the same.
 _FIELDS = {
     "attention.key_length": "head_dim",
+    "context_length": "n_positions",
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
@@ -174,7 +175,9 @@ def refuse_ignored_tensors(model: Any, names: Collection[str], architecture: str
         return
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
     used = get_gguf_hf_weights_map(model, processor)
-    ignored = sorted(set(names) - set(used) - {_ROPE_FACTORS, "output.weight"})
+    # Experts go by their names without what they end in.
+    used = {*used, *(f"{name}.weight" for name in used)}
+    ignored = sorted(set(names) - used - {_ROPE_FACTORS, "output.weight"})
     # The head is a weight of its own, or the embedding again.
     if "output.weight" in names and "output.weight" not in used and "lm_head.weight" not in model.state_dict():
         ignored.append("output.weight")

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from outlier_moe.errors import StudyError
 from outlier_moe.registry import GgufSource, GgufWheelSource
+from outlier_moe.sources.gguf_parts import join_parts
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
-from tests.tiny_gguf import D_MODEL, MATRICES, N_LAYERS, write_gguf
+from tests.tiny_gguf import D_MODEL, MATRICES, N_LAYERS, VOCABULARY, add_llama, write_gguf
 from tests.unit.sources.entries import model_entry
 from tests.unit.sources.wheels import make_wheel, only_from
 
@@ -250,3 +251,46 @@ def test_what_is_no_gguf(tmp_path: Path) -> None:
         (tmp_path / f"two/{name}.gguf").write_bytes(b"")
     assert "a.gguf, b.gguf" in str(refusal(tmp_path / "two").got)
     assert "cat " in str(refusal(tmp_path / "w.gguf-split-a").remedy)
+
+
+def test_experts_are_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    file = tmp_path / "moe.gguf"
+    n_experts, width = 4, 32
+    writer = gguf.GGUFWriter(file, "qwen3moe")
+    add_llama(writer, "qwen2")
+    for add, number in ((writer.add_expert_count, n_experts), (writer.add_expert_used_count, 2)):
+        add(number)
+    writer.add_expert_feed_forward_length(width)
+    writer.add_key_length(64)
+    tensors = {"token_embd": (len(VOCABULARY), D_MODEL), "output_norm": (D_MODEL,)}
+    for layer in range(N_LAYERS):
+        shapes = {name: shape for name, shape in MATRICES.items() if name.startswith("attn")}
+        shapes |= {name: (D_MODEL,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {name: (64,) for name in ("attn_q_norm", "attn_k_norm")}
+        shapes |= {f"ffn_{part}_exps": (n_experts, width, D_MODEL) for part in ("gate", "up")}
+        shapes |= {"ffn_down_exps": (n_experts, D_MODEL, width), "ffn_gate_inp": (n_experts, D_MODEL)}
+        tensors |= {f"blk.{layer}.{name}": shape for name, shape in shapes.items()}
+    values = {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    for name, tensor in values.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    weights = load_file(fetched(file, tmp_path / "model") / "model.safetensors")
+    for layer in range(N_LAYERS):
+        experts = f"model.layers.{layer}.mlp.experts"
+        np.testing.assert_array_equal(weights[f"{experts}.down_proj"], values[f"blk.{layer}.ffn_down_exps.weight"])
+        both = [values[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up")]
+        np.testing.assert_array_equal(weights[f"{experts}.gate_up_proj"], np.concatenate(both, axis=1))
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    assert (config.moe_intermediate_size, config.num_experts, config.num_experts_per_tok) == (width, n_experts, 2)
+
+
+def test_quantised_tensors_become_values_for_readings_that_lack_their_type(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", kinds=[Kind.Q5_0, Kind.MXFP4])
+    join_parts([gguf.GGUFReader(tmp_path / "a.gguf")], tmp_path / "b.gguf", as_values=True)
+    expected, found = (plainly_read([tmp_path / name]) for name in ("a.gguf", "b.gguf"))
+    assert {tensor.tensor_type for tensor in gguf.GGUFReader(tmp_path / "b.gguf").tensors} == {Kind.F32}
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
