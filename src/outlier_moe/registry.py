@@ -339,7 +339,14 @@ def _refuse_contradictions(entry: ModelEntry, registry: Registry) -> None:
             got=entry.corpus,
         )
     if (entry.source is None) != (entry.unavailable is not None):
-        raise StudyError("A model must either have a source or say why it is unavailable.", file=registry.file, key=key)
+        raise StudyError(
+            "A model must either have a source or say why it is unavailable.",
+            file=registry.file,
+            key=key,
+            expected="source or unavailable",
+            got="both",
+            remedy="Take one of them out.",
+        )
     if entry.active_params_b is not None and entry.active_params_b > (entry.total_params_b or math.inf):
         raise StudyError(
             "A model cannot have more active than total parameters.",
