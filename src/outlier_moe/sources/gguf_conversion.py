@@ -59,7 +59,7 @@ def convert(files: Sequence[Path], directory: Path, *, with_tokenizer: bool = Tr
     _refuse_too_large(readers, files[0], directory)
     with TemporaryDirectory(dir=directory) as scratch:
         whole = _one_file(readers, files, Path(scratch))
-        config = complete_config(_read_config(whole), first, files[0])
+        config = complete_config(_read_config(whole, named=files[0]), first, files[0])
         model = _read_model(whole, config, files[0])
         tokenizer = gguf_tokenizer(whole, first, named=files[0]) if with_tokenizer else None
         names = [tensor.name for reader in readers for tensor in reader.tensors]
@@ -97,12 +97,16 @@ def _one_file(readers: Sequence[GGUFReader], files: Sequence[Path], scratch: Pat
     return scratch / "model.gguf"
 
 
-def _read_config(file: Path) -> PreTrainedConfig:
+def _read_config(file: Path, *, named: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:
-        raise _unreadable(file, error) from error
-    model_class_for(config)
+        raise _unreadable(named, error) from error
+    try:
+        model_class_for(config)
+    except StudyError as error:
+        error.file = named
+        raise
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 
 from outlier_moe.contents import DigestMemo
@@ -41,7 +42,10 @@ def local_state(source: ModelSource | CorpusSource | None, digests: DigestMemo) 
             files = [path for path in source.path.expanduser().glob("*") if path.is_file()]
         case GgufSource():
             path = source.path.expanduser()
-            files = [file for file in (path if path.is_dir() else path.parent).glob("*.gguf") if file.is_file()]
+            # Its parts, and of other models beside it none.
+            own = "" if path.is_dir() else glob.escape(re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", path.name))
+            folder = path if path.is_dir() else path.parent
+            files = [file for file in folder.glob(f"{own}*.gguf") if file.is_file()]
             if source.tokenizer is not None:
                 files += [file for file in source.tokenizer.expanduser().glob("*") if file.is_file()]
         case FilesSource():
