@@ -12,21 +12,26 @@ from typing import get_args
 import polars as pl
 
 from outlier_moe import __version__
-from outlier_moe.commands import compare, cost, count_params, nodes, plan, sweep, upcycling, verify
+from outlier_moe.commands import (
+    check,
+    compare,
+    completion,
+    cost,
+    count_params,
+    models,
+    nodes,
+    plan,
+    sweep,
+    top,
+    upcycling,
+    verify,
+)
 from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.disk_trouble import disk_trouble
-from outlier_moe.errors import StudyError, nearest
-from outlier_moe.registry import (
-    CheckpointSource,
-    DirectorySource,
-    GgufSource,
-    GgufWheelSource,
-    HubSource,
-    ModelSource,
-    load_registry,
-)
-from outlier_moe.statistics.degenerate import share_of_features, with_degenerate
+from outlier_moe.errors import StudyError
+from outlier_moe.statistics.degenerate import with_degenerate
+from outlier_moe.terminal.arguments import Parser
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 
 _COMPARISON = {
@@ -39,38 +44,6 @@ _COMPARISON = {
     "layer_fraction_mean": Column("layers\n%", "percent"),
     "position_fraction_mean": Column("positions\n%", "percent"),
     "peak_largest": Column("largest\n|x|", "magnitude"),
-}
-
-_TOP = {
-    "feature": Column("feature"),
-    "peak": Column("peak |x|", "magnitude"),
-    "peak_tap": Column("tap"),
-    "peak_layer": Column("layer"),
-    "peak_sequence": Column("sequence", spare=2),
-    "peak_position": Column("position", spare=2),
-    "layer_fraction": Column("layers %", "percent"),
-    "position_fraction": Column("positions %", "percent"),
-    "is_systematic": Column("systematic"),
-}
-
-_EXPERTS = {
-    "layer": Column("layer", "count"),
-    "expert": Column("expert", "count"),
-    "kind": Column("kind"),
-    "outlier_share": Column("outlier\ntokens %", "percent"),
-    "rest_share": Column("other\ntokens %", "percent"),
-    "outlier_lift": Column("lift", "decimal"),
-    "n_outlier_tokens": Column("outlier\ntokens", "count"),
-    "n_tokens": Column("tokens", "count"),
-}
-
-_MODELS = {
-    "model": Column("model", folds=True),
-    "kind": Column("kind"),
-    "total_params_b": Column("params\n(B)", "decimal"),
-    "active_params_b": Column("active\n(B)", "decimal"),
-    "done": Column("done"),
-    "source": Column("source", folds=True),
 }
 
 
@@ -86,6 +59,9 @@ def _show(arguments: argparse.Namespace) -> None:
         tell_definitions(path, presets)
         tell_degenerate(table)
         tell_nonfinite(table)
+        report = arguments.results / "report" / "index.html"
+        if report.is_file():
+            sys.stderr.write(f"The report: {report}\n")
     tell_differences(path, others)
 
 
@@ -102,92 +78,15 @@ def _for_people(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _top(arguments: argparse.Namespace) -> None:
-    if arguments.experts:
-        _top_experts(arguments)
-        return
-    path = arguments.results / arguments.model / "systematic.parquet"
-    if not path.parent.is_dir() and arguments.registry.is_file():
-        # A name that is no model's is told as such: Snakemake could not make its table.
-        load_registry(arguments.registry, arguments.registry_schema).model(arguments.model)
-    table = read_table(path, remedy=f"Run: snakemake {path}", needs=("preset", "first_token", *_TOP))
-    known = table["preset"].unique().to_list()
-    if arguments.preset not in known:
-        raise StudyError(
-            "The table has no such preset.", file=path, got=arguments.preset, remedy=nearest(arguments.preset, known)
-        )
-    rows = table.filter(
-        preset=arguments.preset, first_token="excluded" if arguments.without_first_token else "included"
-    )
-    share = share_of_features(rows, arguments.results / arguments.model / "outliers" / "run.json")
-    top = rows.sort("is_systematic", "peak", descending=True).head(arguments.n)
-    top = with_definitions(with_degenerate(top.with_columns(d_model_share=pl.lit(share, pl.Float64))), path)
-    show_frame(top, _TOP, output_format=arguments.format, title=f"{arguments.model}, preset {arguments.preset}")
-    if arguments.format == "table":
-        tell_definitions(path, [arguments.preset])
-        tell_degenerate(top)
-    tell_differences(path, [arguments.results / "comparison" / "models.parquet"])
-
-
-def _top_experts(arguments: argparse.Namespace) -> None:
-    # The statistics take a second to load, which the other commands need not wait for.
-    from outlier_moe.statistics.routing import most_striking
-
-    path = arguments.results / "comparison" / "expert_routing.parquet"
-    table = read_table(path, remedy=f"Run: snakemake {path}", needs=("model", "magnitude", *_EXPERTS))
-    of_model = table.filter(model=arguments.model)
-    if of_model.is_empty():
-        known = table["model"].unique(maintain_order=True).to_list()
-        expected = f"a model whose experts were recorded: {', '.join(known) or 'there is none'}"
-        raise StudyError("The table has no such model.", file=path, expected=expected, got=arguments.model)
-    top = most_striking(of_model).head(arguments.n).with_columns(pl.col("kind").cast(pl.String))
-    title = f"{arguments.model}, outlier tokens from |x| >= {of_model['magnitude'][0]:g} on"
-    show_frame(top, _EXPERTS, output_format=arguments.format, title=title)
-
-
-def _origin(source: ModelSource | None) -> str:
-    match source:
-        case HubSource():
-            return source.repo
-        case GgufWheelSource():
-            return f"{source.package} {source.version}"
-        case DirectorySource() | CheckpointSource() | GgufSource():
-            return str(source.path)
-        case None:
-            return "unavailable"
-
-
-def _models(arguments: argparse.Namespace) -> None:
-    registry = load_registry(arguments.registry, arguments.registry_schema)
-    stages = {"systematic.parquet": "filtered", "outliers": "recorded", "tokens.arrow": "tokenised"}
-    rows = []
-    for entry in registry.models.values():
-        done = [name for file, name in stages.items() if (arguments.results / entry.id / file).exists()]
-        rows.append(
-            {
-                "model": entry.id,
-                "kind": entry.kind,
-                "family": entry.family,
-                "total_params_b": entry.total_params_b,
-                "active_params_b": entry.active_params_b,
-                "source": _origin(entry.source),
-                "unavailable": entry.unavailable,
-                "sweeps": ", ".join(entry.sweeps),
-                "done": done[0] if done else "",
-            }
-        )
-    show_frame(pl.DataFrame(rows), _MODELS, output_format=arguments.format, title=str(arguments.registry))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="outlier-moe", description="Look at the results of the outlier_moe pipeline.")
+def _parser() -> Parser:
+    parser = Parser(prog="outlier-moe", description="Look at the results of the outlier_moe pipeline.")
     parser.add_argument("--version", action="version", version=__version__)
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--format", choices=get_args(OutputFormat), default="table", help="default: %(default)s")
     shared.add_argument(
         "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
     )
-    registered = argparse.ArgumentParser(add_help=False)
+    registered = Parser(add_help=False)
     registered.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
     registered.add_argument(
         "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
@@ -197,18 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", parents=[shared], help="all models side by side, by every preset")
     show.set_defaults(run=_show)
 
-    top = commands.add_parser("top", parents=[shared, registered], help="a model's largest features, or its experts")
-    top.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
-    top.add_argument("--preset", default="dettmers2022", help="which definition (default: %(default)s)")
-    top.add_argument("-n", type=int, default=20, help="how many (default: %(default)s)")
-    top.add_argument(
-        "--experts", action="store_true", help="instead, the experts whose share of the outlier tokens stands out most"
-    )
-    top.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
-    top.set_defaults(run=_top)
-
-    models = commands.add_parser("models", parents=[shared, registered], help="the registry, and which models are done")
-    models.set_defaults(run=_models)
+    top.add_parser(commands, shared, registered)
+    models.add_parser(commands, shared, registered)
+    check.add_parser(commands, shared, registered)
     compare.add_parser(commands)
     verify.add_parser(commands, shared)
     plan.add_parser(commands)
@@ -217,7 +107,31 @@ def _parser() -> argparse.ArgumentParser:
     count_params.add_parser(commands, shared)
     sweep.add_parser(commands, shared)
     upcycling.add_parser(commands, shared)
+    completion.add_parser(commands, parser)
     return parser
+
+
+def _told(error: StudyError) -> int:
+    sys.stderr.write(f"{error}\n")
+    return 1
+
+
+def _other_version(error: Exception) -> StudyError:
+    return StudyError(
+        "A table does not have what this version of outlier-moe looks for.",
+        expected=f"results that version {__version__} has made",
+        got=str(error).splitlines()[0],
+        remedy="Run snakemake again, which makes the tables of this version.",
+    )
+
+
+def _cannot(error: OSError) -> StudyError:
+    return StudyError(
+        "A file or folder cannot be used.",
+        file=error.filename,
+        got=error.strerror or str(error),
+        remedy="See that it is there, and that it may be read and written.",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -232,8 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Here and not at the interpreter's end, where a full disk is a traceback.
         sys.stdout.flush()
     except StudyError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return _told(error)
+    except pl.exceptions.PolarsError as error:
+        return _told(_other_version(error))
     except BrokenPipeError:
         # The reader (head, say) has enough.
         _drop_output()
@@ -241,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except OSError as error:
-        told = disk_trouble(error, Path("standard output"))
-        if told is None:
-            raise
+        told = disk_trouble(error, Path("standard output")) or _cannot(error)
         if error.filename is None:
             told = StudyError(
                 "Standard output cannot be written to.",
@@ -251,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 remedy="Make room where it goes, or send it elsewhere: > another/place.csv",
             )
             _drop_output()
-        sys.stderr.write(f"{told}\n")
-        return 1
+        return _told(told)
     return 0
 
 

@@ -101,8 +101,32 @@ def test_top_lists_the_experts_of_outlier_tokens(tmp_path: Path, capsys: pytest.
     assert ["3", "0", "routed", "90.0", "10.0", "9.00", "18", "36"] in printed
     assert main(["top", "mixtral", "--experts", "--results", str(tmp_path), "--format", "json"]) == 0
     assert [row["expert"] for row in json.loads(capsys.readouterr().out)] == [0, 2, 1]
-    assert main(["top", "smollm2", "--experts", "--results", str(tmp_path)]) == 1
+    assert main(["top", "qwen3-30b-a3b", "--experts", "--results", str(tmp_path)]) == 1
     assert "a model whose experts were recorded: mixtral" in capsys.readouterr().err
+    assert main(["top", "smollm2", "--experts", "--results", str(tmp_path)]) == 1
+    assert "is dense" in capsys.readouterr().err
+
+
+def test_a_recording_without_experts_is_of_a_dense_model(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "one", "--experts", "--results", str(results)]) == 1
+    assert "is dense" in capsys.readouterr().err
+
+
+def test_a_preset_that_finds_nothing_is_no_unknown_one(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = results / "one" / "systematic.parquet"
+    pl.read_parquet(path).filter(pl.col("preset") != "dettmers2022").write_parquet(path)
+    assert main(["top", "one", "--results", str(results)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "No feature of one is found by dettmers2022" in captured.err
+    assert main(["top", "one", "--results", str(results), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_show_names_the_report(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "report").mkdir()
+    (results / "report/index.html").write_text("")
+    assert main(["show", "--results", str(results)]) == 0
+    assert str(results / "report/index.html") in capsys.readouterr().err
 
 
 def test_models_says_which_are_done(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

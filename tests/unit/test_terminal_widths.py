@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from outlier_moe import cli
-from outlier_moe.commands import compare, cost, count_params, nodes, plan, verify
+from outlier_moe.commands import compare, cost, count_params, models, nodes, plan, top, verify
 from outlier_moe.scale_sweep import terminal_table
 from outlier_moe.terminal import presentation
 from outlier_moe.terminal.presentation import Column, least_wanted, show_frame, terminal_width
@@ -17,9 +17,9 @@ from outlier_moe.upcycling import summary
 
 TABLES = {
     "show": cli._COMPARISON,
-    "top": cli._TOP,
-    "top --experts": cli._EXPERTS,
-    "models": cli._MODELS,
+    "top": top.FEATURES,
+    "top --experts": top.EXPERTS,
+    "models": models.COLUMNS,
     "compare": compare.COLUMNS,
     "cost": cost._COLUMNS,
     "count-params": count_params._COLUMNS,
@@ -105,8 +105,8 @@ def test_programs_get_all_columns_at_any_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(presentation, "terminal_width", lambda: 40)
-    show_frame(frame_of(cli._TOP), cli._TOP, output_format="csv", title="")
-    assert capsys.readouterr().out.splitlines()[0].split(",") == list(cli._TOP)
+    show_frame(frame_of(top.FEATURES), top.FEATURES, output_format="csv", title="")
+    assert capsys.readouterr().out.splitlines()[0].split(",") == list(top.FEATURES)
 
 
 def test_a_pipe_is_wide(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import polars as pl
 
+from outlier_moe.commands.local_logs import LOGS, local_logs, print_newest
 from outlier_moe.commands.skypilot import import_skypilot
 from outlier_moe.errors import StudyError
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
@@ -67,11 +68,11 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     nodes.set_defaults(run=run_nodes)
     logs = commands.add_parser(
         "logs",
-        help="what a model's job says on its rented node",
-        description="A job's output: of its node while it runs, else what was kept of it.",
+        help="what a model's job says: on its rented node, or in its logs on this machine",
+        description="A job's output: of its node while it runs, else what was kept of it; else this machine's logs.",
     )
     logs.add_argument("model", metavar="MODEL", help="id of config/models.yaml")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job on a node ends")
     logs.add_argument("--project", help="as of nodes")
     logs.set_defaults(run=run_logs)
 
@@ -108,7 +109,19 @@ def run_logs(arguments: argparse.Namespace) -> None:
     Raises:
         StudyError: If SkyPilot is not installed, or nothing is known of such a job.
     """
-    sky = import_skypilot()
+    here = local_logs(arguments.model)
+    try:
+        sky = import_skypilot()
+    except StudyError:
+        if not here:
+            raise StudyError(
+                "There are no logs of this model on this machine, and rented nodes cannot be asked.",
+                file=LOGS,
+                got=arguments.model,
+                remedy="Run its stages; for rented nodes: make cloud, then .venv-cloud/bin/outlier-moe.",
+            ) from None
+        print_newest(here)
+        return
     from snakemake_executor_plugin_skypilot.names import STATE, kept_logs
     from snakemake_executor_plugin_skypilot.runs import is_held
     from snakemake_executor_plugin_skypilot.watching import followed
@@ -124,6 +137,9 @@ def run_logs(arguments: argparse.Namespace) -> None:
     running = [node for node in _nodes(sky, arguments.project) if job.fullmatch(node.job or "")]
     if running:
         sky.tail_logs(running[0].name, running[0].job_id, follow=arguments.follow)
+        return
+    if not kept and here:
+        print_newest(here)
         return
     if not kept:
         raise StudyError(

@@ -157,7 +157,7 @@ def plan_model(
         stored_bytes=stored_bytes,
         effort=done,
         here=memory,
-        fits_here=tuple(mode for mode, need in memory.items() if _fits_here(mode, need, sizes, here)),
+        fits_here=fitting_modes(memory, sizes, here),
         rented=rented,
         node=cheapest_node(sizes, rented, done, cluster),
     )
@@ -169,6 +169,11 @@ def mode_memory(sizes: ModelSizes, workload: Workload, *, device: DeviceType) ->
     if sizes.is_quantized:
         return {"streamed": streamed}
     return {"resident": resident_memory(sizes, workload, device=device), "streamed": streamed}
+
+
+def fitting_modes(memory: dict[Mode, Memory], sizes: ModelSizes, here: Here) -> tuple[Mode, ...]:
+    """The modes that fit into this machine's memory now."""
+    return tuple(mode for mode, need in memory.items() if _fits_here(mode, need, sizes, here))
 
 
 def _fits_here(mode: Mode, need: Memory, sizes: ModelSizes, here: Here) -> bool:
