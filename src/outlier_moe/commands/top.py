@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
+from outlier_moe.commands.definitions import definitions_of, tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import read_table, tell_degenerate
 from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError, nearest
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         # A name that is no model's is told as such: Snakemake could not make its table.
         load_registry(arguments.registry, arguments.registry_schema).model(arguments.model)
     table = read_table(path, remedy=f"Run: snakemake {path}", needs=("preset", "first_token", *FEATURES))
-    known = {*table["preset"].unique(), *_defined_presets(arguments)}
+    known = {*table["preset"].unique(), *definitions_of(path), *_defined_presets(arguments)}
     if arguments.preset not in known:
         raise StudyError(
             "The study has no such preset.", file=path, got=arguments.preset, remedy=nearest(arguments.preset, known)
