@@ -212,11 +212,16 @@ def _of_configuration(entry: ModelEntry, folder: Path, workload: Workload) -> li
     from outlier_moe.architectures.lengths import length_for
     from outlier_moe.architectures.model_class import read_config
     from outlier_moe.architectures.positions import positions_of
+    from outlier_moe.model_labels import agreed_labels
+    from outlier_moe.planning.labels import config_labels
     from outlier_moe.planning.plan import fitting_modes, mode_memory, this_machine
     from outlier_moe.planning.sizes import model_sizes
 
     trusted = entry.trust_remote_code
     config = read_config(folder, trust_remote_code=trusted)
+    agreed_labels(
+        entry.labels, config_labels(config, trust_remote_code=trusted), model=entry.id, place="its config.json"
+    )
     sizes = model_sizes(config, dtype=workload.dtype, trust_remote_code=trusted)
     kind = "Mixture of Experts" if sizes.has_experts else "dense"
     parameters = f"{sizes.n_parameters / 1e9:.2f} B parameters in {len(sizes.layers)} layers of width {sizes.d_model}"

@@ -144,7 +144,7 @@ def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["shwo"], "did you mean 'show'?"),
+        (["shows"], "did you mean 'show'?"),
         (["show", "--formt", "csv"], "did you mean '--format'?"),
         (["show", "--format", "jsn"], "did you mean 'json'?"),
         (["sweep", "scale_swep"], "did you mean"),
