@@ -56,7 +56,7 @@ class ModelSizes:
     rest: Portion
     """Embeddings, final norm and head."""
     towers: Portion
-    """Other towers: a resident model has them in memory, a streamed one does not read them."""
+    """Other towers: only a model that is spread over several cards has them in memory."""
     d_model: int
     """Width of the residual stream."""
     vocabulary: int

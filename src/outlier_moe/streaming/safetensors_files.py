@@ -44,8 +44,8 @@ READ_BYTES = 2**22
 def read_tensors(path: Path, entries: Mapping[str, TensorEntry], names: Iterable[str]) -> dict[str, Tensor]:
     """Some tensors of a file, each of whose bytes is read, and then mapped where it lies in the system's cache.
 
-    So they take no memory of the process, and lie where they do in a resident model, whose files transformers maps as
-    well: MKL's products of the same matrices differ in their last bits with the alignment of these. Reading first
+    So they take no memory of the process, and lie at the same place in a page for both drivers: MKL's products of the
+    same matrices differ in their last bits with the alignment of these. Reading first
     keeps the wait for the disk in this call, and makes a file that is cut short an error in place of a crash.
 
     Args:
