@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource, ModelEntry
+from outlier_moe.registry import CheckpointSource, DirectorySource, GgufSource, HubSource, ModelEntry
 from outlier_moe.sources.checkpoint_dtype import values_by_dtype
 from outlier_moe.sources.checkpoint_files import weight_files
 from outlier_moe.sources.checkpoint_map import map_checkpoint
@@ -64,6 +64,11 @@ def find_config(entry: ModelEntry, models_directory: Path, *, ask_hub: bool = Tr
             _settle(config, lambda: values_by_dtype(files.counting()), of=entry.id)
             n_bytes = sum((folder / name).stat().st_size for name in files.headers)
             return FoundConfig(config, n_bytes or None, "folder")
+        case GgufSource():
+            # numpy's and gguf's reading, which other sources do without.
+            from outlier_moe.sources.gguf_conversion import gguf_config
+
+            return FoundConfig(gguf_config(entry.source.path.expanduser()), None, "file")
         case _:
             raise StudyError(
                 "A model's configuration is not here yet.",

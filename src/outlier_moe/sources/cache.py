@@ -22,6 +22,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OUTLIER_MOE_CACHE") or Path(caches) / "outlier_moe")
 
 
+def blob_sha256(path: Path) -> str | None:
+    """The SHA-256 of a large file of the hub's cache, which has it for a name; None of any other file."""
+    resolved = path.resolve()
+    is_named_so = resolved.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", resolved.name)
+    return resolved.name if is_named_so else None
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, which is read once for each path, size and time: about a second for each GB.
 
@@ -30,9 +37,9 @@ def file_sha256(path: Path) -> str:
     Raises:
         StudyError: If the file cannot be read.
     """
+    if (known := blob_sha256(path)) is not None:
+        return known
     resolved = path.resolve()
-    if resolved.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", resolved.name):
-        return resolved.name
     try:
         state = resolved.stat()
         if state.st_size < LARGE_BYTES:

@@ -24,7 +24,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.host_memory import available_bytes
 from outlier_moe.sources.checkpoint_files import WEIGHTS
 from outlier_moe.sources.gguf_metadata import complete_config, refuse_ignored_tensors, refuse_unknown_architecture
-from outlier_moe.sources.gguf_parts import PLAIN, join_parts, open_gguf, refuse_undecodable, value
+from outlier_moe.sources.gguf_parts import PLAIN, gguf_files, join_parts, open_gguf, refuse_undecodable, value
 from outlier_moe.sources.gguf_tokenizer import gguf_tokenizer
 from outlier_moe.terminal.model_bars import model_bars_hidden
 
@@ -66,6 +66,23 @@ def convert(files: Sequence[Path], directory: Path, *, with_tokenizer: bool = Tr
         refuse_ignored_tensors(model, names, value(first, "general.architecture"), file=files[0])
     _write(model, tokenizer, directory, files[0])
     return value(first, "general.license")
+
+
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """The configuration of a GGUF model of one's own, as its conversion will have it.
+
+    Raises:
+        StudyError: If it is not there, or cannot be read.
+    """
+    files = gguf_files(path)
+    readers = [open_gguf(file) for file in files]
+    refuse_unknown_architecture(readers[0], files[0])
+    config = complete_config(_read_config(files[0], named=files[0]), readers[0], files[0])
+    # The head may lie in another part than the metadata.
+    if any(tensor.name == "output.weight" for reader in readers for tensor in reader.tensors):
+        config.tie_word_embeddings = False
+    config.dtype = torch.float32
+    return config
 
 
 def _refuse_too_large(readers: Sequence[GGUFReader], file: Path, directory: Path) -> None:

@@ -67,7 +67,9 @@ def _only_model(folder: Path) -> Path:
             file=folder,
             expected="the .gguf file, or parts, of one model",
             got=", ".join(files[0].name for files in list(models.values())[:4]) or "no .gguf file",
-            remedy="Name the file itself in source.path; of parts, the first.",
+            remedy="That is a folder in transformers' format: write source: {kind: directory, path: ...}."
+            if (folder / "config.json").exists() and not models
+            else "Name the file itself in source.path; of parts, the first.",
         )
     (files,) = models.values()
     return files[0]

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from outlier_moe.registry import GgufSource, GgufWheelSource
-from outlier_moe.sources.cache import cache_folder
+from outlier_moe.sources.cache import cache_folder, file_sha256
 from outlier_moe.sources.gguf_conversion import CONVERSION, convert
 from outlier_moe.sources.gguf_parts import gguf_files
 from outlier_moe.sources.gguf_tokenizer import copy_tokenizer
@@ -67,6 +67,8 @@ def fetch_gguf(source: GgufSource, directory: Path, *, key: str) -> dict[str, An
 
 def _sha256(files: list[Path]) -> str:
     """The SHA-256 of a file, or of its parts one after the other."""
+    if len(files) == 1:
+        return file_sha256(files[0])
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

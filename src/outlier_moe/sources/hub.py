@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from outlier_moe.errors import StudyError
+from outlier_moe.sources.cache import blob_sha256
 from outlier_moe.sources.checkpoint_dtype import values_by_dtype
 from outlier_moe.sources.hub_answers import NetworkError, cause, explained, retry_after_s, token
 from outlier_moe.sources.safetensors_header import read_header
@@ -94,7 +95,11 @@ def cached_model(repo: str, revision: str) -> HubSnapshot | None:
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    files = [HubFile(path.name, path.stat().st_size, None) for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [
+        HubFile(path.name, path.stat().st_size, blob_sha256(path))
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    ]
     return HubSnapshot(repo, folder.name, None, tuple(files), folder)
 
 

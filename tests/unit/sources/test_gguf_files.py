@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from outlier_moe.errors import StudyError
+from outlier_moe.planning.configs import find_config
+from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.registry import GgufSource, GgufWheelSource
 from outlier_moe.sources.gguf_parts import join_parts
 from outlier_moe.sources.models import fetch_model, open_checkpoint
@@ -294,3 +296,13 @@ def test_quantised_tensors_become_values_for_readings_that_lack_their_type(tmp_p
     expected, found = (plainly_read([tmp_path / name]) for name in ("a.gguf", "b.gguf"))
     assert {tensor.tensor_type for tensor in gguf.GGUFReader(tmp_path / "b.gguf").tensors} == {Kind.F32}
     assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_plan_reads_the_file_before_it_is_fetched(tmp_path: Path) -> None:
+    head = {"output.weight": np.ones((len(VOCABULARY), D_MODEL), np.float32)}
+    write_gguf(tmp_path / "tiny.gguf", kinds=[Kind.Q4_0], tensors=head, max_tensors=9)
+    entry = model_entry(GgufSource(tmp_path / "tiny-00001-of-00003.gguf"))
+    planned = model_sizes(find_config(entry, tmp_path).config)
+    fetch_model(entry, tmp_path / entry.id)
+    found = find_config(entry, tmp_path)
+    assert model_sizes(found.config) == planned and found.place == "fetched" and planned.dtype == "float32"
