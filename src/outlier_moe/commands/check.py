@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     refusals: list[StudyError] = []
     findings = _findings(entry, arguments.fetched, study_workload(study), refusals)
     rows = pl.DataFrame(findings, schema=dict.fromkeys(Finding._fields, pl.String), orient="row")
-    show_frame(rows, COLUMNS, output_format=arguments.format, title=f"{entry.id}: no weights are fetched")
+    show_frame(rows, COLUMNS, output_format=arguments.format, title=f"{arguments.model}: no weights are fetched")
     if refusals:
         first, *others = refusals
         first.also = tuple(error.in_a_line() for error in others)
@@ -126,7 +126,8 @@ def _entry(arguments: argparse.Namespace) -> ModelEntry:
 
 def _unregistered(source: ModelSource, name: str) -> ModelEntry:
     return ModelEntry(
-        id=name,
+        # As a folder may be named.
+        id=name.strip("/").replace("/", "--"),
         source=source,
         family=None,
         kind=None,
@@ -174,10 +175,11 @@ def _findings(entry: ModelEntry, fetched: Path, workload: Workload, refusals: li
     with tempfile.TemporaryDirectory(prefix="outlier-moe-check-") as scratch:
         folder = fetched / entry.id
         if not is_here:
-            folder = Path(scratch) / "model"
+            fetched = Path(scratch)
+            folder = fetched / entry.id
             if not tried("files", lambda: _fetched(entry, folder)):
                 return found
-        tried("model", lambda: _of_configuration(entry, folder, workload))
+        tried("model", lambda: _of_configuration(entry, fetched, workload))
         tried("tokenizer", lambda: _of_tokenizer(entry, folder))
     return found
 
@@ -207,22 +209,22 @@ def _fetched(entry: ModelEntry, folder: Path) -> list[Finding]:
     return [Finding("files", "ok", f"{n_files} files of weights in {own}")]
 
 
-def _of_configuration(entry: ModelEntry, folder: Path, workload: Workload) -> list[Finding]:
+def _of_configuration(entry: ModelEntry, fetched: Path, workload: Workload) -> list[Finding]:
     """Family, size, precision, mode, length, and what is left out."""
     from outlier_moe.architectures.lengths import length_for
-    from outlier_moe.architectures.model_class import read_config
     from outlier_moe.architectures.positions import positions_of
     from outlier_moe.model_labels import agreed_labels
+    from outlier_moe.planning.configs import find_config
     from outlier_moe.planning.labels import config_labels
     from outlier_moe.planning.plan import fitting_modes, mode_memory, this_machine
     from outlier_moe.planning.sizes import model_sizes
 
     trusted = entry.trust_remote_code
-    config = read_config(folder, trust_remote_code=trusted)
+    config = find_config(entry, fetched).config
+    sizes = model_sizes(config, dtype=workload.dtype, trust_remote_code=trusted)
     agreed_labels(
         entry.labels, config_labels(config, trust_remote_code=trusted), model=entry.id, place="its config.json"
     )
-    sizes = model_sizes(config, dtype=workload.dtype, trust_remote_code=trusted)
     kind = "Mixture of Experts" if sizes.has_experts else "dense"
     parameters = f"{sizes.n_parameters / 1e9:.2f} B parameters in {len(sizes.layers)} layers of width {sizes.d_model}"
     found = [
