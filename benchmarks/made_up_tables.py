@@ -22,6 +22,7 @@ from outlier_moe import schemas
 from outlier_moe.ladder import Ladder
 from outlier_moe.recording.tables import ANY_LAYER_SCHEMA, LAYER_SCHEMA
 from outlier_moe.recording_files import FORMAT
+from outlier_moe.table_files import seal, with_facts, write_table
 from outlier_moe.taps import TAPS, VIEWS, Tap
 
 COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -72,7 +73,8 @@ def write_made_up(directory: Path, model: MadeUpModel) -> None:
     unions: dict[str, _Rows] = {}
     sites, peaks = [], []
     for layer in range(model.n_layers):
-        with pa.ipc.new_file(directory / f"layer_{layer:02d}.arrow", LAYER_SCHEMA, options=COMPRESSION) as writer:
+        path = directory / f"layer_{layer:02d}.arrow"
+        with pa.ipc.new_file(path, with_facts(LAYER_SCHEMA, Ladder().facts), options=COMPRESSION) as writer:
             for view, taps in VIEWS.items():
                 for tap in taps:
                     spread = _site_spread(model, tap, base, float(depth[layer]), random)
@@ -82,13 +84,16 @@ def write_made_up(directory: Path, model: MadeUpModel) -> None:
                     unions[view] = _union(unions[view], rows, model.n_positions) if view in unions else rows
                     sites.append(_site(model, tap, layer, spread, rows))
                     peaks.append(_peaks(tap, layer, rows, random))
-    with pa.ipc.new_file(directory / "any_layer.arrow", ANY_LAYER_SCHEMA, options=COMPRESSION) as writer:
+        seal(path)
+    path = directory / "any_layer.arrow"
+    with pa.ipc.new_file(path, with_facts(ANY_LAYER_SCHEMA, Ladder().facts), options=COMPRESSION) as writer:
         for view, rows in unions.items():
             for sequence in range(model.n_sequences):
                 _write(writer, rows, sequence, {"view": (list(VIEWS).index(view), list(VIEWS)), "layer": 0})
+    seal(path)
     key = ["tap", "layer", "sequence"]
-    schemas.Site.validate(pl.concat(sites).sort(key), cast=True).write_parquet(directory / "sites.parquet")
-    schemas.Peak.validate(pl.concat(peaks).sort([*key, "rank"]), cast=True).write_parquet(directory / "peaks.parquet")
+    write_table(schemas.Site.validate(pl.concat(sites).sort(key), cast=True), directory / "sites.parquet")
+    write_table(schemas.Peak.validate(pl.concat(peaks).sort([*key, "rank"]), cast=True), directory / "peaks.parquet")
     _write_run(directory, model, random)
 
 
@@ -213,7 +218,7 @@ def _write_run(directory: Path, model: MadeUpModel, random: np.random.Generator)
     losses = model.loss_nats + 0.05 * random.standard_normal(model.n_sequences)
     sequences = pl.DataFrame({"sequence": range(model.n_sequences), "loss_nats": losses})
     table = sequences.with_columns(n_tokens=pl.lit(model.n_positions))
-    schemas.Sequence.validate(table, cast=True).write_parquet(directory / "sequences.parquet")
+    write_table(schemas.Sequence.validate(table, cast=True), directory / "sequences.parquet")
     run = {
         "format": FORMAT,
         "model": model.name,

@@ -75,10 +75,16 @@ def write_table(
 
     arrow = table.to_arrow()
     arrow = arrow.cast(signed_indices(arrow.schema))
-    with parquet.ParquetWriter(path, arrow.schema, compression="zstd") as writer:
+    # Figures and bytes hardly repeat: a dictionary of them makes reading take twice as long.
+    repeated = [field.name for field in arrow.schema if not _is_seldom_repeated(field.type)]
+    with parquet.ParquetWriter(path, arrow.schema, compression="zstd", use_dictionary=repeated) as writer:
         writer.write_table(arrow, row_group_size=row_group_size)
         writer.add_key_value_metadata(_metadata(facts or {}))
     seal(Path(path))
+
+
+def _is_seldom_repeated(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def seal(path: Path) -> None:
