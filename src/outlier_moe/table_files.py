@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -62,6 +62,7 @@ def write_table(
     facts: Mapping[str, Any] | None = None,
     *,
     row_group_size: int | None = None,
+    compression: Literal["zstd", "lz4"] = "zstd",
 ) -> None:
     """Write a Parquet file with what the table was made by, and its checksum.
 
@@ -70,6 +71,7 @@ def write_table(
         path: Where to.
         facts: What it was made by, as JSON can say it.
         row_group_size: Rows that are read together.
+        compression: lz4 for what is read more often than it is kept.
     """
     from pyarrow import parquet
 
@@ -77,7 +79,7 @@ def write_table(
     arrow = arrow.cast(signed_indices(arrow.schema))
     # Figures and bytes hardly repeat: a dictionary of them makes reading take twice as long.
     repeated = [field.name for field in arrow.schema if not _is_seldom_repeated(field.type)]
-    with parquet.ParquetWriter(path, arrow.schema, compression="zstd", use_dictionary=repeated) as writer:
+    with parquet.ParquetWriter(path, arrow.schema, compression=compression, use_dictionary=repeated) as writer:
         writer.write_table(arrow, row_group_size=row_group_size)
         writer.add_key_value_metadata(_metadata(facts or {}))
     seal(Path(path))

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from outlier_moe.errors import StudyError
 from outlier_moe.filtering import unanswered
-from outlier_moe.presets import Preset
+from outlier_moe.presets import Preset, definition_facts
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
 from outlier_moe.statistics.bootstrap import BootstrapOptions, resample_model
@@ -26,6 +27,7 @@ from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, boo
 from outlier_moe.statistics.sequence_counts import SequenceCounts
 from outlier_moe.statistics.stability import stability
 from outlier_moe.statistics.stored_tables import stored_tables
+from outlier_moe.table_files import read_table, table_facts, write_table
 from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)
@@ -167,11 +169,12 @@ class KeptResamples:
     def of(cls, path: Path, key: str) -> KeptResamples:
         """Those of a file, as far as they are still right."""
         try:
-            metadata = pl.read_parquet_metadata(path)
-            if metadata.get("key") == key:
-                presets = [Preset(**preset) for preset in json.loads(metadata["presets"])]
-                return cls(path, key, presets, pl.read_parquet(path))
-        except (FileNotFoundError, pl.exceptions.PolarsError):
+            facts = table_facts(path)
+            if facts.get("key") == key:
+                presets = [Preset(**preset) for preset in facts["presets"]]
+                return cls(path, key, presets, read_table(path))
+        # What is damaged is made again.
+        except (FileNotFoundError, ValueError, pl.exceptions.PolarsError, StudyError):
             pass
         return cls(path, key, [], ModelResample.create_empty())
 
@@ -182,5 +185,4 @@ class KeptResamples:
     def keep(self, table: pl.DataFrame, presets: list[Preset]) -> None:
         """Keep a table in place of what was there."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"key": self.key, "presets": json.dumps([asdict(preset) for preset in presets])}
-        table.write_parquet(self.path, metadata=told, compression="lz4")
+        write_table(table, self.path, {"key": self.key, **definition_facts(presets)}, compression="lz4")
