@@ -11,7 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from outlier_moe.terminal.time_left import SparseLines
+
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 15.0
+"""So often a run whose output goes to a file says how far it is."""
 
 
 class TokenRate(ProgressColumn):
@@ -30,6 +35,7 @@ def token_progress(model: str, n_tokens: int) -> Iterator[Callable[[int], None]]
     columns = (TextColumn("{task.description}"), BarColumn(), TokenRate(), TimeRemainingColumn())
     started = time.monotonic()
     done = 0
+    lines = SparseLines(model, n_tokens, "tokens", seconds_between=SECONDS_BETWEEN_LINES)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(model, total=n_tokens)
 
@@ -37,7 +43,8 @@ def token_progress(model: str, n_tokens: int) -> Iterator[Callable[[int], None]]
             nonlocal done
             done += tokens
             progress.advance(task, tokens)
-            rate = done / (time.monotonic() - started)
+            rate = done / max(time.monotonic() - started, 1e-9)
+            lines.advance(tokens)
             log.info("%s: %d of %d tokens, %.0f tokens/s", model, done, n_tokens, rate)
 
         yield advance

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from outlier_moe.terminal.time_left import SparseLines
+
 log = logging.getLogger(__name__)
 
 
@@ -26,6 +28,7 @@ def training_progress(
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
+    lines = SparseLines(label, n_steps, "steps", n_done=n_done, seconds_between=60.0)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(label, total=n_steps, completed=n_done, figures="")
 
@@ -33,6 +36,7 @@ def training_progress(
             speed = f"{row['units_per_s']:,.0f} {unit}/s"
             progress.update(task, advance=1, figures=f"loss {row['loss']:.4f}, {speed}")
             figures = ", ".join(f"{name} {_written(value)}" for name, value in row.items() if name != "step")
+            lines.advance(1)
             log.info("%s: step %d of %d: %s", label, row["step"] + 1, n_steps, figures)
 
         yield advance
