@@ -142,3 +142,15 @@ def test_tables_that_are_there_keep_their_number_of_shards(mixtral: Path, tmp_pa
     assert shards_to_record(tmp_path / "merged", study) == N_SHARDS
     study["tokenize_corpus"]["n_sequences"] = 8
     assert shards_to_record(tmp_path / "merged", study) == 4
+
+
+def test_a_recording_of_shortened_sequences_keeps_its_shards(tmp_path: Path) -> None:
+    run = {"n_sequences": 4, "sequence_length": 8, "taps": ["residual"], "floor": 3.0, "tokens": {"asked_length": 64}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    study: dict[str, Any] = {
+        "tokenize_corpus": {"n_sequences": 4, "sequence_length": 64},
+        "record_outliers": {"taps": ["residual"], "floor": 3.0, "shards": 2},
+    }
+    assert shards_to_record(tmp_path, study) == 1
+    study["tokenize_corpus"]["sequence_length"] = 128
+    assert shards_to_record(tmp_path, study) == 2

@@ -46,7 +46,8 @@ def read_cifar10() -> tuple[LabelledImages, LabelledImages]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    from outlier_moe.sources.hub import explained, patiently, token
+    from outlier_moe.sources.hub import patiently
+    from outlier_moe.sources.hub_answers import explained, token
 
     key = "scale_sweep.images.source"
 
