@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+"""What a process that Ctrl-C has ended says to the shell."""
 
 
 @contextmanager
@@ -35,7 +41,29 @@ def uncollected() -> Iterator[None]:
     """
     gc.disable()
     try:
-        yield
+        with _interrupted_in_a_line():
+            yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def _interrupted_in_a_line() -> Iterator[None]:
+    """End the process at Ctrl-C at once: libraries that are half imported make other errors of it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"interrupted before it began\n")
+        os._exit(INTERRUPTED)
+
+    try:
+        before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # In a thread no signal is heard.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -13,13 +13,10 @@ from types import FrameType
 
 from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
+from outlier_moe.lean_imports import INTERRUPTED
 from outlier_moe.stages import ScriptJob, Stage, StageDoneError, alone
 
 log = logging.getLogger("outlier_moe")
-
-
-INTERRUPTED = 130
-"""What a process that Ctrl-C has ended says to the shell."""
 
 
 @contextmanager

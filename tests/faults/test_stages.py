@@ -21,7 +21,8 @@ from outlier_moe.contents import DigestMemo
 from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
 from outlier_moe.kept_times import begin_changes, forget_known, note_times, restore_times
-from outlier_moe.reporting import INTERRUPTED, reporting_to
+from outlier_moe.lean_imports import INTERRUPTED
+from outlier_moe.reporting import reporting_to
 from outlier_moe.stages import killed_stages
 from outlier_moe.whole_outputs import partial_of, whole_directory, whole_file
 
@@ -115,6 +116,20 @@ def test_an_interrupted_stage_says_so_in_a_line(tmp_path: Path, number: signal.S
     assert process.returncode == INTERRUPTED
     assert len(said.strip().splitlines()) == 1 and "interrupted" in said
     assert [path.name for path in (tmp_path / "results").iterdir()] == [".out.txt.lock"]
+
+
+def test_an_interrupt_while_libraries_are_imported_is_a_line_too(tmp_path: Path) -> None:
+    importing = "import time; from outlier_moe.lean_imports import uncollected\nwith uncollected():\n"
+    waiting = (
+        "  print('imports', flush=True)\n  try: time.sleep(60)\n  except BaseException: raise ValueError from None"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", importing + waiting], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == "imports\n"
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == INTERRUPTED and len(said.splitlines()) == 1
 
 
 def test_what_a_killed_snakemake_does_not_know_of_is_taken_up_once(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from outlier_moe.presets import presets
 from outlier_moe.recording_files import read_recording
 from outlier_moe.schemas import checked, comparison, tested
 from outlier_moe.study import validated_study
+from tests.faults.kill_study import KilledStudy, differences, killed_and_finished, tables
 from tests.swept_tables import made_up_sweep
 from tests.workflow.study_folder import StudyFolder, make_study
 
@@ -210,6 +213,38 @@ def test_a_run_ends_by_naming_its_results(study: StudyFolder) -> None:
 
 def test_nothing_is_left_to_do_afterwards(study: StudyFolder) -> None:
     assert study.planned() == {}
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_copy_whose_times_are_lost_reruns_nothing(study: StudyFolder, tmp_path: Path, forgets: bool) -> None:
+    shutil.copytree(study.path, tmp_path / "copy", copy_function=shutil.copyfile, symlinks=True)
+    copy = StudyFolder(tmp_path / "copy")
+    # Inputs last, so that all are newer than what was made from them.
+    paths = [path for folder in ("results", "resources") for path in sorted((copy.path / folder).rglob("*"))]
+    for number, path in enumerate(paths):
+        os.utime(path, (1_700_000_000 + number, 1_700_000_000 + number))
+    if forgets:
+        shutil.rmtree(copy.path / ".snakemake")
+    assert copy.planned() == {}
+
+
+def test_a_study_that_is_killed_comes_to_the_same_tables(study: StudyFolder, tmp_path: Path) -> None:
+    """Twice, at moments of a fixed seed; `tests/faults/kill_study.py` does it as often as one likes."""
+    killed = study.copied(tmp_path / "killed")
+    model = killed.path / "results/tiny-mixtral"
+    expected = {name: table for name, table in tables(killed.path).items() if "tiny-mixtral" in name}
+    for path in (model / "outliers", model / "recordings"):
+        shutil.rmtree(path)
+    (model / "systematic.parquet").unlink()
+    again = KilledStudy(killed.path, ["results/tiny-mixtral/systematic.parquet"])
+    kinds = ["SIGKILL to a job", "SIGKILL to snakemake"]
+    try:
+        lines, wrong = killed_and_finished(again, kinds, None, 2.0, random.Random(0))
+    finally:
+        again.end()
+    assert not wrong, (lines, wrong)
+    ours = {name: table for name, table in tables(killed.path).items() if "tiny-mixtral" in name}
+    assert differences(ours, expected) == []
 
 
 def test_changed_thresholds_rerun_no_recording(study: StudyFolder) -> None:
