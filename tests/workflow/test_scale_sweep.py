@@ -141,7 +141,7 @@ def test_a_run_that_diverges_is_a_result_of_a_sweep_that_ends(study: StudyFolder
 def test_every_picture_is_an_image_a_drawing_and_a_page(study: StudyFolder, sweep: str, optimizers: set[str]) -> None:
     folder = study.path / "results" / sweep / "plots"
     expected = {f"{picture}.{kind}" for picture, kind in product(PICTURES, ("png", "svg", "html"))}
-    assert {path.name for path in folder.iterdir()} == expected
+    assert {path.name for path in folder.glob("[!.]*")} == expected
     for picture in PICTURES:
         drawing = ElementTree.parse(folder / f"{picture}.svg").getroot()
         assert optimizers <= set(drawing.itertext())
