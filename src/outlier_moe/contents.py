@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,16 +38,18 @@ class DigestMemo:
 
     def sha256_of(self, path: Path) -> str:
         """The SHA-256 of a file."""
+        # The same file by whichever way it is come to.
+        name = os.path.relpath(path)
         state = path.stat()
         stamp = [state.st_size, state.st_mtime_ns]
-        known = self._known.get(str(path), [])
+        known = self._known.get(name, [])
         if known[:2] == stamp and len(known) == 3:
             return str(known[2])
         if state.st_size > _WORTH_A_WORD:
             log.warning("reading %s once, to know it again (%.0f GB)", path, state.st_size / 1e9)
-        self._known[str(path)] = [*stamp, sha256_of(path)]
+        self._known[name] = [*stamp, sha256_of(path)]
         self._is_changed = True
-        return str(self._known[str(path)][2])
+        return str(self._known[name][2])
 
     def save(self) -> None:
         """Keep them for the next run."""

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from outlier_moe.contents import sha256_of
+from outlier_moe.contents import DigestMemo, sha256_of
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording_files import FORMAT
 from outlier_moe.sharding import WHOLE
@@ -38,7 +38,12 @@ _FIRST_REVISION = 1
 
 
 def made_from(
-    model_directory: Path, tokens: Mapping[str, Any], options: RecordOptions, *, revision: int
+    model_directory: Path,
+    tokens: Mapping[str, Any],
+    options: RecordOptions,
+    *,
+    revision: int = _FIRST_REVISION,
+    digests: DigestMemo | None = None,
 ) -> dict[str, Any]:
     """What the figures of a recording depend on.
 
@@ -47,12 +52,13 @@ def made_from(
         tokens: What a file of tokens says of itself.
         options: What is recorded.
         revision: Of the stage.
+        digests: Those of this machine's files that were read before.
     """
     origin = read_origin(model_directory)
     return {
         "format": FORMAT,
         "revision": revision,
-        "checkpoint": _digest(_checkpoint(asdict(origin), model_directory, origin)),
+        "checkpoint": _digest(_checkpoint(asdict(origin), model_directory, origin, digests)),
         "tokens": tokens["tokens_sha256"],
         "taps": list(options.taps),
         "floor": float(options.floor),
@@ -61,7 +67,9 @@ def made_from(
     }
 
 
-def _checkpoint(source: Mapping[str, Any], model_directory: Path | None, origin: Origin | None) -> Any:
+def _checkpoint(
+    source: Mapping[str, Any], model_directory: Path | None, origin: Origin | None, digests: DigestMemo | None = None
+) -> Any:
     """What a checkpoint holds: of the hub and of packages by version, of a folder here by its files' digests."""
     files = sorted((file["name"], file["size"], file["sha256"]) for file in source["files"])
     if source["revision"] is not None:
@@ -69,8 +77,10 @@ def _checkpoint(source: Mapping[str, Any], model_directory: Path | None, origin:
     if model_directory is None or origin is None:
         return None
     folder = model_directory / (origin.checkpoint or ".")
-    digests = [(name, sha256 or sha256_of(folder / name)) for name, _, sha256 in files]
-    return [digests, source["trust_remote_code"]]
+    read = sha256_of if digests is None else digests.sha256_of
+    # Not what source.json says of them: they may have changed since they were fetched.
+    contents = [(name, read(folder / name)) for name, _, _ in files]
+    return [contents, source["trust_remote_code"]]
 
 
 def _made_from_of_run(
@@ -132,11 +142,13 @@ class KeptRecordings:
     Args:
         folder: Where they are.
         revision: Of the stage that records.
+        digests: Those of this machine's files that were read before.
     """
 
-    def __init__(self, folder: Path, *, revision: int = _FIRST_REVISION) -> None:
+    def __init__(self, folder: Path, *, revision: int = _FIRST_REVISION, digests: DigestMemo | None = None) -> None:
         self.folder = folder
         self.revision = revision
+        self.digests = digests
 
     def take_up(self, made: Mapping[str, Any], options: RecordOptions, output: Path) -> bool:
         """Put a recording of the same in place, if one is kept; for a shard that of all sequences will do."""

@@ -250,4 +250,4 @@ def test_a_digest_is_read_again_when_a_file_changes(tmp_path: Path) -> None:
     os.utime(file, ns=(0, 5))
     again = DigestMemo(tmp_path / "memo.json")
     assert again.sha256_of(file) != first
-    assert json.loads((tmp_path / "memo.json").read_text())[str(file)][2] == first
+    assert json.loads((tmp_path / "memo.json").read_text())[os.path.relpath(file)][2] == first

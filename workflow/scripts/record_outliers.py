@@ -5,6 +5,7 @@ from pathlib import Path
 from outlier_moe.lean_imports import uncollected
 
 with uncollected():
+    from outlier_moe.contents import DigestMemo
     from outlier_moe.kept_recordings import KeptRecordings
     from outlier_moe.recording.options import RecordOptions
     from outlier_moe.recording.record import record_outliers
@@ -29,6 +30,8 @@ with reporting_to(snakemake.log[0], snakemake):
         Path(snakemake.output.outliers),
         options,
         kept=KeptRecordings(
-            Path("results", snakemake.wildcards.model, "recordings"), revision=snakemake.params.revision
+            Path("results", snakemake.wildcards.model, "recordings"),
+            revision=snakemake.params.revision,
+            digests=DigestMemo(Path("resources/.digests.json")),
         ),
     )

@@ -81,7 +81,12 @@ def record_outliers(
     """
     started = time.monotonic()
     tokens = _of_shard(read_tokens(tokens_path), options.shard)
-    made = made_from(model_directory, tokens.metadata, options, revision=1 if kept is None else kept.revision)
+    made = made_from(
+        model_directory,
+        tokens.metadata,
+        options,
+        **({} if kept is None else {"revision": kept.revision, "digests": kept.digests}),
+    )
     if kept is not None and kept.take_up(made, options, output):
         return
     device = choose_device(options.device)
