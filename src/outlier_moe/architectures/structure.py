@@ -61,3 +61,12 @@ def _layer_lists(model: PreTrainedModel) -> Iterator[DecoderStructure]:
 def _is_decoder_layer(module: nn.Module, owner: PreTrainedModel) -> bool:
     declared = tuple(source.module_class for source in declared_sources(owner, "hidden_states"))
     return isinstance(module, declared) or type(module).__name__ in undivided_class_names(owner)
+
+
+def other_towers(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[str]:
+    """Paths of the models inside a model that neither hold the text decoder nor are part of it, each with a dot."""
+    home = next(f"{path}." for path, module in model.named_modules() if module is backbone)
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and path and home != ".":
+            if not home.startswith(f"{path}.") and not path.startswith(home):
+                yield f"{path}."

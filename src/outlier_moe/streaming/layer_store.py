@@ -13,17 +13,18 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.architectures.structure import DecoderStructure, find_structure, other_towers
 from outlier_moe.errors import StudyError
 from outlier_moe.host_memory import available_bytes
 from outlier_moe.sources.checkpoint_map import ignored_tensors, refuse_lacking, unlisted_tensors, warn_of_ignored
 from outlier_moe.sources.safetensors_header import TensorEntry, read_header
-from outlier_moe.streaming.loading import CheckpointTensor, Skeleton, UndoneTensor
+from outlier_moe.streaming.loading import Skeleton
 from outlier_moe.streaming.memory import release_freed_memory
 from outlier_moe.streaming.misfits import lacks_weights, some
 from outlier_moe.streaming.no_account import of_no_account
 from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, forget_cached, read_tensors
 from outlier_moe.streaming.shards import ShardSource
+from outlier_moe.streaming.stored_tensors import CheckpointTensor, UndoneTensor
 from outlier_moe.streaming.undoing import StoredWeight
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class LayerStore:
         self.n_layers = len(self.structure.layers)
         self.bytes_read = 0
         self._layer_of = re.compile(re.escape(self.structure.prefix) + r"\.(\d+)\.")
-        self._towers = tuple(_other_towers(self.model, self.structure.backbone))
+        self._towers = tuple(other_towers(self.model, self.structure.backbone))
         self._headers: dict[str, Mapping[str, TensorEntry]] = {}
         self._ignored: dict[str, Sequence[str]] = {}
         names = source.weight_map
@@ -302,12 +303,3 @@ class LayerStore:
                 forget_cached(self.source.path(shard), self._header(shard), self._names(layer, shard))
         if layer in self._read_order:
             self.source.finish(self._read_order.index(layer))
-
-
-def _other_towers(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[str]:
-    """Paths of the models inside a model that neither hold the text decoder nor are part of it, each with a dot."""
-    home = next(f"{path}." for path, module in model.named_modules() if module is backbone)
-    for path, module in model.named_modules():
-        if isinstance(module, PreTrainedModel) and path and home != ".":
-            if not home.startswith(f"{path}.") and not path.startswith(home):
-                yield f"{path}."

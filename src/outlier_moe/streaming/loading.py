@@ -37,6 +37,7 @@ from outlier_moe.architectures.quantisation import SECTIONS, readable_quantizati
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError
 from outlier_moe.streaming.fp8 import Fp8Undoing
+from outlier_moe.streaming.stored_tensors import CheckpointTensor, UndoneTensor
 from outlier_moe.streaming.undoing import NothingToUndo, StoredWeight, Undoing
 from outlier_moe.terminal.model_bars import model_bars_hidden
 
@@ -51,51 +52,6 @@ class Placement(NamedTuple):
     """Of all weights but those that the family keeps in float32."""
     device: torch.device
     """Where they are while a layer runs."""
-
-
-class CheckpointTensor:
-    """A tensor of the checkpoint as transformers' conversion takes it, handed over once so that its use frees it."""
-
-    def __init__(self, tensor: Tensor, stored_dtype: str) -> None:
-        self._tensor: Tensor | None = tensor
-        self._stored_dtype = stored_dtype
-        self.nbytes = tensor.nbytes
-
-    def get_dtype(self) -> str:
-        """The dtype by the name it has in safetensors files."""
-        return self._stored_dtype
-
-    def __getitem__(self, whole: object) -> Tensor:
-        """The tensor, which this object then forgets."""
-        tensor, self._tensor = self._tensor, None
-        assert tensor is not None
-        return tensor
-
-
-class UndoneTensor:
-    """A weight that is stored in parts, made of them only when the conversion takes it.
-
-    Args:
-        weight: What it is.
-        parts: What is stored, by full name.
-        undoing: How.
-        device: Where it is made.
-    """
-
-    def __init__(
-        self, weight: StoredWeight, parts: Mapping[str, CheckpointTensor], undoing: Undoing, device: torch.device
-    ) -> None:
-        self._weight, self._parts, self._undoing, self._device = weight, dict(parts), undoing, device
-
-    def get_dtype(self) -> str:
-        """A dtype of floats, which it will have."""
-        return "F32"
-
-    def __getitem__(self, whole: object) -> Tensor:
-        """The weight, whose parts this object then forgets."""
-        parts = {name: tensor[...].to(self._device) for name, tensor in self._parts.items()}
-        self._parts.clear()
-        return self._undoing.undo(self._weight, parts)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.sources.safetensors_header import read_header
-from outlier_moe.streaming.loading import CheckpointTensor, Placement, Skeleton
+from outlier_moe.streaming.loading import Placement, Skeleton
 from outlier_moe.streaming.safetensors_files import read_tensors
+from outlier_moe.streaming.stored_tensors import CheckpointTensor
 from tests import zoo
 from tests.streaming import CPU
 
