@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from outlier_moe.comparison import ComparedModel, compare_models
+from outlier_moe.edge_counts import CountShape, read_edge_counts, write_edge_counts
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import systematic_features
 from outlier_moe.presets import Preset, definition_facts
@@ -95,6 +96,22 @@ def test_a_flip_in_the_checksum_or_its_name_is_noticed_too(study: Path) -> None:
             with pytest.raises(StudyError, match="damaged"):
                 READERS[name](read_recording(study / "outliers"))
             path.write_bytes(whole)
+
+
+def test_every_flipped_bit_of_the_counts_at_every_edge_is_noticed(study: Path, tmp_path: Path) -> None:
+    chance, path = random.Random(1), tmp_path / "edge_counts.json"
+    shapes = [CountShape("linear_inputs", "decoder_layers", "feature")]
+    write_edge_counts(read_recording(study / "outliers"), shapes, path, least_layers=0.05, least_positions=0.01)
+    counts = read_edge_counts(path)
+    assert list(counts) == shapes
+    n_bytes = path.stat().st_size
+    # The name of the checksum is near the end.
+    for byte in [*(chance.randrange(n_bytes - 1) for _ in range(N_FLIPS)), n_bytes - 15, n_bytes - 18]:
+        whole = flip(path, 8 * byte + chance.randrange(3))
+        with pytest.raises(StudyError, match="snakemake --force") as told:
+            read_edge_counts(path)
+        assert told.value.file == path
+        path.write_bytes(whole)
 
 
 def test_a_table_of_before_there_were_checksums_is_read(study: Path, tmp_path: Path) -> None:

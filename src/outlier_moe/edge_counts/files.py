@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from outlier_moe.edge_counts.counting import count_at_edges
 from outlier_moe.errors import StudyError
 from outlier_moe.presets import CountShape
 from outlier_moe.recording_files import Recording
+from outlier_moe.table_files import made_again
 
 FORMAT = 1
 """Version of the file; raised when an older reader would misread it."""
+
+CHECKSUM = "crc32"
+"""The key that has the CRC-32 of all the others."""
 
 
 def write_edge_counts(
@@ -34,7 +39,13 @@ def write_edge_counts(
         )
         for shape in dict.fromkeys(shapes)
     }
-    path.write_text(json.dumps({"format": FORMAT, "shapes": counted}, separators=(",", ":")) + "\n")
+    document = {"format": FORMAT, "shapes": counted}
+    path.write_text(json.dumps({**document, CHECKSUM: _crc(document)}, separators=(",", ":")) + "\n")
+
+
+def _crc(document: dict[str, Any]) -> str:
+    """The CRC-32 of a document as it is written."""
+    return f"{zlib.crc32(json.dumps(document, separators=(',', ':')).encode()):08x}"
 
 
 def _document(counts: StoredCounts) -> dict[str, Any]:
@@ -60,13 +71,24 @@ def read_edge_counts(path: Path) -> dict[CountShape, StoredCounts]:
     """
     try:
         document = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        # A file of an earlier version has none.
+        expected = document.pop(CHECKSUM, None)
+        if odd := document.keys() - {"format", "shapes"}:
+            raise ValueError(f"it has a key that is not known: {', '.join(odd)}")
+        if expected is not None and expected != _crc(document):
+            raise ValueError(f"its {CHECKSUM} is {_crc(document)}, and was {expected} when it was written")
+        return _all_stored(document, path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise StudyError(
             "A model's counts at every edge cannot be read.",
             file=path,
+            expected="counts as they were written",
             got=str(error),
-            remedy=f"Remove it, if it is there, and run: snakemake {path}",
+            remedy=made_again(path),
         ) from error
+
+
+def _all_stored(document: dict[str, Any], path: Path) -> dict[CountShape, StoredCounts]:
     if document.get("format") != FORMAT:
         raise StudyError(
             "A model's counts at every edge have another format.",
@@ -74,7 +96,7 @@ def read_edge_counts(path: Path) -> dict[CountShape, StoredCounts]:
             key="format",
             expected=FORMAT,
             got=document.get("format"),
-            remedy=f"Remove it and run: snakemake {path}",
+            remedy=made_again(path),
         )
     return {counts.shape: counts for counts in map(_stored, document["shapes"].values())}
 
