@@ -30,6 +30,7 @@ INCIDENTAL = (
         "time_s",
         "time_*_s",
         "processor_time_s",
+        "peak_memory_bytes",
         "*_per_s",
         "step_of_job",
         "step_time_s",
