@@ -8,7 +8,7 @@ import sys
 import torch
 
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.options import Device
+from outlier_moe.recording.options import Device, Dtype
 
 # What torch says where it has no exception of its own for it: of the CPU, of mps, of CUDA's own libraries.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
@@ -60,3 +60,8 @@ def peak_memory_bytes(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["cuda"] = sum(torch.cuda.max_memory_allocated(card) for card in range(torch.cuda.device_count()))
     return peak
+
+
+def asked_dtype(dtype: Dtype) -> torch.dtype | None:
+    """The precision that is asked for; None is that of the checkpoint."""
+    return None if dtype == "checkpoint" else getattr(torch, dtype)

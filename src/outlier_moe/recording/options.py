@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from outlier_moe.ladder import Ladder
 from outlier_moe.sharding import WHOLE, Shard
 from outlier_moe.taps import TAPS, Tap
 
 Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
-
-
-def asked_dtype(dtype: Dtype) -> torch.dtype | None:
-    """The precision that is asked for; None is that of the checkpoint."""
-    return None if dtype == "checkpoint" else getattr(torch, dtype)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import free_by_card, free_cached_memory, is_out_of_memory
+from outlier_moe.recording.devices import asked_dtype, free_by_card, free_cached_memory, is_out_of_memory
 from outlier_moe.recording.experts import StoredExperts
 from outlier_moe.recording.finished_chunks import ChunkFolder, FinishedChunk
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver, OutlierRows
-from outlier_moe.recording.options import Dtype, RecordOptions, asked_dtype
+from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.sources.checkpoint_map import CheckpointMap, map_checkpoint

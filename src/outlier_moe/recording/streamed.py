@@ -16,8 +16,8 @@ import torch
 from jaxtyping import UInt32
 
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import free_cached_memory, is_out_of_memory
-from outlier_moe.recording.options import Dtype, RecordOptions, asked_dtype
+from outlier_moe.recording.devices import asked_dtype, free_cached_memory, is_out_of_memory
+from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.resident import initial_chunk
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
 from outlier_moe.recording.writer import RecordingWriter
