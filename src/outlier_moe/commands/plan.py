@@ -19,7 +19,7 @@ from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 if TYPE_CHECKING:
     from outlier_moe.planning.cluster import Cluster
     from outlier_moe.planning.plan import ModelPlan
-    from outlier_moe.planning.workload import Workload
+    from outlier_moe.planning.workload import DeviceType, Workload
 
 _COLUMNS = {
     "model": Column("model", folds=True),
@@ -28,6 +28,7 @@ _COLUMNS = {
     "layer": Column("layer\n   GB", spare=2),
     "here": Column("here, GB:\nwhole/layers"),
     "fits": Column("fits\nhere"),
+    "minutes_here": Column("  min\n here"),
     "flop": Column("  FLOP", spare=3),
     "node": Column("cheapest node", folds=True),
     "time": Column("min"),
@@ -83,7 +84,7 @@ class Planned(NamedTuple):
     """The study."""
     training: dict[str, int]
     """Jobs of each training experiment that belongs to what is chosen."""
-    device: str
+    device: DeviceType
     """Where a model would run on this machine."""
 
 
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
     """
     plans, cluster, workload, _, device = plan_chosen(arguments)
-    rows = [_row(plan) for plan in plans]
+    rows = [_row(plan) | {"here_products_s": _seconds_here(plan, device)} for plan in plans]
     frame = pl.DataFrame(rows)
     if arguments.format == "table":
         frame = pl.DataFrame([_for_people(row) for row in rows])
@@ -148,6 +149,13 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
             sys.stderr.write(f"{plan.entry.id}: {plan.caveat}\n")
         plans.append(plan)
     return Planned(plans, cluster, workload, training_jobs(study), here.device)
+
+
+def _seconds_here(plan: ModelPlan, device: DeviceType) -> float | None:
+    """The time of the matrix products alone on this machine, if the model fits into its memory."""
+    from outlier_moe.planning.speed import flops_per_second
+
+    return plan.effort.flops / flops_per_second(plan.sizes.dtype, device) if plan.fits_here else None
 
 
 def _row(plan: ModelPlan) -> dict[str, Any]:
@@ -201,6 +209,7 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
         "layer": f"{row['largest_layer_computed_bytes'] / GB:5.2f}",
         "here": "/".join("-" if size is None else f"{size / GB:.1f}" for size in sizes).rjust(12),
         "fits": {"": "no", "streamed": "by layer"}.get(row["fits_here"], "whole"),
+        "minutes_here": "-" if row["here_products_s"] is None else _minutes(row["here_products_s"]),
         "flop": f"{row['flops']:.0e}",
         "node": node,
         "time": "-" if row["time_s"] is None else f"{row['time_s'] / 60:3.0f}",
@@ -208,9 +217,18 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _minutes(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:8,.0f}" if minutes >= 10 else f"{minutes:8.1f}"
+
+
 def _warn(plans: list[ModelPlan], max_price_total: float) -> None:
     if any(plan.basis == "registry" for plan in plans):
         sys.stdout.write("* from the registry's figures: layers and activations are guessed.\n")
+    if any(plan.fits_here for plan in plans):
+        sys.stdout.write(
+            "Minutes here: the matrix products alone, at the speed measured just now; counting comes on top.\n"
+        )
     total = sum(plan.node.price for plan in plans if plan.node is not None)
     over = f", more than max_price_total ({max_price_total:g})" if total > max_price_total else ""
     sys.stdout.write(f"All of it rented, one node after the other: ${total:.2f}{over}.\n")
