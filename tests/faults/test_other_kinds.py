@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel
 
 from outlier_moe.architectures.other_kinds import other_kind
+from outlier_moe.contents import DigestMemo
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.resident import load_resident
 from outlier_moe.registry import GgufSource
@@ -63,11 +64,14 @@ def test_every_family_of_the_zoo_is_a_decoder() -> None:
 
 
 def test_the_state_of_a_gguf_source_is_that_of_its_parts(tmp_path: Path) -> None:
+    def state() -> str:
+        return local_state(GgufSource(tmp_path / "a-00001-of-00002.gguf"), DigestMemo(tmp_path / "digests.json"))
+
     for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"x")
-    before = local_state(GgufSource(tmp_path / "a-00001-of-00002.gguf"))
+    before = state()
     assert before.count(".gguf") == 2
     (tmp_path / "b.gguf").write_bytes(b"other")
-    assert local_state(GgufSource(tmp_path / "a-00001-of-00002.gguf")) == before
+    assert state() == before
     (tmp_path / "a-00002-of-00002.gguf").write_bytes(b"other")
-    assert local_state(GgufSource(tmp_path / "a-00001-of-00002.gguf")) != before
+    assert state() != before
