@@ -9,7 +9,8 @@ import torch
 
 from outlier_moe.planning.workload import DeviceType
 
-SIDE = {"cpu": 512, "mps": 2048, "cuda": 4096}
+# On a CPU small ones, of which some run undisturbed beside other work.
+SIDE = {"cpu": 256, "mps": 2048, "cuda": 4096}
 SECONDS = 0.1
 
 
