@@ -19,7 +19,6 @@ from typing import Any
 
 from outlier_moe.contents import DigestMemo, sha256_of
 from outlier_moe.recording.options import RecordOptions
-from outlier_moe.recording_files import FORMAT
 from outlier_moe.sharding import WHOLE
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.stages import link_tree
@@ -54,6 +53,9 @@ def made_from(
         revision: Of the stage.
         digests: Those of this machine's files that were read before.
     """
+    # The tables' libraries, which the workflow's start does without.
+    from outlier_moe.recording_files import FORMAT
+
     origin = read_origin(model_directory)
     return {
         "format": FORMAT,
@@ -90,8 +92,10 @@ def _made_from_of_run(
     if MADE_FROM in run:
         return {**run[MADE_FROM], "shard": _shard_of_run(run)}
     try:
-        # Polars, which the workflow's start does without.
+        # As above.
         import polars as pl
+
+        from outlier_moe.recording_files import FORMAT
 
         origin = _unchanged_since(directory / RUN, run["source"], model_directory)
         checkpoint = _checkpoint(run["source"], model_directory, origin)
