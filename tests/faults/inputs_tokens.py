@@ -160,6 +160,7 @@ CODE = json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}
 TEXTS = [
     WrongInput("text: Latin-1", text("a.txt", "é".encode("latin-1")), ("UTF-8", "iconv", "a.txt")),
     WrongInput("text: UTF-16", text("a.txt", "words".encode("utf-16")), ("UTF-16", "iconv -f UTF-16")),
+    WrongInput("text: UTF-32", text("a.txt", "words".encode("utf-32")), ("UTF-32", "iconv -f UTF-32")),
     WrongInput("text: UTF-16 without a mark", text("a.txt", "words".encode("utf-16-le")), ("NUL", "UTF-16")),
     WrongInput("text: a picture", text("a.txt", b"\x89PNG\r\n\x1a\n\0\0"), ("not UTF-8", "0x89")),
     WrongInput("text: an empty file", text("a.txt", ""), ("no text",)),

@@ -14,7 +14,7 @@ from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.errors import StudyError
 from outlier_moe.filtering import systematic_features
 from outlier_moe.model_labels import ModelLabels, agreed_labels, fetched_labels
-from outlier_moe.planning.labels import model_labels
+from outlier_moe.planning.labels import config_labels, model_labels
 from outlier_moe.presets import Preset
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.record import record_outliers
@@ -24,6 +24,7 @@ from outlier_moe.sources.models import fetch_model
 from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
 from tests.faults.wrong_inputs import ROOT
 from tests.tiny_models import VOCABULARY, save_tiny_model
+from tests.zoo import tiny_config
 from tests.unit.sources.entries import model_entry
 
 PRESETS = [Preset("dettmers2022", "systematic", "linear_inputs", 6.0)]
@@ -181,3 +182,26 @@ def test_shipped_entries_say_what_they_said() -> None:
     assert len(registry.models) == 49
     for entry in registry.models.values():
         assert None not in (entry.family, entry.kind, entry.total_params_b, entry.active_params_b)
+
+
+@pytest.mark.parametrize("fields", [
+    {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 8, "moe_top_k": 3}},
+    {"model_type": "hunyuan_v1_moe", "num_experts": 8, "moe_topk": [3, 2]},
+    {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 3},
+])  # fmt: skip
+def test_experts_of_a_token_wherever_a_family_says_how_many(fields: dict[str, Any]) -> None:
+    """DBRX says it in a part of its configuration, Hunyuan for each layer."""
+    model_type = fields.pop("model_type")
+    config = tiny_config(model_type)
+    for name, value in fields.items():
+        part = getattr(config, name)
+        if isinstance(value, dict):
+            for key, number in value.items():
+                setattr(part, key, number)
+        else:
+            setattr(config, name, value)
+    config.num_hidden_layers = 2
+    labels = config_labels(config)
+    assert (labels.n_experts, labels.top_k) == (8, 3)
+    assert labels.active_params_b is not None and labels.total_params_b is not None
+    assert labels.active_params_b < labels.total_params_b

@@ -80,8 +80,8 @@ def test_what_the_text_part_says_counts(tmp_path: Path) -> None:
     assert answers(checkpoint) == {"float16"}
 
 
-@pytest.mark.parametrize("said", ["bfloat61", "int8", "float8_e4m3fn"])
-def test_a_dtype_that_is_none(tmp_path: Path, said: str) -> None:
+@pytest.mark.parametrize("said", ["bfloat61", "int8", "float8_e4m3fn", 16])
+def test_a_dtype_that_is_none(tmp_path: Path, said: object) -> None:
     checkpoint = zoo.save_checkpoint("llama", tmp_path / "llama")
     edit_config(checkpoint, torch_dtype=said)
     with pytest.raises(StudyError) as caught:

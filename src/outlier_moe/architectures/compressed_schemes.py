@@ -33,6 +33,7 @@ class CompressedSchemes:
     """
 
     def __init__(self, said: Mapping[str, Any]) -> None:
+        self._check_kinds(said)
         self._check_extras(said)
         try:
             self.config: QuantizationConfig = QuantizationConfig.model_validate(_without_order(said))
@@ -45,6 +46,16 @@ class CompressedSchemes:
         self.ordered = _has_order(said)
         for scheme in self.config.config_groups.values():
             self.format_of(scheme)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _check_kinds(said: Mapping[str, Any]) -> None:
+        for key in ("config_groups", "sparsity_config", "transform_config"):
+            if said.get(key) is not None and not isinstance(said[key], Mapping):
+                raise _unreadable(
+                    "compressed-tensors cannot read the configuration of the quantisation.",
+                    key=f"quantization_config.{key}",
+                    got=said[key],
+                )
 
     @staticmethod
     def _check_extras(said: Mapping[str, Any]) -> None:

@@ -101,7 +101,7 @@ def _refuse_unusable(fields: dict[str, Any], file: Path) -> None:
     for part in (fields, fields.get("text_config")):
         for key in ("dtype", "torch_dtype"):
             said = part.get(key) if isinstance(part, dict) else None
-            if isinstance(said, str) and said.removeprefix("torch.") not in COMPUTED_IN:
+            if said is not None and (not isinstance(said, str) or said.removeprefix("torch.") not in COMPUTED_IN):
                 raise StudyError(
                     "The model's configuration names a dtype in which it cannot be computed.",
                     file=file,

@@ -11,7 +11,7 @@ from outlier_moe.architectures.model_class import meta_model
 from outlier_moe.architectures.moe_parts import Experts, find_experts
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.model_labels import ModelLabels
-from outlier_moe.planning.sizes import CHOICE_FIELDS, first_number
+from outlier_moe.planning.sizes import first_number, n_chosen
 
 # How families call the number of shared experts. Some join them in one module, so that modules do not tell it.
 SHARED_FIELDS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
@@ -32,7 +32,7 @@ def model_labels(model: PreTrainedModel, structure: DecoderStructure) -> ModelLa
     text = model.config.get_text_config(decoder=True)
     experts = find_experts(structure)
     total = model.num_parameters()
-    top_k = (first_number(text, CHOICE_FIELDS) or 1) if experts else None
+    top_k = n_chosen(text) if experts else None
     active = total - sum(_idle(layer, top_k or 1) for layer in experts.values())
     return ModelLabels(
         family=model.config.model_type,

@@ -19,7 +19,13 @@ import pyarrow.parquet as pq
 from outlier_moe.errors import StudyError, nearest
 
 KINDS = ".txt, .jsonl (either also with .gz, .bz2, .xz or .zst) or .parquet"
-_UTF16 = {b"\xff\xfe": "UTF-16 (little-endian)", b"\xfe\xff": "UTF-16 (big-endian)"}
+# By what a text begins with; UTF-32's mark begins as UTF-16's does.
+_MARKED = {
+    b"\xff\xfe\0\0": ("UTF-32", "little-endian"),
+    b"\0\0\xfe\xff": ("UTF-32", "big-endian"),
+    b"\xff\xfe": ("UTF-16", "little-endian"),
+    b"\xfe\xff": ("UTF-16", "big-endian"),
+}
 
 
 def _opened_zst(path: Path, mode: str) -> BufferedIOBase:
@@ -90,20 +96,19 @@ def _unknown_kind(path: Path) -> StudyError:
 
 
 def _decoded(encoded: bytes, path: Path, *, place: str = "") -> str:
-    utf16 = _UTF16.get(encoded[:2])
+    marked = next((kind for mark, kind in _MARKED.items() if encoded.startswith(mark)), None)
     try:
-        if utf16 is not None:
-            raise UnicodeDecodeError("utf-8", encoded, 0, 1, utf16)
+        if marked is not None:
+            raise UnicodeDecodeError("utf-8", encoded, 0, 1, marked[0])
         text = encoded.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        origin = "UTF-16" if utf16 else "ITS-ENCODING"
         raise StudyError(
             "A file of a corpus is not UTF-8.",
             file=path,
             key=place or None,
             expected="UTF-8",
-            got=utf16 or f"byte 0x{encoded[error.start]:02x} at offset {error.start}",
-            remedy=f"Convert it: iconv -f {origin} -t UTF-8 {path.name}",
+            got=f"{marked[0]} ({marked[1]})" if marked else f"byte 0x{encoded[error.start]:02x} at offset {error.start}",
+            remedy=f"Convert it: iconv -f {marked[0] if marked else 'ITS-ENCODING'} -t UTF-8 {path.name}",
         ) from error
     if "\0" in text:
         raise StudyError(

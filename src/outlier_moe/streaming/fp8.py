@@ -34,7 +34,7 @@ class Fp8Undoing:
     """
 
     def __init__(self, said: Mapping[str, Any]) -> None:
-        self._block = said.get("weight_block_size")
+        self._block = _block_size(said.get("weight_block_size"))
 
     def owner(self, name: str, names: Container[str]) -> str:
         """The weight that a scale is for, if it is one and the weight is there."""
@@ -96,6 +96,26 @@ class Fp8Undoing:
             f"FP8 scales of shape {list(scale.shape)} for a weight of shape {list(shape)}: expected {grid}one for each"
             " row, or one"
         )
+
+
+def _block_size(said: Any) -> tuple[int, int] | None:
+    """The rows and columns of a block; None if there are no blocks.
+
+    Raises:
+        StudyError: If what is said are no two sizes.
+    """
+    if said is None:
+        return None
+    if isinstance(said, list | tuple) and len(said) == 2 and all(type(size) is int and size > 0 for size in said):
+        return said[0], said[1]
+    raise StudyError(
+        "The configuration says no size of the blocks of FP8 weights.",
+        file="config.json",
+        key="quantization_config.weight_block_size",
+        expected="two whole numbers above 0, such as [128, 128], or none",
+        got=said,
+        remedy="Take the value of the model's published config.json.",
+    )
 
 
 def _in_blocks(values: Tensor, scale: Tensor, height: int, width: int) -> Tensor:

@@ -210,6 +210,13 @@ def test_a_configuration_that_says_other_things_is_refused(fields: dict[str, Any
     assert says in refusal(one_scheme(tmp_path, **without_format(fields))).problem
 
 
+@pytest.mark.parametrize("key", ["config_groups", "sparsity_config", "transform_config"])
+def test_a_section_of_another_kind_is_refused_by_its_key(key: str) -> None:
+    with pytest.raises(StudyError, match="cannot read") as error:
+        CompressedSchemes({"config_groups": {"group_0": {**INT4, "targets": ["Linear"]}}, key: ["x"]})
+    assert error.value.key == f"quantization_config.{key}"
+
+
 def test_scales_of_activations_and_of_the_cache_are_left_out(tmp_path: Path) -> None:
     """As llm-compressor exports them beside the weights."""
 

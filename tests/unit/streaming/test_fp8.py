@@ -88,6 +88,13 @@ def test_what_would_only_broadcast_is_refused(dtype: torch.dtype, scales: tuple[
         undone(torch.ones(40, 64).to(dtype), torch.ones(scales))
 
 
+@pytest.mark.parametrize("said", [[0, 0], [128], [128.0, 128.0], "128", {"rows": 128}, [True, 128]])
+def test_blocks_without_two_sizes_are_refused_by_the_key(said: object) -> None:
+    with pytest.raises(StudyError, match="size of the blocks") as error:
+        Fp8Undoing({**FP8, "weight_block_size": said})
+    assert error.value.key == "quantization_config.weight_block_size" and error.value.got == said
+
+
 def test_two_scales_of_one_weight_are_refused(tmp_path: Path) -> None:
     config, tensors = read_plain(zoo.save_checkpoint("llama", tmp_path / "plain", dtype=torch.bfloat16))
     name = "model.layers.0.self_attn.q_proj.weight"
