@@ -24,8 +24,8 @@ from outlier_moe.sources.models import fetch_model
 from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
 from tests.faults.wrong_inputs import ROOT
 from tests.tiny_models import VOCABULARY, save_tiny_model
-from tests.zoo import tiny_config
 from tests.unit.sources.entries import model_entry
+from tests.zoo import tiny_config
 
 PRESETS = [Preset("dettmers2022", "systematic", "linear_inputs", 6.0)]
 SAID = dict.fromkeys(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from outlier_moe.architectures.lengths import FIELDS, Length, Positions, length_for, stated_positions
-from outlier_moe.architectures.model_class import SAME_ARCHITECTURE, config_fields, model_class_for, read_config
+from outlier_moe.architectures.model_class import SAME_ARCHITECTURE, config_fields, meta_model, read_config
 
 # Families whose forward pass fails behind their configuration's length although no module holds a table of it.
 FIXED_FAMILIES = frozenset({"mpt", "ctrl"})
@@ -49,9 +48,7 @@ def _table(config: PreTrainedConfig, text: PreTrainedConfig, stated: int, *, tru
     """The rows of a model's table of positions; None if it has none."""
     if text.model_type in FIXED_FAMILIES:
         return stated
-    auto_class: Any = model_class_for(config, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    model = meta_model(config, torch.float32, trust_remote_code=trust_remote_code)
     token_embedding = model.get_input_embeddings()
     tables = [_rows(module) for name, module in model.named_modules() if _is_table(name, module, token_embedding)]
     tables += [stated for name, tensor in _others(model) if _holds_positions(name, tensor, stated)]

@@ -107,7 +107,9 @@ def _decoded(encoded: bytes, path: Path, *, place: str = "") -> str:
             file=path,
             key=place or None,
             expected="UTF-8",
-            got=f"{marked[0]} ({marked[1]})" if marked else f"byte 0x{encoded[error.start]:02x} at offset {error.start}",
+            got=f"{marked[0]} ({marked[1]})"
+            if marked
+            else f"byte 0x{encoded[error.start]:02x} at offset {error.start}",
             remedy=f"Convert it: iconv -f {marked[0] if marked else 'ITS-ENCODING'} -t UTF-8 {path.name}",
         ) from error
     if "\0" in text:

@@ -162,3 +162,9 @@ def test_a_configuration_at_hand_is_believed(tmp_path: Path) -> None:
     assert known_positions(entry, tmp_path, longer_than=MOST + 1) == Positions(1024, is_table=True)
     small("llama").save_pretrained(tmp_path / "gpt2")
     refuse_long_sequences([entry], 4096, tmp_path)
+
+
+def test_a_configuration_that_builds_no_model_is_named() -> None:
+    config = CONFIG_MAPPING["phi3"](vocab_size=64, pad_token_id=32000, max_position_embeddings=64)
+    with pytest.raises(StudyError, match="builds no model"):
+        positions_of(config, longer_than=65)
