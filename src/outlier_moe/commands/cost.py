@@ -13,6 +13,7 @@ import polars as pl
 from outlier_moe.commands.plan import add_choices, plan_chosen
 from outlier_moe.commands.skypilot import import_skypilot
 from outlier_moe.errors import StudyError
+from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column, show_frame
 
 if TYPE_CHECKING:
@@ -164,5 +165,5 @@ def _total(rows: list[dict[str, Any]], cluster: Cluster) -> None:
     over = "; that is more than it may" if reserved > cluster.max_price_total else ""
     sys.stdout.write(
         f"In all ${on_demand:.2f} on demand, ${spot:.2f} spot. A run reckons with up to ${reserved:.2f}, of at most "
-        f"${cluster.max_price_total:g}{over}. Nodes that are kept for several jobs cost less.\n"
+        f"${plain(cluster.max_price_total, 6)}{over}. Nodes that are kept for several jobs cost less.\n"
     )

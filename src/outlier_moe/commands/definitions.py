@@ -12,6 +12,7 @@ import polars as pl
 
 from outlier_moe.errors import StudyError
 from outlier_moe.table_files import made_again, table_facts
+from outlier_moe.terminal.figures import plain
 
 # A preset's thresholds have the names of figures of a table, of which they are the least.
 NAMES = {
@@ -63,11 +64,11 @@ def tell_definitions(path: Path, presets: Iterable[str]) -> None:
 
 def _in_words(preset: dict[str, Any]) -> str:
     if preset["rule"] == "massive":
-        return f"|x| > {preset['magnitude']:g} and {preset['median_ratio']:g} times the median, {preset['view']}"
+        return f"|x| > {plain(preset['magnitude'], 6)} and {plain(preset['median_ratio'], 6)} times the median, {preset['view']}"
     layers = preset["layers"].replace("_", " ")
     return (
-        f"|x| >= {preset['magnitude']:g} in {preset['layer_fraction']:.3g} of the {layers} "
-        f"and {preset['position_fraction']:.3g} of the positions, {preset['view']}"
+        f"|x| >= {plain(preset['magnitude'], 6)} in {plain(preset['layer_fraction'], 3)} of the {layers} "
+        f"and {plain(preset['position_fraction'], 3)} of the positions, {preset['view']}"
     )
 
 

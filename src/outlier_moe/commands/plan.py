@@ -14,6 +14,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.lean_imports import uncollected
 from outlier_moe.registry import load_registry
 from outlier_moe.study import validated_study
+from outlier_moe.terminal.figures import plain, power_of_ten
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
         "here": "/".join("-" if size is None else f"{size / GB:.1f}" for size in sizes).rjust(12),
         "fits": {"": "no", "streamed": "by layer"}.get(row["fits_here"], "whole"),
         "minutes_here": "-" if row["here_products_s"] is None else _minutes(row["here_products_s"]),
-        "flop": f"{row['flops']:.0e}",
+        "flop": power_of_ten(row["flops"]),
         "node": node,
         "time": "-" if row["time_s"] is None else f"{row['time_s'] / 60:3.0f}",
         "price": "-" if row["price_usd"] is None else f"{row['price_usd']:.2f}",
@@ -230,5 +231,5 @@ def _warn(plans: list[ModelPlan], max_price_total: float) -> None:
             "Minutes here: the matrix products alone, at the speed measured just now; counting comes on top.\n"
         )
     total = sum(plan.node.price for plan in plans if plan.node is not None)
-    over = f", more than max_price_total ({max_price_total:g})" if total > max_price_total else ""
+    over = f", more than max_price_total ({plain(max_price_total, 6)})" if total > max_price_total else ""
     sys.stdout.write(f"All of it rented, one node after the other: ${total:.2f}{over}.\n")

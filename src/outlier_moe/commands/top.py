@@ -14,6 +14,7 @@ from outlier_moe.configuration import read_yaml
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.registry import load_registry
 from outlier_moe.statistics.degenerate import share_of_features, with_degenerate
+from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column, show_frame
 
 FEATURES = {
@@ -143,7 +144,7 @@ def _experts(arguments: argparse.Namespace) -> None:
             remedy=f"Record it as a model of the study, then run: snakemake {path}",
         )
     top = most_striking(of_model).head(arguments.n).with_columns(pl.col("kind").cast(pl.String))
-    title = f"{arguments.model}, outlier tokens from |x| >= {of_model['magnitude'][0]:g} on"
+    title = f"{arguments.model}, outlier tokens from |x| >= {plain(of_model['magnitude'][0], 6)} on"
     show_frame(top, EXPERTS, output_format=arguments.format, title=title)
 
 

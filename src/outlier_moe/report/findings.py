@@ -114,7 +114,7 @@ def _figure(row: Mapping[str, Any], figure: str, intervals: Intervals) -> str:
 
 def _rule(preset: Preset) -> str:
     where = f"{preset.layer_fraction:.0%} of the layers and {preset.position_fraction:.0%} of the positions"
-    return f"|x| ≥ {preset.magnitude:g} in {where}"
+    return f"|x| ≥ {plain(preset.magnitude, 6)} in {where}"
 
 
 def _how_many(rows: pl.DataFrame, preset: Preset, intervals: Intervals) -> Finding:
@@ -216,7 +216,7 @@ def _massive(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
         if preset.rule != "massive" or rows.is_empty():
             continue
         some = rows.filter(pl.col("n_systematic") > 0).sort(["peak_largest", "model"], descending=[True, False])
-        rule = f"|x| > {preset.magnitude:g} and {preset.median_ratio:,g} times the median"
+        rule = f"|x| > {plain(preset.magnitude, 6)} and {plain(preset.median_ratio, 6)} times the median"
         text = f"{of_all(len(some), len(rows))} {have(len(rows))} massive activations ({rule})."
         if len(some):
             row = some.row(0, named=True)

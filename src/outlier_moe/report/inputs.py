@@ -21,6 +21,7 @@ from outlier_moe.recording_files import Recording, read_recording
 from outlier_moe.schemas import JudgedFeature
 from outlier_moe.schemas.comparison import LeftOut as LeftOutTable
 from outlier_moe.statistics.comparable import on_one_text
+from outlier_moe.terminal.figures import plain
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,10 @@ def _other_floors(models: list[ReportedModel]) -> list[LeftOut]:
     top = max(by_floor)
     names = ", ".join(by_floor[top])
     return [
-        LeftOut(f"magnitudes below {top:g}", f"{names} recorded nothing below that floor, so that sliders start there")
+        LeftOut(
+            f"magnitudes below {plain(top, 6)}",
+            f"{names} recorded nothing below that floor, so that sliders start there",
+        )
     ]
 
 

@@ -7,6 +7,7 @@ import polars as pl
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.statistics.routing import most_striking
+from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column
 
 MOST_EXPERTS = 10
@@ -97,7 +98,7 @@ def routing_table(inputs: ReportInputs, model: ReportedModel) -> Table | None:
         return None
     rows = most_striking(of_model)
     shown = rows.head(MOST_EXPERTS)
-    what = f"outlier tokens (|x| ≥ {of_model['magnitude'][0]:g} at mlp_in)"
+    what = f"outlier tokens (|x| ≥ {plain(of_model['magnitude'][0], 6)} at mlp_in)"
     text = (
         f"The {len(shown)} of {len(rows):,} experts whose shares of the layer's {what} and of its other tokens differ"
         " most for their numbers; lift is the one share over the other."

@@ -227,7 +227,7 @@ def provenance_table(models: list[ReportedModel]) -> Table:
             run.get("mode", "–"),
             text_name(run),
             f"{run['n_sequences']} × {run['sequence_length']}",
-            f"{run['floor']:g}",
+            plain(run["floor"], 6),
             versions.get("transformers", "–"),
             versions.get("torch", "–"),
             f"{run['time_run_s']:.0f}" if "time_run_s" in run else "–",

@@ -33,6 +33,7 @@ from outlier_moe.schemas.sweeps import SweepComparison, SweepTrend
 from outlier_moe.statistics.comparable import false_discovery_rates_within
 from outlier_moe.statistics.permutations import kendall
 from outlier_moe.statistics.rank_tests import RankTest, paired
+from outlier_moe.terminal.figures import plain
 
 LEVEL = 0.05
 """A test whose smallest attainable p-value is above has no q-value."""
@@ -109,7 +110,7 @@ def _where(figures: pl.DataFrame) -> dict[str, float | None]:
 
 def _too_few(values: str, smallest: float | None) -> str | None:
     """Why a test has no q-value."""
-    return None if smallest is None or smallest <= LEVEL else f"{values} cannot give p below {smallest:.2g}"
+    return None if smallest is None or smallest <= LEVEL else f"{values} cannot give p below {plain(smallest, 2)}"
 
 
 PAIRS = {

@@ -8,6 +8,7 @@ import polars as pl
 
 from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.study import GridEdge
+from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, terminal_width
 
 WIDTH = 120
@@ -66,14 +67,16 @@ def matched_note(summary: pl.DataFrame) -> str | None:
     if known.is_empty():
         return None
     steps, gaps = known["step_matched"].to_list(), known["gap_steps_matched"].to_list()
-    between = f", by a line between two checkpoints, which are up to {max(gaps):.3g} steps apart" if any(gaps) else ""
+    between = (
+        f", by a line between two checkpoints, which are up to {plain(max(gaps), 3)} steps apart" if any(gaps) else ""
+    )
     losses = known.group_by("scale", maintain_order=True).agg(
         pl.col("target_loss_nats").first(), pl.col("start_loss_nats").mean()
     )
     told = ", ".join(f"{target:.3f} at {scale} ({start:.3f} at the start)" for scale, target, start in losses.rows())
     return (
         "m. loss: where the training loss first is what all runs of the scale reached: after "
-        f"{min(steps):.3g} to {max(steps):.3g} steps{between}. It is {told}. comparisons.parquet holds each two "
+        f"{plain(min(steps), 3)} to {plain(max(steps), 3)} steps{between}. It is {told}. comparisons.parquet holds each two "
         "optimisers against each other at the loss that these two reached."
     )
 

@@ -11,6 +11,7 @@ from outlier_moe.recording_files import Recording
 from outlier_moe.statistics.published import OWN, Recorded, other_checkpoint, other_index
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
 from outlier_moe.taps import VIEW_OF, Tap, View
+from outlier_moe.terminal.figures import plain
 
 _PRESET_OF_VIEW: dict[View, str] = {
     "linear_inputs": "dettmers2022",
@@ -51,7 +52,7 @@ def known_outliers(
 def _value_claim(row: dict[str, Any]) -> dict[str, Any]:
     value = abs(row["value"])
     where = ", first tokens" if row["position"] == "first token" else ""
-    size = f"at least {value:g}" if _is_bound(row) else f"{value:g}"
+    size = f"at least {plain(value, 6)}" if _is_bound(row) else plain(value, 6)
     return {"claim": f"feature {row['feature']} has |x| {size} at {row['tap']}{where}", "published": value}
 
 
@@ -107,7 +108,7 @@ def _value_verdict(row: dict[str, Any], found: pl.DataFrame, facts: Recorded, op
     value, is_bound = abs(row["value"]), _is_bound(row)
     near = measured >= value / options.factor if is_bound else within(measured, value, options.factor)
     where = "at first tokens" if at_first else "anywhere"
-    reason = f"|x| {measured:.4g} {where}, published {'at least ' if is_bound else ''}{value:g}"
+    reason = f"|x| {plain(measured)} {where}, published {'at least ' if is_bound else ''}{plain(value, 6)}"
     return {**judged(near, reason), "measured": measured}
 
 
@@ -135,7 +136,7 @@ def maxima(recording: Recording, facts: Recorded, options: VerifyOptions) -> Ite
         place = where if layer is None else f"layer {layer} {where}".strip()
         key = {
             "reference": "published_maxima",
-            "claim": f"the largest |activation| is {abs(row['peak'])}" + (f" at {place}" if place else ""),
+            "claim": f"the largest |activation| is {plain(abs(row['peak']), 6)}" + (f" at {place}" if place else ""),
             "tap": "residual",
             "layer": layer,
             "published": float(abs(row["peak"])),
@@ -156,8 +157,7 @@ def maxima(recording: Recording, facts: Recorded, options: VerifyOptions) -> Ite
                 yield {**key, **incomparable(f"the recorded model has but {facts.n_layers} layers")}
                 continue
             measured = float(sites["top_magnitude"].cast(pl.Float64).max() or 0.0)  # type: ignore[arg-type]
-            reason = (
-                f"|x| {measured:.5g} in the residual stream over {facts.n_sequences * facts.sequence_length} tokens"
-            )
+            n_tokens = facts.n_sequences * facts.sequence_length
+            reason = f"|x| {plain(measured, 5)} in the residual stream over {n_tokens:,} tokens"
             near = within(measured, key["published"], options.factor_of_maxima)
             yield {**key, **judged(near, f"{reason}; theirs is over some 17 million"), "measured": measured}

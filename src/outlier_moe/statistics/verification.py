@@ -29,6 +29,7 @@ from outlier_moe.statistics.published import Recorded, other_checkpoint, other_i
 from outlier_moe.statistics.published_magnitudes import known_outliers, maxima
 from outlier_moe.statistics.super_experts import SuperExperts, forming_layers, super_experts
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
+from outlier_moe.terminal.figures import plain
 
 
 def verify(
@@ -136,7 +137,7 @@ def _peak_verdict(row: dict[str, Any], found: SuperExperts, options: VerifyOptio
     if measured is None:
         return {**judged(False, "the expert has no token"), "measured": None}
     near = within(measured, float(row["peak"]), options.factor)
-    return {**judged(near, f"|x| {measured:.4g}, published {row['peak']}"), "measured": measured}
+    return {**judged(near, f"|x| {plain(measured)}, published {plain(row['peak'], 6)}"), "measured": measured}
 
 
 _PAIR = {
@@ -177,7 +178,7 @@ def _survey(
         value = float(row[column])
         key = {
             "reference": "published_survey2025",
-            "claim": f"{value:g} {unit}",
+            "claim": f"{plain(value, 6)} {unit}",
             "published": value,
             "measured": measured,
             "source": "the 2025 survey",
@@ -191,4 +192,7 @@ def _survey(
             yield {**key, **incomparable("not measured here")}
         else:
             near = abs(measured - value) <= most
-            yield {**key, **judged(near, f"{measured:.4g} here, {value:g} published; tolerance {most:.3g}")}
+            yield {
+                **key,
+                **judged(near, f"{plain(measured)} here, {plain(value, 6)} published; tolerance {plain(most, 3)}"),
+            }

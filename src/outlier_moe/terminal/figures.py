@@ -57,9 +57,19 @@ def plain(value: Number | None, significant: int = SIGNIFICANT, *, signed: bool 
         return f"{sign}{value:,.0f}"
     rounded = Decimal(f"{value:.{significant - 1}e}")
     if abs(rounded) < Decimal(SMALLEST):
-        digits, power = f"{rounded:.{significant - 1}e}".split("e")
-        return f"{sign}{_trimmed(digits)} × 10{str(int(power)).translate(_SUPERSCRIPTS)}"
+        return sign + power_of_ten(value, significant)
     return sign + _trimmed(f"{rounded:,f}")
+
+
+def power_of_ten(value: Number, significant: int = 1) -> str:
+    """A number by its size, for those too large or too small to be read plain: 3 × 10¹⁷.
+
+    Args:
+        value: The number, finite.
+        significant: Digits in front of the power, in all.
+    """
+    digits, power = f"{value:.{significant - 1}e}".split("e")
+    return f"{_trimmed(digits)} × 10{str(int(power)).translate(_SUPERSCRIPTS)}"
 
 
 def _trimmed(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.time_left import SparseLines
 
 log = logging.getLogger(__name__)
@@ -43,4 +44,4 @@ def training_progress(
 
 
 def _written(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return plain(value, 6) if isinstance(value, float) else str(value)

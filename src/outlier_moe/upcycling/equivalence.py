@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outlier_moe.errors import StudyError
+from outlier_moe.terminal.figures import plain
 
 TOLERANCE = 1e-4
 """The largest difference of a logit, in float32, that is still called equal."""
@@ -67,8 +68,8 @@ class Equivalence:
             "The mixture of experts does not compute what the dense model does.",
             file=file,
             key=f"sequence {sequence}, {where}",
-            expected=f"a difference below {self.tolerance:g}",
-            got=f"{at:g} there, and {self.largest:g} in the logits",
+            expected=f"a difference below {plain(self.tolerance, 6)}",
+            got=f"{plain(at, 3)} there, and {plain(self.largest, 3)} in the logits",
             remedy="The transfer of the weights of that layer is wrong.",
         )
 

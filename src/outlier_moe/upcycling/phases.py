@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
+from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.model_bars import model_bars_hidden
 from outlier_moe.tokenizer_files import open_tokenizer
 from outlier_moe.training.loop import TrainingTask, Visit, forget_state, train
@@ -261,7 +262,7 @@ def verify_equivalence(
     verdict = "PASSED" if found.passed else "FAILED" if is_exact else "no copy, and not held to it"
     for sequence, value in enumerate(found.difference):
         log.info("sequence %d: max |logit_dense - logit_moe| = %.3g", sequence, value)
-    print(f"{arm}: max |logit_dense - logit_moe| = {found.largest:.3g} (below {TOLERANCE:g}?): {verdict}")
+    print(f"{arm}: max |logit_dense - logit_moe| = {plain(found.largest, 3)} (below {plain(TOLERANCE)}?): {verdict}")
     if is_exact:
         found.require(file=str(moe))
     _write_json({"arm": arm, "is_exact": is_exact, **found.as_document()}, output)

@@ -7,7 +7,7 @@ import pytest
 
 from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.study import GridEdge
-from outlier_moe.scale_sweep.terminal_table import edge_note, for_terminal
+from outlier_moe.scale_sweep.terminal_table import edge_note, for_terminal, matched_note
 
 BEYOND = "a better one may lie beyond"
 DIVERGED = "Where a rate is marked x, every rate of its grid diverged; the lowest was taken."
@@ -30,3 +30,18 @@ def test_a_mark_is_explained_where_there_is_one(edges: list[GridEdge | None], ra
     note = edge_note(summary) or ""
     assert {words for words in (BEYOND, DIVERGED) if words in note} == says
     assert bool(note) == bool(says)
+
+
+def test_steps_are_written_without_a_power_of_ten() -> None:
+    summary = pl.DataFrame(
+        {
+            "scale": ["s", "m"],
+            "step_matched": [1152.5, 23_090.0],
+            "gap_steps_matched": [0.0, 2500.0],
+            "target_loss_nats": [1.0, 1.0],
+            "start_loss_nats": [2.0, 2.0],
+        }
+    )
+    note = matched_note(summary) or ""
+    assert {"1,152", "23,090", "2,500"} <= set(note.split())
+    assert "e+" not in note

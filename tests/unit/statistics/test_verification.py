@@ -50,10 +50,10 @@ def recording_of(
 def verdicts(recording: Recording, *, model: str = "m", **options: Any) -> dict[str, tuple[str, str]]:
     systematic = options.pop("systematic", schemas.Systematic.create_empty())
     table = verify(recording, systematic, model=model, **options)
-    return {row["claim"].split(",")[0]: (row["verdict"], row["reason"]) for row in table.iter_rows(named=True)}
+    return {row["claim"].split(", ")[0]: (row["verdict"], row["reason"]) for row in table.iter_rows(named=True)}
 
 
-VALUE = "feature 447 has |x| 3040 at residual"
+VALUE = "feature 447 has |x| 3,040 at residual"
 
 
 def test_a_feature_and_its_value_are_claims_of_their_own(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_feature_and_its_value_are_claims_of_their_own(tmp_path: Path) -> None
     found = verdicts(recording)
     assert found["feature 447 is an outlier at residual"][0] == "reproduced"
     assert "rank 1" in found["feature 447 is an outlier at residual"][1]
-    assert found[VALUE] == ("reproduced", "|x| 2800 at first tokens, published 3040")
+    assert found[VALUE] == ("reproduced", "|x| 2,800 at first tokens, published 3,040")
     assert found["feature 138 is an outlier at residual"][0] == "reproduced"
     assert found["feature 378 is an outlier at residual"][0] == "not reproduced"
 
@@ -70,7 +70,7 @@ def test_another_value_is_not_reproduced_by_the_same_feature(tmp_path: Path) -> 
     recording = recording_of(tmp_path, {("residual", 0, 447): 1000.0}, {**GPT2, **BOS})
     found = verdicts(recording)
     assert found["feature 447 is an outlier at residual"][0] == "reproduced"
-    assert found[VALUE] == ("not reproduced", "|x| 1000 at first tokens, published 3040")
+    assert found[VALUE] == ("not reproduced", "|x| 1,000 at first tokens, published 3,040")
     assert verdicts(recording, options=VerifyOptions(factor=4.0))[VALUE][0] == "reproduced"
 
 
@@ -88,7 +88,7 @@ def test_values_at_first_tokens_need_the_token(tmp_path: Path, measured: float) 
 def test_a_place_that_is_not_told_may_be_the_first(tmp_path: Path) -> None:
     gemma = {"source": {"kind": "hub", "name": "google/gemma-3-1b-pt"}}
     recording = recording_of(tmp_path, {("residual", 0, 1038): 900_000.0}, gemma, n_features=1200)
-    verdict, reason = verdicts(recording)["feature 1038 has |x| at least 95000 at residual"]
+    verdict, reason = verdicts(recording)["feature 1038 has |x| at least 95,000 at residual"]
     assert verdict == "not comparable"
     assert "a place not told" in reason
 
@@ -151,8 +151,8 @@ def test_a_bound_is_reached_from_below(tmp_path: Path) -> None:
     gemma = {"source": {"kind": "hub", "name": "google/gemma-3-1b-pt"}}
     large: dict[tuple[Tap, int, int], float] = {("residual", 0, 1038): 900_000.0, ("residual", 0, 1125): 20_000.0}
     found = verdicts(recording_of(tmp_path, large, {**gemma, **BOS}, n_features=1200))
-    assert found["feature 1038 has |x| at least 95000 at residual"][0] == "reproduced"
-    assert found["feature 1125 has |x| at least 95000 at residual"][0] == "not reproduced"
+    assert found["feature 1038 has |x| at least 95,000 at residual"][0] == "reproduced"
+    assert found["feature 1125 has |x| at least 95,000 at residual"][0] == "not reproduced"
 
 
 def test_the_wheel_of_the_demo_is_the_published_model(tmp_path: Path) -> None:
@@ -160,20 +160,20 @@ def test_the_wheel_of_the_demo_is_the_published_model(tmp_path: Path) -> None:
     recording = recording_of(tmp_path, {("residual", 0, 507): 24000.0, ("attn_in", 0, 247): 12.0}, {"source": source})
     found = verdicts(recording)
     assert found["feature 507 is an outlier at residual"][0] == "reproduced"
-    assert found["feature 507 has |x| 23085 at residual"][0] == "reproduced", "measured without a token before the text"
+    assert found["feature 507 has |x| 23,085 at residual"][0] == "reproduced", "measured without a token before the text"
     assert found["feature 247 is an outlier at attn_in"][0] == "reproduced"
 
 
 def test_maxima_by_layer_and_over_all(tmp_path: Path) -> None:
     qwen = {"source": {"kind": "hub", "name": "Qwen/Qwen3-30B-A3B"}}
     recording = recording_of(tmp_path, {("residual", 3, 5): 1000.0, ("residual", 1, 5): 9000.0}, qwen)
-    name = "the largest |activation| is 1512 at layer 3"
+    name = "the largest |activation| is 1,512 at layer 3"
     assert verdicts(recording)[name][0] == "reproduced"
     assert "17 million" in verdicts(recording)[name][1]
     assert verdicts(recording, options=VerifyOptions(factor_of_maxima=1.2))[name][0] == "not reproduced"
     gpt = {"source": {"kind": "hub", "name": "openai/gpt-oss-20b"}}
     other = verdicts(replace(recording, run=recording.run | gpt))
-    assert "not a recorded tap" in other["the largest |activation| is 145408 at layer 23 MLP output"][1]
+    assert "not a recorded tap" in other["the largest |activation| is 145,408 at layer 23 MLP output"][1]
     short = verdicts(recording_of(tmp_path / "short", {("residual", 1, 5): 1000.0}, qwen))
     assert "but 2 layers" in short[name][1]
 
@@ -182,7 +182,7 @@ def test_a_sibling_checkpoint_is_listed_and_not_compared(tmp_path: Path) -> None
     gemma = {"source": {"kind": "hub", "name": "google/gemma-3-4b-pt"}}
     found = verdicts(recording_of(tmp_path, {("residual", 0, 443): 1000.0}, gemma))
     assert found["feature 443 is an outlier at residual"][0] == "reproduced"
-    verdict, reason = found["the largest |activation| is 245760"]
+    verdict, reason = found["the largest |activation| is 245,760"]
     assert verdict == "not comparable"
     assert "google/gemma-3-4b-it" in reason
     assert not is_sibling("google/gemma-3-4b-it", "google/gemma-3-12b-it")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from outlier_moe.terminal.figures import Estimate, StyleOfNumber, p_value, plain, with_ends
+from outlier_moe.terminal.figures import Estimate, StyleOfNumber, p_value, plain, power_of_ten, with_ends
 
 number = st.floats(-1e6, 1e6) | st.floats(-1, 1) | st.integers(0, 200_000).map(float)
 
@@ -77,3 +77,11 @@ def test_what_is_no_number() -> None:
 
 def test_small_p_values() -> None:
     assert [p_value(value) for value in (0.0346, 0.0001, 9e-5, 1.0)] == ["= 0.035", "= 0.0001", "< 0.0001", "= 1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "significant", "written"),
+    [(3.2e17, 1, "3 × 10¹⁷"), (3.25e17, 2, "3.2 × 10¹⁷"), (9.7e14, 1, "1 × 10¹⁵"), (0.0025, 2, "2.5 × 10⁻³")],
+)
+def test_a_size_is_written_with_its_power(value: float, significant: int, written: str) -> None:
+    assert power_of_ten(value, significant) == written
