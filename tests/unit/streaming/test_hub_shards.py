@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -268,7 +269,9 @@ def test_a_disk_that_fills_is_told(
     monkeypatch.setattr(hub_shards, "hf_hub_download", fill)
     with pytest.raises(StudyError, match="disk is full") as told, open_store(shards(hub, checkpoint, small)) as store:
         streamed_hidden(store)
-    assert "finished are kept" in str(told.value.remedy)
+    assert told.value.file == small.with_name("cache")
+    assert re.search(r"\d GB are free", str(told.value.got))
+    assert told.value.remedy
 
 
 def test_an_interrupted_run_needs_only_what_is_left(hub: HubServer, checkpoint: Path, small: Path) -> None:
