@@ -63,6 +63,8 @@ names of their own; `residual` alone can be recorded |
 
 - JetMoE's attention has experts of its own: they are no feed-forward experts and are not recorded.
 - Llama 4 weights what its experts read: an expert's output has its gate in it.
+- A token whose gate at an expert is exactly 0 (a product that underflows in bfloat16, say) gets nothing from it: it is
+  left out of the expert's load, its peaks and its outlier tokens, although the router chose it.
 - ZAYA may skip the experts: such tokens count for none.
 - LongCat's identity experts give back what they read: their peaks are those of mlp_in.
 - Nemotron-H and Muse Spark may run their experts in a latent space: their peaks are at features of that space.
