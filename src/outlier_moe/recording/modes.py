@@ -48,4 +48,4 @@ def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device)
 
 
 def _with_margin(n_bytes: int) -> float:
-    return n_bytes + max(LEAST_MARGIN_BYTES, MARGIN * n_bytes)
+    return n_bytes + max(float(LEAST_MARGIN_BYTES), MARGIN * n_bytes)
