@@ -64,7 +64,8 @@ def tell_definitions(path: Path, presets: Iterable[str]) -> None:
 
 def _in_words(preset: dict[str, Any]) -> str:
     if preset["rule"] == "massive":
-        return f"|x| > {plain(preset['magnitude'], 6)} and {plain(preset['median_ratio'], 6)} times the median, {preset['view']}"
+        ratio = plain(preset["median_ratio"], 6)
+        return f"|x| > {plain(preset['magnitude'], 6)} and {ratio} times the median, {preset['view']}"
     layers = preset["layers"].replace("_", " ")
     return (
         f"|x| >= {plain(preset['magnitude'], 6)} in {plain(preset['layer_fraction'], 3)} of the {layers} "

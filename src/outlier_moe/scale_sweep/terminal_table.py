@@ -76,8 +76,8 @@ def matched_note(summary: pl.DataFrame) -> str | None:
     told = ", ".join(f"{target:.3f} at {scale} ({start:.3f} at the start)" for scale, target, start in losses.rows())
     return (
         "m. loss: where the training loss first is what all runs of the scale reached: after "
-        f"{plain(min(steps), 3)} to {plain(max(steps), 3)} steps{between}. It is {told}. comparisons.parquet holds each two "
-        "optimisers against each other at the loss that these two reached."
+        f"{plain(min(steps), 3)} to {plain(max(steps), 3)} steps{between}. It is {told}. comparisons.parquet holds "
+        "each two optimisers against each other at the loss that these two reached."
     )
 
 

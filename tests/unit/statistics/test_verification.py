@@ -160,7 +160,7 @@ def test_the_wheel_of_the_demo_is_the_published_model(tmp_path: Path) -> None:
     recording = recording_of(tmp_path, {("residual", 0, 507): 24000.0, ("attn_in", 0, 247): 12.0}, {"source": source})
     found = verdicts(recording)
     assert found["feature 507 is an outlier at residual"][0] == "reproduced"
-    assert found["feature 507 has |x| 23,085 at residual"][0] == "reproduced", "measured without a token before the text"
+    assert found["feature 507 has |x| 23,085 at residual"][0] == "reproduced", "measured without a token at the start"
     assert found["feature 247 is an outlier at attn_in"][0] == "reproduced"
 
 
