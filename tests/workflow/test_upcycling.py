@@ -56,6 +56,10 @@ def test_tables_hold_both_phases(study: StudyFolder) -> None:
     assert len(table("history")) == 8
     assert set(table("outliers").drop_nulls("tap")["step"]) == {0, 2, 4, 6, 8}
     assert len(table("experts")) == 3 * 2 * 8
+    samples = table("samples")
+    assert set(samples.select("arm", "phase").iter_rows()) == {("phase 1", 1), *((arm, 2) for arm in ARMS)}
+    assert (samples.group_by("arm").len()["len"] == samples["prompt"].n_unique()).all()
+    assert (samples["continuation"].str.len_chars() > 0).all()
 
 
 def test_checkpoints_are_recorded_like_any_model(study: StudyFolder) -> None:
