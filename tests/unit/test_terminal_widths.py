@@ -10,9 +10,11 @@ import pytest
 
 from outlier_moe import cli
 from outlier_moe.commands import compare, cost, count_params, models, nodes, plan, top, verify
+from outlier_moe.commands.tables import tell_degenerate, tell_nonfinite
 from outlier_moe.scale_sweep import terminal_table
+from outlier_moe.statistics.degenerate import MARKED
 from outlier_moe.terminal import presentation
-from outlier_moe.terminal.presentation import Column, least_wanted, show_frame, terminal_width
+from outlier_moe.terminal.presentation import Column, least_wanted, show_frame, show_note, terminal_width
 from outlier_moe.upcycling import summary
 
 TABLES = {
@@ -111,3 +113,22 @@ def test_programs_get_all_columns_at_any_width(
 
 def test_a_pipe_is_wide(capsys: pytest.CaptureFixture[str]) -> None:
     assert terminal_width() == presentation.PIPE_WIDTH
+
+
+@pytest.mark.parametrize("width", [40, 60, 80], indirect=True)
+def test_notes_end_their_lines_with_a_word(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pl.DataFrame({"model": ["a-model", "b"], "n_nonfinite": [1234, 0], "d_model_share": [0.99, 0.01]})
+    tell_degenerate(table)
+    tell_nonfinite(table)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert printed.split()[: len(MARKED.split())] == MARKED.split()
+    assert "a-model:" in printed.split() and "1,234" in printed.split()
+
+
+@pytest.mark.parametrize("width", [40], indirect=True)
+def test_a_word_longer_than_a_line_stays_whole(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    path = "results/" + "a-long-name/" * 5
+    show_note(f"It is in {path} now", "and that is all")
+    lines = capsys.readouterr().out.splitlines()
+    assert path in lines and lines[-1] == "and that is all"

@@ -14,7 +14,7 @@ from outlier_moe.commands.plan import add_choices, plan_chosen
 from outlier_moe.commands.skypilot import import_skypilot
 from outlier_moe.errors import StudyError
 from outlier_moe.terminal.figures import plain
-from outlier_moe.terminal.presentation import Column, show_frame
+from outlier_moe.terminal.presentation import Column, show_frame, show_note
 
 if TYPE_CHECKING:
     from outlier_moe.planning.cluster import Accelerator, Cluster, Tier
@@ -163,7 +163,7 @@ def _total(rows: list[dict[str, Any]], cluster: Cluster) -> None:
     # A run makes sure of more than is expected before it starts.
     reserved = sum(row["reserved"] or 0 for row in rows)
     over = "; that is more than it may" if reserved > cluster.max_price_total else ""
-    sys.stdout.write(
+    show_note(
         f"In all ${on_demand:.2f} on demand, ${spot:.2f} spot. A run reckons with up to ${reserved:.2f}, of at most "
-        f"${plain(cluster.max_price_total, 6)}{over}. Nodes that are kept for several jobs cost less.\n"
+        f"${plain(cluster.max_price_total, 6)}{over}. Nodes that are kept for several jobs cost less."
     )

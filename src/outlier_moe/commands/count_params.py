@@ -12,7 +12,7 @@ import polars as pl
 
 from outlier_moe.errors import StudyError
 from outlier_moe.lean_imports import uncollected
-from outlier_moe.terminal.presentation import Column, show_frame
+from outlier_moe.terminal.presentation import Column, show_frame, show_note
 
 if TYPE_CHECKING:
     from outlier_moe.training.parameter_counts import Computed, StepMemory
@@ -84,7 +84,10 @@ def _run(arguments: argparse.Namespace) -> None:
     columns = _COLUMNS if available is None else {k: c for k, c in _COLUMNS.items() if k not in of_size} | _FITTING
     show_frame(table, columns, output_format=arguments.format, title="models of the experiments")
     if arguments.format == "table":
-        sys.stdout.write(_ASSUMED + ("" if available is None else _setting(table, available)))
+        show_note(_ASSUMED)
+        if available is not None:
+            # Unwrapped: it holds a command to copy.
+            sys.stdout.write(_setting(table, available))
 
 
 def _gib(text: str) -> float:

@@ -13,6 +13,7 @@ import polars as pl
 from outlier_moe.errors import StudyError
 from outlier_moe.table_files import made_again, table_facts
 from outlier_moe.terminal.figures import plain
+from outlier_moe.terminal.presentation import show_note
 
 # A preset's thresholds have the names of figures of a table, of which they are the least.
 NAMES = {
@@ -59,7 +60,7 @@ def tell_definitions(path: Path, presets: Iterable[str]) -> None:
     known = definitions_of(path)
     for name in dict.fromkeys(presets):
         if name in known:
-            sys.stdout.write(f"{name}: {_in_words(known[name])}\n")
+            show_note(f"{name}: {_in_words(known[name])}")
 
 
 def _in_words(preset: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import polars as pl
 from outlier_moe.commands.local_logs import LOGS, local_logs, print_newest
 from outlier_moe.commands.skypilot import import_skypilot
 from outlier_moe.errors import StudyError
-from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, show_note
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_skypilot.watching import RentedNode
@@ -96,7 +96,7 @@ def run_nodes(arguments: argparse.Namespace) -> None:
     frame = pl.DataFrame([_row(node) for node in nodes], schema=_SCHEMA)
     show_frame(frame, _COLUMNS, output_format=arguments.format, title="Rented nodes")
     if arguments.format == "table":
-        sys.stdout.write(f"${sum(node.dollars for node in nodes):.2f} so far, by SkyPilot's prices.\n")
+        show_note(f"${sum(node.dollars for node in nodes):.2f} so far, by SkyPilot's prices.")
     return None
 
 

@@ -15,7 +15,7 @@ from outlier_moe.lean_imports import uncollected
 from outlier_moe.registry import load_registry
 from outlier_moe.study import validated_study
 from outlier_moe.terminal.figures import plain, power_of_ten
-from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, show_note
 
 if TYPE_CHECKING:
     from outlier_moe.planning.cluster import Cluster
@@ -225,11 +225,9 @@ def _minutes(seconds: float) -> str:
 
 def _warn(plans: list[ModelPlan], max_price_total: float) -> None:
     if any(plan.basis == "registry" for plan in plans):
-        sys.stdout.write("* from the registry's figures: layers and activations are guessed.\n")
+        show_note("* from the registry's figures: layers and activations are guessed.")
     if any(plan.fits_here for plan in plans):
-        sys.stdout.write(
-            "Minutes here: the matrix products alone, at the speed measured just now; counting comes on top.\n"
-        )
+        show_note("Minutes here: the matrix products alone, at the speed measured just now; counting comes on top.")
     total = sum(plan.node.price for plan in plans if plan.node is not None)
     over = f", more than max_price_total ({plain(max_price_total, 6)})" if total > max_price_total else ""
-    sys.stdout.write(f"All of it rented, one node after the other: ${total:.2f}{over}.\n")
+    show_note(f"All of it rented, one node after the other: ${total:.2f}{over}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import polars as pl
 from outlier_moe import table_files
 from outlier_moe.errors import StudyError
 from outlier_moe.statistics.degenerate import MARK, MARKED, is_degenerate, with_degenerate
+from outlier_moe.terminal.presentation import show_note
 
 
 def tell_nonfinite(table: pl.DataFrame) -> None:
     """Say, beside a table for people, which models had activations that were no numbers: their figures lack those."""
     some = table.filter(pl.col("n_nonfinite") > 0).unique("model", maintain_order=True)
     for model, n in some.select(pl.col("model").str.strip_chars(), "n_nonfinite").iter_rows():
-        sys.stdout.write(f"{model}: {n:,} activations were NaN or infinite and are in no figure.\n")
+        show_note(f"{model}: {n:,} activations were NaN or infinite and are in no figure.")
 
 
 def with_marks(models: pl.DataFrame) -> pl.DataFrame:
@@ -39,7 +39,7 @@ def degenerate_note(models: pl.DataFrame) -> str | None:
 def tell_degenerate(models: pl.DataFrame) -> None:
     """Say beneath a table for people what its marks mean."""
     if (note := degenerate_note(models)) is not None:
-        sys.stdout.write(f"{note}\n")
+        show_note(note)
 
 
 def read_table(path: Path, *, remedy: str, needs: Iterable[str] = ()) -> pl.DataFrame:

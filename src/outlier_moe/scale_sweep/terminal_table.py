@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import polars as pl
 
 from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.study import GridEdge
 from outlier_moe.terminal.figures import plain
-from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, terminal_width
-
-WIDTH = 120
-"""Characters of a line, which is what a pipe gets."""
+from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, show_note
 
 EDGE_MARKS: dict[GridEdge, str] = {"lowest": " <", "highest": " >", "all diverged": " x"}
 
@@ -32,7 +27,7 @@ TABLE = {
     "peak": Column("peak", "magnitude"),
     "step_time_s": Column("s per\nstep"),
 }
-"""Within `WIDTH`; the other figures are in the files, the pictures and the report."""
+"""Within the 120 characters of a pipe; the other figures are in the files, the pictures and the report."""
 
 
 def for_terminal(summary: pl.DataFrame) -> pl.DataFrame:
@@ -89,4 +84,4 @@ def show_summary(summary: pl.DataFrame, *, output_format: OutputFormat, title: s
     show_frame(for_terminal(summary), TABLE, output_format=output_format, title=title)
     for note in (matched_note(summary), edge_note(summary)):
         if note is not None:
-            print(textwrap.fill(note, min(WIDTH, terminal_width()), break_long_words=False, break_on_hyphens=False))
+            show_note(note)

@@ -91,12 +91,19 @@ def show_frame(
     Console(width=width).print(_table({name: columns[name] for name in widths}, widths, cells, headings, title))
     if left_out:
         titles = [flat_title(columns[name]) or name for name in columns if name in left_out]
-        sys.stdout.write(
-            textwrap.fill(
-                f"Left out for want of room: {', '.join(titles)}. --format csv has all.", max(width, MIN_WIDTH)
-            )
-            + "\n"
-        )
+        show_note(f"Left out for want of room: {', '.join(titles)}. --format csv has all.")
+
+
+def show_note(*notes: str) -> None:
+    """Print what is said beneath a table, in lines that end with a word; one longer than a line stays whole.
+
+    Args:
+        notes: Paragraphs, each from a line of its own on.
+    """
+    for note in notes:
+        words = " ".join(note.split())
+        width = max(min(terminal_width(), PIPE_WIDTH), MIN_WIDTH)
+        sys.stdout.write(textwrap.fill(words, width, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
 def terminal_width(*, of_errors: bool = False) -> int:
