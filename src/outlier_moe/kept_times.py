@@ -3,6 +3,9 @@
 Snakemake tells by their times whether a file is older than what it was made from. `cp -r`, `git checkout` and `rsync`
 without `-t` change all of them. So the end of a run notes the time and the digest of every result; the next start gives
 a file whose digest is the same its time back. A run that was killed leaves no such notes, and none are put back.
+
+With what parameters a result was made stands in `.snakemake` alone. A copy without it would take every change of the
+configuration or of a text for made already, so the results have a copy of these records, which comes with them.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 NOTES = ".times.json"
 OPEN = ".times.open.json"
 RECORDINGS = "recordings"
+RECORDS = ".records"
+_METADATA = Path(".snakemake/metadata")
 _TIMESTAMP = ".snakemake_timestamp"
 
 
@@ -47,6 +53,34 @@ def restore_times(folders: Sequence[Path]) -> int:
                 os.utime(path, ns=(state.st_atime_ns, time_ns))
                 n_restored += 1
     return n_restored
+
+
+def restore_records(results: Path, metadata: Path = _METADATA) -> bool:
+    """Give a copy without Snakemake's records those of the run that made it.
+
+    Args:
+        results: The folder of the results.
+        metadata: Where Snakemake looks for its records.
+
+    Returns:
+        Whether there were none and now are.
+    """
+    if not (results / NOTES).is_file() or not (results / RECORDS).is_dir():
+        return False
+    if any(path.is_file() for path in metadata.rglob("*")):
+        return False
+    with suppress(OSError):
+        shutil.copytree(results / RECORDS, metadata, dirs_exist_ok=True)
+        return True
+    return False
+
+
+def note_records(results: Path, metadata: Path = _METADATA) -> None:
+    """Copy Snakemake's records beside the results."""
+    # Without them a copy's changes go unnoticed, which is no reason for this run to fail.
+    with suppress(OSError):
+        shutil.rmtree(results / RECORDS, ignore_errors=True)
+        shutil.copytree(metadata, results / RECORDS)
 
 
 def begin_changes(folders: Sequence[Path]) -> None:

@@ -20,7 +20,15 @@ from safetensors import SafetensorError
 from outlier_moe.contents import DigestMemo
 from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
-from outlier_moe.kept_times import begin_changes, forget_known, note_times, restore_times
+from outlier_moe.kept_times import (
+    NOTES,
+    begin_changes,
+    forget_known,
+    note_records,
+    note_times,
+    restore_records,
+    restore_times,
+)
 from outlier_moe.lean_imports import INTERRUPTED
 from outlier_moe.reporting import reporting_to
 from outlier_moe.stages import killed_stages
@@ -228,6 +236,22 @@ def test_a_copy_without_times_gets_them_back(tmp_path: Path, monkeypatch: pytest
     times = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in files}
     for path, time_ns in times.items():
         assert (path.stat().st_mtime_ns == time_ns) == (path.name != "a.parquet"), path
+
+
+def test_a_copy_without_records_gets_those_of_the_run_that_made_it(tmp_path: Path) -> None:
+    results, metadata, copied = tmp_path / "results", tmp_path / "metadata", tmp_path / "copied/metadata"
+    (metadata / "@long").mkdir(parents=True)
+    (metadata / "@long/name").write_text("params")
+    results.mkdir()
+    note_records(results, metadata)
+    assert not restore_records(results, copied), "a run that was killed"
+    (results / NOTES).write_text("{}")
+    copied.mkdir(parents=True)
+    assert restore_records(results, copied)
+    assert (copied / "@long/name").read_text() == "params"
+    (copied / "@long/name").write_text("newer")
+    assert not restore_records(results, copied)
+    assert (copied / "@long/name").read_text() == "newer"
 
 
 def test_no_times_are_put_back_after_a_run_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

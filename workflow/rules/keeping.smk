@@ -2,13 +2,15 @@
 # and files that a copy has left without their times get them back.
 #
 # INPUTS   none
-# OUTPUTS  results/{model}/recordings/, results/.times.json
+# OUTPUTS  results/{model}/recordings/, results/.times.json, results/.records/
 
 from outlier_moe.kept_times import (
     begin_changes,
     forget_known,
     keep_all_recordings,
+    note_records,
     note_times,
+    restore_records,
     restore_times,
 )
 from outlier_moe.stages import killed_stages
@@ -18,8 +20,14 @@ STUDY_FOLDERS = [Path("results"), Path("resources")]
 
 
 def restored():
-    """Put back the times of a copied study, before Snakemake looks at them."""
-    if workflow.is_main_process and (n_files := restore_times(STUDY_FOLDERS)):
+    """Put back the times and records of a copied study, before Snakemake looks at them."""
+    if not workflow.is_main_process:
+        return
+    if restore_records(STUDY_FOLDERS[0]):
+        logger.info(
+            "This copy has no records of Snakemake's: those beside its results are used"
+        )
+    if n_files := restore_times(STUDY_FOLDERS):
         logger.info(f"{n_files} files are as the last run left them: their times too")
 
 
@@ -32,6 +40,7 @@ def before_jobs():
 def after_jobs():
     """What is done when the last job has ended."""
     forget_known(STUDY_FOLDERS)
+    note_records(STUDY_FOLDERS[0])
     note_times(STUDY_FOLDERS)
 
 
