@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -44,8 +45,20 @@ class CompressedSchemes:
                 got=" ".join(str(error).split())[:300],
             ) from error
         self.ordered = _has_order(said)
+        self._check_patterns()
         for scheme in self.config.config_groups.values():
             self.format_of(scheme)  # type: ignore[arg-type]
+
+    def _check_patterns(self) -> None:
+        for name in (*self._scheme_of_target, *(self.config.ignore or ())):
+            try:
+                re.compile(name.removeprefix("re:") if name.startswith("re:") else "")
+            except re.error as error:
+                raise _unreadable(
+                    "A pattern of the configuration of the quantisation is no regular expression.",
+                    key="quantization_config",
+                    got=f"{name} ({error})",
+                ) from error
 
     @staticmethod
     def _check_kinds(said: Mapping[str, Any]) -> None:
@@ -66,7 +79,7 @@ class CompressedSchemes:
             raise _unreadable(
                 "The weights are rotated, and the model must rotate its activations to fit (transform_config).",
                 key="quantization_config.transform_config",
-                got=", ".join(said["transform_config"]["config_groups"]),
+                got=said["transform_config"]["config_groups"],
             )
 
     def format_of(self, scheme: QuantizationScheme) -> str:
@@ -79,6 +92,9 @@ class CompressedSchemes:
         name = str(getattr(named, "value", named))
         if scheme.weights is None:
             return "dense"
+        if scheme.weights.num_bits < 1:
+            bits = scheme.weights.num_bits
+            raise _unreadable("A group has weights of no bits.", key="quantization_config.config_groups", got=bits)
         if name == "mixed-precision":
             name = infer_module_format(nn.Linear, scheme).value
         if name in UNPLAIN_FORMATS:
@@ -137,7 +153,8 @@ def _has_order(said: Mapping[str, Any]) -> bool:
 
 
 def _group_has_order(group: Mapping[str, Any]) -> bool:
-    return (group.get("weights") or {}).get("actorder") in ("group", "dynamic", True)
+    weights = group.get("weights")
+    return isinstance(weights, Mapping) and weights.get("actorder") in ("group", "dynamic", True)
 
 
 def _unreadable(problem: str, *, key: str, got: object) -> StudyError:

@@ -217,6 +217,28 @@ def test_a_section_of_another_kind_is_refused_by_its_key(key: str) -> None:
     assert error.value.key == f"quantization_config.{key}"
 
 
+@pytest.mark.parametrize("group", [
+    None, 4, {"weights": "int4"}, {"weights": [4]}, {"weights": {"num_bits": "four"}},
+    {"weights": {"num_bits": 0}},
+])  # fmt: skip
+def test_a_group_of_another_kind_is_refused(group: Any) -> None:
+    said = {**group, "targets": ["Linear"]} if isinstance(group, dict) else group
+    with pytest.raises(StudyError) as error:
+        CompressedSchemes({"format": "pack-quantized", "config_groups": {"group_0": said}})
+    assert "quantization_config" in str(error.value.key)
+
+
+@pytest.mark.parametrize("fields", [
+    {"ignore": ["re:["]},
+    {"config_groups": {"group_0": {**INT4, "targets": ["re:("]}}},
+    {"transform_config": {"config_groups": 3}},
+])  # fmt: skip
+def test_patterns_and_transforms_that_are_none_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(StudyError) as error:
+        CompressedSchemes({"config_groups": {"group_0": {**INT4, "targets": ["Linear"]}}, **fields})
+    assert "quantization_config" in str(error.value.key) and error.value.got is not None
+
+
 def test_scales_of_activations_and_of_the_cache_are_left_out(tmp_path: Path) -> None:
     """As llm-compressor exports them beside the weights."""
 
