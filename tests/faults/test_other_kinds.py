@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel
 
+from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.other_kinds import other_kind
 from outlier_moe.contents import DigestMemo
 from outlier_moe.errors import StudyError
@@ -75,3 +76,13 @@ def test_the_state_of_a_gguf_source_is_that_of_its_parts(tmp_path: Path) -> None
     assert state() == before
     (tmp_path / "a-00002-of-00002.gguf").write_bytes(b"other")
     assert state() != before
+
+
+@pytest.mark.parametrize("said", ["LlamaForSequenceClassification", [None], {"a": 1}])
+def test_classes_that_are_no_list_of_names(said: object, tmp_path: Path) -> None:
+    """A reward model must not pass as a language model because a string has no name in it that ends so."""
+    path = zoo.save_checkpoint("llama", tmp_path / "llama") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": said}))
+    with pytest.raises(StudyError) as error:
+        read_config(path.parent)
+    assert (error.value.key, error.value.got, error.value.file) == ("architectures", said, path)

@@ -87,7 +87,7 @@ def _not_built(error: Exception, file: Path, fields: dict[str, Any]) -> StudyErr
 
 
 def _refuse_unusable(fields: dict[str, Any], file: Path) -> None:
-    """Refuse a model_type that is no name, and a dtype in which nothing can be computed."""
+    """Refuse a model_type or classes that are no names, and a dtype in which nothing can be computed."""
     published = fields.get("model_type")
     if not isinstance(published, str) and (published is not None or "auto_map" not in fields):
         raise StudyError(
@@ -97,6 +97,16 @@ def _refuse_unusable(fields: dict[str, Any], file: Path) -> None:
             expected="transformers' name of the family, such as llama",
             got=published,
             remedy="Take the config.json of transformers' format; a params.json is another.",
+        )
+    named = fields.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise StudyError(
+            "The model's configuration does not name its classes.",
+            file=file,
+            key="architectures",
+            expected="a list of names, such as [LlamaForCausalLM], or none",
+            got=named,
+            remedy="Take the value of the model's published config.json.",
         )
     for part in (fields, fields.get("text_config")):
         for key in ("dtype", "torch_dtype"):
