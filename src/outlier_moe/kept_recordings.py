@@ -80,8 +80,9 @@ def _checkpoint(
         return None
     folder = model_directory / (origin.checkpoint or ".")
     read = sha256_of if digests is None else digests.sha256_of
-    # Not what source.json says of them: they may have changed since they were fetched.
-    contents = [(name, read(folder / name)) for name, _, _ in files]
+    # Not what source.json says of them: they may have changed since they were fetched. A file without a size is not
+    # there: it is what the others were converted from.
+    contents = [(name, sha256 if size is None else read(folder / name)) for name, size, sha256 in files]
     return [contents, source["trust_remote_code"]]
 
 

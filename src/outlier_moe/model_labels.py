@@ -118,7 +118,8 @@ def write_labels(labels: ModelLabels, directory: Path) -> None:
 def read_labels(document: Mapping[str, Any]) -> ModelLabels:
     """Labels as `_asdict` and JSON leave them; what is not known today is passed over."""
     known: dict[str, Any] = {name: document[name] for name in ModelLabels._fields if name in document}
-    return ModelLabels(**known | {"other_families": tuple(known.get("other_families", ()))})
+    known["other_families"] = tuple(known.get("other_families", ()))
+    return ModelLabels(**known)
 
 
 def fetched_labels(directory: Path) -> ModelLabels | None:

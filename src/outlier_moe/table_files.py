@@ -78,7 +78,7 @@ def write_table(
     arrow = table.to_arrow()
     arrow = arrow.cast(signed_indices(arrow.schema))
     # Figures and bytes hardly repeat: a dictionary of them makes reading take twice as long.
-    repeated = [field.name for field in arrow.schema if not _is_seldom_repeated(field.type)]
+    repeated: Any = [field.name for field in arrow.schema if not _is_seldom_repeated(field.type)]
     with parquet.ParquetWriter(path, arrow.schema, compression=compression, use_dictionary=repeated) as writer:
         writer.write_table(arrow, row_group_size=row_group_size)
         writer.add_key_value_metadata(_metadata(facts or {}))

@@ -152,7 +152,7 @@ CASES = [
         "owner/base",
         "merge_and_unload",
     ),
-    a_folder("a model with an adapter", model(**{"adapter_config.json": ADAPTER}), "adapter", "merge"),
+    a_folder("a model with an adapter", model({SINGLE: WEIGHTS, "adapter_config.json": ADAPTER}), "adapter", "merge"),
     a_folder(
         "Mistral's own format",
         {"params.json": b"{}", "consolidated.safetensors": WEIGHTS},
@@ -184,7 +184,10 @@ CASES = [
     a_folder("an empty file", model({SINGLE: b""}), "no safetensors file", "an empty file"),
     a_folder("weights that are an LFS pointer", model({SINGLE: POINTER}), "git lfs pull"),
     a_folder(
-        "a tokenizer that is an LFS pointer", model(**{"tokenizer.json": POINTER}), "tokenizer.json", "git lfs pull"
+        "a tokenizer that is an LFS pointer",
+        model({SINGLE: WEIGHTS, "tokenizer.json": POINTER}),
+        "tokenizer.json",
+        "git lfs pull",
     ),
     a_folder("weights that are a web page", model({SINGLE: b"<!DOCTYPE html><html>404</html>"}), "web page"),
     a_folder("weights that are a pickle", model({SINGLE: b"PK\x03\x04" + b"0" * 40}), "zip of pickles"),

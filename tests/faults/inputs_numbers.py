@@ -21,7 +21,13 @@ from tests.recordings import made_up_activations, write_recording
 PRESETS = [Preset("dettmers2022", "systematic", "linear_inputs", 6.0)]
 CORPORA = {"text": {"source": {"kind": "files", "paths": ["a.txt"]}, "max_characters": 10}}
 HUB = {"kind": "hub", "repo": "owner/name"}
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+}
 Ask = Callable[[Path], Answer]
 
 

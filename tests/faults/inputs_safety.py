@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -34,7 +35,7 @@ def staged(make: Callable[[Path], object], output: str = TEXT, *, before: Callab
     """The answer of a stage that makes an output of this folder."""
     if before is not None:
         before()
-    job = SimpleNamespace(input=[], output=[output], params={})
+    job: Any = SimpleNamespace(input=[], output=[output], params={})
     told, handlers = io.StringIO(), logging.getLogger().handlers[:]
     try:
         with contextlib.redirect_stderr(told), reporting_to("logs/record_outliers/model.log", job):

@@ -269,6 +269,19 @@ def sweep_metrics(wildcards):
     ]
 
 
+# Of record_outliers what decides figures; the rest says where and how a model runs, which makes no page anew.
+OF_FIGURES = ("taps", "floor", "n_peaks", "dtype")
+
+
+def told_overrides():
+    """The keys of --config that a command for other thresholds has to repeat."""
+    told = dict(workflow.config_settings.config)
+    if isinstance(section := told.pop("record_outliers", None), dict):
+        kept = {key: section[key] for key in OF_FIGURES if key in section}
+        told |= {"record_outliers": kept} if kept else {}
+    return told
+
+
 def corpus_of(wildcards):
     """The text that a model is studied on."""
     if STUDY["corpus"] != "auto":
@@ -430,7 +443,9 @@ else:
 
 def weights_to_send(wildcards):
     """The folder of a model's weights, if they lie in this machine's folders."""
-    return str(getattr(REGISTRY.model(wildcards.model).source, "path", ""))
+    source = REGISTRY.model(wildcards.model).source
+    # What a GGUF file was converted to is in the model's own folder.
+    return "" if source.kind == "gguf" else str(getattr(source, "path", ""))
 
 
 def files_of_node(**paths):

@@ -36,7 +36,7 @@ def flops_per_second(dtype: str, device: DeviceType) -> float:
 def _fastest(dtype: str, device: DeviceType) -> float:
     side = SIDE[device]
     left, right = (torch.ones(side, side, dtype=getattr(torch, dtype), device=device) for _ in range(2))
-    left @ right
+    torch.matmul(left, right)
     started, best = time.perf_counter(), float("inf")
     while best == float("inf") or time.perf_counter() - started < SECONDS:
         before = time.perf_counter()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.checkpoint_files import file_names, small_files
+
+# What a disk says that is written to, not read.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 _LINK_REMEDY = "Have the link point to the file, or copy the file itself; `cp -L` and `rsync -L` follow links."
 
@@ -71,12 +75,15 @@ def copy_whole(source: Path, target: Path) -> None:
 
     Raises:
         StudyError: If it is a pointer of Git LFS, or cannot be read.
+        OSError: If the target cannot be written, with its name.
     """
     try:
         shutil.copyfile(source, target)
         with target.open("rb") as file:
             start = file.read(40)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         remedy = "Make the file readable for this user."
         raise StudyError("A file of a model cannot be read.", file=source, got=str(error), remedy=remedy) from error
     if start.startswith(b"version https://git-lfs"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Phi3Config, PreTrainedConfig
 
 from outlier_moe.architectures.lengths import Positions, length_for
 from outlier_moe.architectures.positions import positions_of
@@ -165,6 +165,6 @@ def test_a_configuration_at_hand_is_believed(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_builds_no_model_is_named() -> None:
-    config = CONFIG_MAPPING["phi3"](vocab_size=64, pad_token_id=32000, max_position_embeddings=64)
+    config = Phi3Config(vocab_size=64, pad_token_id=32000, max_position_embeddings=64)
     with pytest.raises(StudyError, match="builds no model"):
         positions_of(config, longer_than=65)

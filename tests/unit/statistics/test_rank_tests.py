@@ -141,7 +141,7 @@ def test_several_equals_scipys_statistic_over_all_orders(groups: list[list[float
 @pytest.mark.parametrize(
     ("test", "reason"),
     [
-        (lambda: unpaired(np.array([1.0]), np.array([1.0, 2.0])), "1 against 2"),
+        (lambda: unpaired(np.array([1.0]), np.array([1.0, 2.0])), "1 of one kind against 2"),
         (lambda: paired(np.array([1.0])), "1 pair"),
         (lambda: correlated(np.array([1.0, 2]), np.array([1.0, 2]), kind="kendall"), "2 models"),
         (lambda: correlated(np.ones(4), np.arange(4.0), kind="spearman"), "same for all"),
