@@ -226,7 +226,7 @@ def _of_configuration(entry: ModelEntry, fetched: Path, workload: Workload) -> l
         entry.labels, config_labels(config, trust_remote_code=trusted), model=entry.id, place="its config.json"
     )
     kind = "Mixture of Experts" if sizes.has_experts else "dense"
-    parameters = f"{sizes.n_parameters / 1e9:.2f} B parameters in {len(sizes.layers)} layers of width {sizes.d_model}"
+    parameters = f"{sizes.n_parameters:,} parameters in {len(sizes.layers)} layers of width {sizes.d_model}"
     found = [
         Finding("model", "ok", f"{config.model_type}, {kind}: {parameters}"),
         Finding("precision", "ok", sizes.dtype + (", from a quantised checkpoint" if sizes.is_quantized else "")),
@@ -285,7 +285,7 @@ def _of_gguf(source: GgufSource, workload: Workload) -> list[Finding]:
     positions = value(readers[0], f"{architecture}.context_length")
     is_longer = positions is not None and int(positions) < workload.sequence_length
     return [
-        Finding("file", "ok", f"{len(files)} files, {architecture}: {n_parameters / 1e9:.2f} B parameters"),
+        Finding("file", "ok", f"{len(files)} files, {architecture}: {n_parameters:,} parameters"),
         Finding("precision", "ok", f"{', '.join(kinds)}, converted to float32 when it is fetched"),
         Finding(
             "length",

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 import polars as pl
@@ -54,9 +55,14 @@ class Column:
             case "magnitude":
                 return f"{value:,.1f}"
             case "decimal":
-                return f"{value:,.2f}"
+                return _decimal(value)  # type: ignore[arg-type]
             case _:
                 return str(value)
+
+
+def _decimal(value: float | int) -> str:
+    """Two places, or two digits of what would be 0.00: the parameters of a small model, in billions."""
+    return f"{Decimal(f'{value:.2g}'):f}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
 
 
 def show_frame(
