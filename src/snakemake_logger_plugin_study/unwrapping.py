@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
+from pathlib import Path
+
+import yaml
+
+# What a workflow's `configfile:` names.
+STUDY_FILE = "config/config.yaml"
+_NO_YAML = "file is not valid JSON or YAML"
 
 # `WorkflowError in file "...", line 3:` and `InputFunctionException in rule x in file "...", line 3:`.
 _HEAD = re.compile(r'^(?:\w+\.)*\w*(?:Error|Exception)(?: in rule \S+)?(?: in file ".*", line \d+)?:$|^Error:$')
@@ -72,6 +80,25 @@ def before_the_workflow(message: str) -> str | None:
             expected="a YAML file that there is",
             got=found["what"],
         )
+    return _broken_configuration() if _NO_YAML in message else None
+
+
+def _broken_configuration() -> str | None:
+    """Which configuration file is no YAML, and where: Snakemake says neither."""
+    named = [argument.rpartition("=")[2] for argument in sys.argv[1:] if argument.endswith((".yaml", ".yml", ".json"))]
+    for path in map(Path, [STUDY_FILE, *named]):
+        try:
+            yaml.safe_load(path.read_bytes())
+        except OSError:
+            continue
+        except yaml.YAMLError as error:
+            return _five_lines(
+                "A configuration file is not valid YAML.",
+                file=str(path),
+                expected="YAML in UTF-8, indented with spaces alone",
+                got=" ".join(str(error).split()),
+                remedy="Mend the line that is named.",
+            )
     return None
 
 

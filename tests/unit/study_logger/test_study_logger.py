@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,6 +150,21 @@ def test_mistakes_before_the_snakefile_are_no_tracebacks() -> None:
             call()
         said = shown(error(raised.value))
         assert not any(word in said for word in INSIDE) and "expected: " in said and "--config" in said
+
+
+@pytest.mark.parametrize("name", ["config/config.yaml", "own.yaml"])
+def test_a_configuration_that_is_no_yaml_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from snakemake.common.configfile import load_configfile
+
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text("magnitude: 6.0\n")
+    (tmp_path / name).write_text("magnitude: 6.0\n  models: [a\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["snakemake", "--configfile", "own.yaml", "-n"])
+    with pytest.raises(WorkflowError) as raised:
+        load_configfile(name)
+    said = shown(error(raised.value))
+    assert f"file: {name}" in said and "line 2" in said and "remedy: " in said
 
 
 def test_progress_has_the_time_left() -> None:
