@@ -21,7 +21,7 @@ from outlier_moe.contents import DigestMemo, sha256_of
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.sharding import WHOLE
 from outlier_moe.sources.origin import Origin, read_origin
-from outlier_moe.stages import link_tree
+from outlier_moe.stages import link_tree, read_note
 from outlier_moe.whole_outputs import whole_directory, whole_file
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class KeptRecordings:
     def _find(self, made: Mapping[str, Any]) -> Path | None:
         """The kept recording of the same, if its files are as they were."""
         kept = self.folder / _digest(made)[:16]
-        files = _read_json(_note(kept)).get("files")
+        files = read_note(_note(kept)).get("files")
         if not isinstance(files, dict):
             return None
         try:
@@ -205,7 +205,7 @@ class KeptRecordings:
             recording: Its folder.
             model_directory: The fetched model, for a recording that does not say what it was made from.
         """
-        run = _read_json(recording / RUN)
+        run = read_note(recording / RUN)
         if not run:
             return
         made = _made_from_of_run(run, recording, model_directory)
@@ -223,7 +223,7 @@ class KeptRecordings:
     def remove_shards(self, made: Mapping[str, Any]) -> None:
         """Remove the shards of a recording: for when they are put together."""
         for note in self.folder.glob("*.json"):
-            other = _read_json(note).get(MADE_FROM)
+            other = read_note(note).get(MADE_FROM)
             if isinstance(other, dict) and other.get("shard") is not None and {**other, "shard": None} == made:
                 self._remove(note.with_suffix(""))
 
@@ -235,18 +235,10 @@ class KeptRecordings:
 def keep_merged(kept: KeptRecordings, recording: Path) -> None:
     """Keep a recording whose shards were put together, and let go of the shards."""
     kept.keep(recording)
-    made = _made_from_of_run(_read_json(recording / RUN), recording)
+    made = _made_from_of_run(read_note(recording / RUN), recording)
     if made is not None:
         kept.remove_shards(made)
 
 
 def _note(kept: Path) -> Path:
     return kept.with_name(f"{kept.name}.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}

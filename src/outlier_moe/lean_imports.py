@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -56,8 +56,15 @@ def _interrupted_in_a_line() -> Iterator[None]:
         os.write(2, b"interrupted before it began\n")
         os._exit(INTERRUPTED)
 
+    with ended_by(end):
+        yield
+
+
+@contextmanager
+def ended_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have Ctrl-C and the signal that schedulers end a process with handled alike meanwhile; not in a thread."""
     try:
-        before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
+        before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:
         # In a thread no signal is heard.
         yield
@@ -65,5 +72,5 @@ def _interrupted_in_a_line() -> Iterator[None]:
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for each, former in before.items():
+            signal.signal(each, former)

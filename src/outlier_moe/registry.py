@@ -143,35 +143,35 @@ class ModelEntry:
     """Its name in this project, and of its folder of results."""
     source: ModelSource | None
     """Where it comes from; None for an unavailable one."""
-    family: str | None
+    family: str | None = None
     """The architecture, by transformers' name of it. This and the six after it are None where the model tells."""
-    kind: Literal["dense", "moe"] | None
+    kind: Literal["dense", "moe"] | None = None
     """Dense, or Mixture of Experts."""
-    total_params_b: float | None
+    total_params_b: float | None = None
     """All parameters, in billions."""
-    active_params_b: float | None
+    active_params_b: float | None = None
     """Parameters that work on one token, in billions."""
-    n_experts: int | None
+    n_experts: int | None = None
     """Routed experts of a MoE layer."""
-    top_k: int | None
+    top_k: int | None = None
     """Routed experts that work on one token."""
-    n_shared_experts: int | None
+    n_shared_experts: int | None = None
     """Experts of a MoE layer that work on every token."""
-    routing: str | None
+    routing: str | None = None
     """How the router chooses experts."""
-    checkpoint_format: str | None
+    checkpoint_format: str | None = None
     """What the checkpoint's weights are stored in, where known."""
-    gated: bool
+    gated: bool = False
     """Whether the hub gives it only to accounts that accepted its licence."""
-    corpus: str
-    """The id of the text it is studied on unless the study names another."""
-    trust_remote_code: bool
+    corpus: str = ""
+    """The id of the text it is studied on unless the study names another; empty for a model of no registry."""
+    trust_remote_code: bool = False
     """Whether Python code of its repository may run."""
-    sweeps: tuple[str, ...]
+    sweeps: tuple[str, ...] = ()
     """The sweeps that take it in."""
-    unavailable: str | None
+    unavailable: str | None = None
     """Why it cannot be had."""
-    release_date: date | None
+    release_date: date | None = None
     """The day of its release, where known for certain."""
     copy_of: str | None = None
     """The hub's repository of which it is a copy, as owner/name, by which published figures know it."""

@@ -13,7 +13,7 @@ from types import FrameType
 
 from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
-from outlier_moe.lean_imports import INTERRUPTED
+from outlier_moe.lean_imports import INTERRUPTED, ended_by
 from outlier_moe.stages import ScriptJob, Stage, StageDoneError, alone
 
 log = logging.getLogger("outlier_moe")
@@ -89,14 +89,5 @@ def _terminated_as_interrupted() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    try:
-        before = {each: signal.signal(each, interrupt) for each in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:
-        # In a thread no signal is heard.
+    with ended_by(interrupt):
         yield
-        return
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

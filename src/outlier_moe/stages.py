@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
+from outlier_moe.whole_outputs import remove_path
+
 log = logging.getLogger(__name__)
 
 # Snakemake's own note of when it looked at a folder.
@@ -113,7 +115,7 @@ def _take_up(outputs: Sequence[Path], identity: str) -> bool:
     places = [_beside(output, "kept") for output in outputs]
     if is_same and all(place.exists() for place in places):
         for place, output in zip(places, outputs, strict=True):
-            _remove(output)
+            remove_path(output)
             place.rename(output)
         kept.unlink()
         return True
@@ -136,9 +138,9 @@ def _keep(outputs: Sequence[Path], identity: str) -> None:
 
 def forget(outputs: Sequence[Path]) -> None:
     """Remove what is kept of outputs, the note first: without it the rest is of no use."""
-    _remove(_beside(outputs[0], "kept.json"))
+    remove_path(_beside(outputs[0], "kept.json"))
     for output in outputs:
-        _remove(_beside(output, "kept"))
+        remove_path(_beside(output, "kept"))
 
 
 def link_tree(source: Path, copy: Path, *, or_copy: bool = False) -> None:
@@ -172,7 +174,7 @@ def _noted(stage: Stage) -> Iterator[None]:
     """Leave a note beside the log while a stage runs: only a kill leaves it there for good."""
     note = _beside(stage.log, "running.json")
     if note.exists():
-        log.warning("%s", killed_sentence(_read_note(note)))
+        log.warning("%s", killed_sentence(read_note(note)))
     running = {"stage": stage.log.parent.name, "pid": os.getpid(), "host": socket.gethostname()}
     with suppress(OSError):
         note.write_text(json.dumps({**running, "log": str(stage.log), "output": str(stage.outputs[0])}))
@@ -188,7 +190,7 @@ def killed_stages(logs: Path) -> list[str]:
     Args:
         logs: The folder of all logs.
     """
-    found = (_read_note(note) for note in sorted(logs.rglob(".*.running.json")))
+    found = (read_note(note) for note in sorted(logs.rglob(".*.running.json")))
     return [killed_sentence(stage) for stage in found if not _is_running(stage)]
 
 
@@ -215,7 +217,8 @@ def _is_running(stage: Mapping[str, str]) -> bool:
     return False
 
 
-def _read_note(note: Path) -> dict[str, str]:
+def read_note(note: Path) -> dict[str, Any]:
+    """The object of a JSON file that this project wrote; an empty one if it cannot be read."""
     try:
         read = json.loads(note.read_text())
     except (OSError, ValueError):
@@ -232,10 +235,3 @@ def _states(path: Path) -> list[list[Any]]:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     states = ((file, file.stat()) for file in files if file.is_file() and file.name != _TIMESTAMP)
     return [[str(file), state.st_size, state.st_mtime_ns] for file, state in states]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -72,11 +72,12 @@ def remove_orphans(path: Path) -> None:
             number = left.name.removeprefix(prefix).removesuffix(".partial")
             is_partial = left.name.startswith(prefix) and left.name.endswith(".partial")
             if is_partial and number.isdigit() and not _is_alive(int(number)):
-                _remove(left)
+                remove_path(left)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove_path(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -129,21 +129,6 @@ def _unregistered(source: ModelSource, name: str) -> ModelEntry:
         # As a folder may be named.
         id=name.strip("/").replace("/", "--"),
         source=source,
-        family=None,
-        kind=None,
-        total_params_b=None,
-        active_params_b=None,
-        n_experts=None,
-        top_k=None,
-        n_shared_experts=None,
-        routing=None,
-        checkpoint_format=None,
-        gated=False,
-        corpus="",
-        trust_remote_code=False,
-        sweeps=(),
-        unavailable=None,
-        release_date=None,
     )
 
 

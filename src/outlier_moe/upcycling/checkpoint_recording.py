@@ -57,21 +57,6 @@ def _entry(checkpoint: Path) -> ModelEntry:
     return ModelEntry(
         id=checkpoint.name,
         source=CheckpointSource(checkpoint),
-        family=None,
-        kind=None,
-        total_params_b=None,
-        active_params_b=None,
-        n_experts=None,
-        top_k=None,
-        n_shared_experts=None,
-        routing=None,
-        checkpoint_format=None,
-        gated=False,
-        corpus="",
-        trust_remote_code=False,
-        sweeps=(),
-        unavailable=None,
-        release_date=None,
     )
 
 

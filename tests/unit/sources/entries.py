@@ -9,24 +9,7 @@ from outlier_moe.registry import CorpusEntry, CorpusSource, ModelEntry, ModelSou
 
 def model_entry(source: ModelSource | None, **keys: Any) -> ModelEntry:
     """A model from a source, of which nothing is said."""
-    defaults: dict[str, Any] = {
-        "id": "tiny-0.1b",
-        "family": None,
-        "kind": None,
-        "total_params_b": None,
-        "active_params_b": None,
-        "n_experts": None,
-        "top_k": None,
-        "n_shared_experts": None,
-        "routing": None,
-        "checkpoint_format": None,
-        "gated": False,
-        "corpus": "text",
-        "trust_remote_code": False,
-        "sweeps": ("demo",),
-        "unavailable": None,
-        "release_date": None,
-    }
+    defaults: dict[str, Any] = {"id": "tiny-0.1b", "corpus": "text", "sweeps": ("demo",)}
     return ModelEntry(source=source, **{**defaults, **keys})
 
 
