@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.observer import OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
+from outlier_moe.stages import read_note
 from outlier_moe.taps import Tap, View
 from outlier_moe.whole_outputs import whole_directory
 
@@ -57,7 +58,7 @@ class ChunkFolder:
     def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
         self.directory = directory
         described = json.loads(json.dumps({"format": FORMAT, "mode": "resident", **run}))
-        if directory.exists() and _read_json(directory / _RUN) != described:
+        if directory.exists() and read_note(directory / _RUN) != described:
             log.warning("%s belongs to another run: starting anew", directory)
             shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
@@ -67,8 +68,7 @@ class ChunkFolder:
     def chunk(self) -> int | None:
         """Sequences in a chunk when the last was finished: fewer than at first, if memory ran out before it."""
         places = self._places()
-        facts = _read_json(places[-1] / _FACTS) if places else None
-        return facts.get("chunk") if isinstance(facts, dict) else None
+        return read_note(places[-1] / _FACTS).get("chunk") if places else None
 
     def keep(self, finished: FinishedChunk, *, chunk: int) -> None:
         """Keep a chunk."""
@@ -159,10 +159,3 @@ def _joined(values: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
         # Numbers are as wide as the largest, so that 10 comes after 9.
         fields.setdefault(tuple(part.zfill(8) if part.isdigit() else part for part in where), {})[name] = value
     return fields
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

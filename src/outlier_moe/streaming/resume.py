@@ -19,6 +19,7 @@ from torch import Tensor
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.observer import TapSketch, ViewMaximum
 from outlier_moe.recording.sketch import SiteSketch
+from outlier_moe.stages import read_note
 from outlier_moe.streaming.call_arguments import Description
 from outlier_moe.streaming.forgotten import CannotResumeError
 from outlier_moe.taps import View
@@ -63,7 +64,7 @@ class ResumeFolder:
         self.directory = directory
         run_file = directory / "run.json"
         described = _as_json(run)
-        if directory.exists() and _read_json(run_file) != described:
+        if directory.exists() and read_note(run_file) != described:
             log.warning("%s belongs to another run: starting anew", directory)
             shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,8 @@ class ResumeFolder:
     @staticmethod
     def chunk_of(directory: Path, run: Mapping[str, Any]) -> int | None:
         """The size of the chunks in a folder, if it is of a run that differs in nothing else."""
-        stored = _read_json(directory / "run.json")
-        if not isinstance(stored, dict) or not isinstance(chunk := stored.get("chunk"), int):
+        stored = read_note(directory / "run.json")
+        if not isinstance(chunk := stored.get("chunk"), int):
             return None
         return chunk if stored == _as_json({**run, "chunk": chunk}) else None
 
@@ -173,8 +174,8 @@ def _of_its_own(tensor: Tensor) -> Tensor:
 
 
 def _read_chunk(path: Path, device: torch.device) -> ChunkState:
-    description = _read_json(path)
-    if description is None:
+    description = read_note(path)
+    if not description:
         raise CannotResumeError(f"{path} cannot be read")
     arrays = _load(path.with_name("0000.safetensors")) | _load(path.with_suffix(".safetensors"))
     tensors = {name.removeprefix("call"): tensor for name, tensor in arrays.items() if name.startswith("call")}
@@ -199,10 +200,3 @@ def _load(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CannotResumeError(f"{path} cannot be read ({error})") from None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
