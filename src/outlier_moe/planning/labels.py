@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from outlier_moe.architectures.config_numbers import first_number, n_chosen
 from outlier_moe.architectures.model_class import meta_model
 from outlier_moe.architectures.moe_parts import Experts, find_experts
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.model_labels import ModelLabels
-from outlier_moe.planning.sizes import first_number, n_chosen
 
 # How families call the number of shared experts. Some join them in one module, so that modules do not tell it.
 SHARED_FIELDS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")

@@ -10,9 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from outlier_moe.planning.sizes import ModelSizes, Portion
-from outlier_moe.planning.workload import DeviceType, Workload
-from outlier_moe.recording.losses import CROSS_ENTROPY_BYTES, HEAD_BYTES
-from outlier_moe.recording.resident import TOKENS_PER_CHUNK
+from outlier_moe.planning.workload import CROSS_ENTROPY_BYTES, HEAD_BYTES, TOKENS_PER_CHUNK, DeviceType, Workload
 
 MIB = 2**20
 # Measured after all imports and the first run of everything compiled (torch 2.13, transformers 5.23, Linux); CUDA's

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from outlier_moe.architectures.config_numbers import first_number, n_chosen
 from outlier_moe.architectures.layer_parts import LayerParts, find_parts
 from outlier_moe.architectures.model_class import meta_model
 from outlier_moe.architectures.moe_parts import Experts, find_experts
@@ -20,10 +21,6 @@ from outlier_moe.planning.packed_bits import PackedBits
 from outlier_moe.recording.options import Dtype
 from outlier_moe.sources.computing_dtype import stated_dtype
 
-# How families call the number of experts that work on a token.
-CHOICE_FIELDS = (
-    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "top_k",
-)  # fmt: skip
 # Bits of one weight of a matrix, its share of the scales included: a float32 for each block of 128 x 128 (FP8), a byte
 # for 32 weights (MXFP4).
 FP8_BITS = 8 + 32 / 128**2
@@ -146,23 +143,6 @@ def model_sizes(
 def _on_meta(config: PreTrainedConfig, dtype: Dtype, *, trust_remote_code: bool) -> PreTrainedModel:
     chosen = (stated_dtype(config) or torch.float32) if dtype == "checkpoint" else getattr(torch, dtype)
     return meta_model(config, chosen, trust_remote_code=trust_remote_code)
-
-
-def n_chosen(config: PreTrainedConfig) -> int:
-    """The experts that work on a token: of the layers' numbers, where each has its own, the largest.
-
-    DBRX says it in a part of its configuration. Where a family does not say it at all, one expert works.
-    """
-    parts = (config, getattr(config, "ffn_config", None))
-    numbers = (getattr(part, name, None) for part in parts if part is not None for name in CHOICE_FIELDS)
-    found = (max(number, default=0) if isinstance(number, list | tuple) else number for number in numbers)
-    return next((number for number in found if isinstance(number, int) and number > 0), 1)
-
-
-def first_number(config: PreTrainedConfig, names: Iterable[str]) -> int | None:
-    """The first field of a configuration that is a positive whole number."""
-    numbers = (getattr(config, name, None) for name in names)
-    return next((number for number in numbers if isinstance(number, int) and number > 0), None)
 
 
 def _embedding(model: PreTrainedModel) -> nn.Embedding:

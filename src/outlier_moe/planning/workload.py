@@ -11,6 +11,17 @@ from outlier_moe.taps import TAPS, VIEW_OF, Tap
 
 DeviceType = Literal["cpu", "cuda", "mps"]
 
+# About as many tokens as keep the matrix products of one forward busy; more only costs memory.
+TOKENS_PER_CHUNK = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+
+# Logits made at once, in bytes, by both drivers: little beside a layer. Thinner slices cost time, thicker ones memory,
+# and another thickness changes the last bits of a loss.
+HEAD_BYTES = 32 * 2**20
+
+# Cross entropy goes through the logits in slices of this, in float32: what they take is taken again for the next one.
+# Larger pieces the C library takes from the system anew each time, which costs more than the arithmetic.
+CROSS_ENTROPY_BYTES = 4 * 2**20
+
 
 @dataclass(frozen=True)
 class Workload:

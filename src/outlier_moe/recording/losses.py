@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-# Logits made at once, in bytes, by both drivers: little beside a layer. Thinner slices cost time, thicker ones memory,
-# and another thickness changes the last bits of a loss.
-HEAD_BYTES = 32 * 2**20
-
-# Cross entropy goes through the logits in slices of this, in float32: what they take is taken again for the next one.
-# Larger pieces the C library takes from the system anew each time, which costs more than the arithmetic.
-CROSS_ENTROPY_BYTES = 4 * 2**20
+from outlier_moe.planning.workload import CROSS_ENTROPY_BYTES, HEAD_BYTES
 
 
 @contextmanager

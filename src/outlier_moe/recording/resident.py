@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.errors import StudyError
+from outlier_moe.planning.workload import TOKENS_PER_CHUNK
 from outlier_moe.recording.devices import asked_dtype, free_by_card, free_cached_memory, is_out_of_memory
 from outlier_moe.recording.experts import StoredExperts
 from outlier_moe.recording.finished_chunks import ChunkFolder, FinishedChunk
@@ -36,9 +37,6 @@ from outlier_moe.streaming.shards import LocalShards
 from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)
-
-# About as many tokens as keep the matrix products of one forward busy; more only costs memory.
-TOKENS_PER_CHUNK = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 
 # Of a card's free memory; activations and counts take the rest.
 SHARE_FOR_WEIGHTS = 0.8

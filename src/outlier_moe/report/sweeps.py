@@ -13,8 +13,8 @@ from outlier_moe.report.charts import Picture, PictureGroup
 from outlier_moe.report.sweep_answers import LEVEL, answer_tables, difference_questions, standing_out, trend_questions
 from outlier_moe.report.sweep_caveats import caveats, start_losses
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
-from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.moments import MOMENTS
+from outlier_moe.schemas.sweeps import COST
 from outlier_moe.terminal.figures import with_ends
 
 Sweep = Mapping[str, pl.DataFrame]

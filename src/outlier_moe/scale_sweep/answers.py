@@ -26,10 +26,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from outlier_moe.scale_sweep.figures import COST
 from outlier_moe.scale_sweep.seed_intervals import SeedIntervals, seed_intervals
 from outlier_moe.scale_sweep.study import ALL_SCALES
-from outlier_moe.schemas.sweeps import SweepComparison, SweepTrend
+from outlier_moe.schemas.sweeps import COST, SweepComparison, SweepTrend
 from outlier_moe.statistics.comparable import false_discovery_rates_within
 from outlier_moe.statistics.permutations import kendall
 from outlier_moe.statistics.rank_tests import RankTest, paired

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,10 @@ import polars as pl
 
 from outlier_moe.presets import Preset
 from outlier_moe.recording_files import read_recording
+from outlier_moe.schemas.sweeps import FIGURES, OUTLIER_FIGURES
 from outlier_moe.upcycling.checkpoint_recording import RECORDED, filter_checkpoints
 
 TARGET = "train_loss_nats"
-_OUTLIERS = ("peak", "kurtosis_of_feature_rms", "excess_kurtosis", "max_median_ratio")
-_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2", "up_proj", "down_proj")
-_LAYERS = "the mean over the layers"
-
-FIGURES: Mapping[str, tuple[str, Sequence[str]]] = {
-    "train_loss_nats": ("loss_nats", ("train",)),
-    "validation_loss_nats": ("loss_nats", ("validation",)),
-    "test_loss_nats": ("loss_nats", ("test",)),
-    "train_accuracy": ("accuracy", ("train",)),
-    "validation_accuracy": ("accuracy", ("validation",)),
-    "test_accuracy": ("accuracy", ("test",)),
-    "generalisation_gap_nats": ("generalisation_gap_nats", ("test",)),
-    "generalisation_gap_accuracy": ("generalisation_gap_accuracy", ("test",)),
-    "weight_effective_rank": ("weight_effective_rank_share", _MATRICES),
-    "weight_stable_rank": ("weight_stable_rank", _MATRICES),
-    "weight_participation_ratio": ("weight_participation_ratio", _MATRICES),
-    "feature_effective_rank": ("feature_effective_rank_share", ("residual",)),
-    "feature_stable_rank": ("feature_stable_rank", ("residual",)),
-    "feature_participation_ratio": ("feature_participation_ratio", ("residual",)),
-    "head_effective_rank": ("feature_effective_rank_share", ("head",)),
-    "share_nonpositive": ("activation_share_nonpositive", ("ffn",)),
-    "share_near_zero": ("activation_share_near_zero", ("ffn",)),
-    "hoyer": ("activation_hoyer", ("ffn",)),
-    **{figure: (figure, ("residual",)) for figure in _OUTLIERS},
-    "n_systematic": ("n_systematic", ("default preset",)),
-}
-"""Each figure's measure, and the places that it is the mean over: matrices, and layers where the measure has them.
-Effective ranks are shares of min(m, n), the others are as they are."""
-
-COST = "step_time_s"
-"""A figure of the end alone: the mean time of a step, without the first two."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +64,7 @@ def metrics_of_run(run: Path, presets: Sequence[Preset], *, default: str) -> pl.
 def _of_taps(outliers: pl.DataFrame) -> pl.DataFrame:
     at_taps = outliers.filter(pl.col("tap").is_not_null())
     return at_taps.select(
-        "step", pl.col("tap").alias("place"), *(pl.col(name) for name in _OUTLIERS if name in outliers.columns)
+        "step", pl.col("tap").alias("place"), *(pl.col(name) for name in OUTLIER_FIGURES if name in outliers.columns)
     ).unpivot(index=["step", "place"], variable_name="metric", value_name="value")
 
 

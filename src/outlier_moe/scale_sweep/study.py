@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.training.options import OptimizerName
@@ -49,10 +49,6 @@ IDX_FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 """Images and labels of the parts of MNIST and its kin, each file plain or packed by gzip."""
-
-GridEdge = Literal["lowest", "highest", "all diverged"]
-"""Why the rate that was taken of a grid is not known to be the best: it lies at an end of it, so that a better one may
-lie beyond, or every rate diverged, and the lowest was taken."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.measures import Row
-from outlier_moe.scale_sweep.study import GridEdge
+from outlier_moe.schemas.sweeps import GridEdge
 from outlier_moe.training.options import OptimizerName, TrainingOptions
 from outlier_moe.training.steps import BatchSource, LossFunction
 

@@ -2,19 +2,53 @@
 
 `scale` is the name of a model's sizes, `optimizer` and `seed` say which run of it a row is of. A `moment` is the start,
 the end, or `matched`: where the run's training loss first is what all runs of its scale that did not diverge reached.
-`summary.parquet` and `dynamics.parquet` have a column for each figure of `scale_sweep.figures.FIGURES`, null where a
+`summary.parquet` and `dynamics.parquet` have a column for each figure of `FIGURES`, null where a
 sweep has none.
 """
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import dataframely as dy
 import polars as pl
 
-from outlier_moe.scale_sweep.figures import COST, FIGURES
-from outlier_moe.scale_sweep.study import GridEdge
+OUTLIER_FIGURES = ("peak", "kurtosis_of_feature_rms", "excess_kurtosis", "max_median_ratio")
+_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "fc1", "fc2", "up_proj", "down_proj")
+
+FIGURES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "train_loss_nats": ("loss_nats", ("train",)),
+    "validation_loss_nats": ("loss_nats", ("validation",)),
+    "test_loss_nats": ("loss_nats", ("test",)),
+    "train_accuracy": ("accuracy", ("train",)),
+    "validation_accuracy": ("accuracy", ("validation",)),
+    "test_accuracy": ("accuracy", ("test",)),
+    "generalisation_gap_nats": ("generalisation_gap_nats", ("test",)),
+    "generalisation_gap_accuracy": ("generalisation_gap_accuracy", ("test",)),
+    "weight_effective_rank": ("weight_effective_rank_share", _MATRICES),
+    "weight_stable_rank": ("weight_stable_rank", _MATRICES),
+    "weight_participation_ratio": ("weight_participation_ratio", _MATRICES),
+    "feature_effective_rank": ("feature_effective_rank_share", ("residual",)),
+    "feature_stable_rank": ("feature_stable_rank", ("residual",)),
+    "feature_participation_ratio": ("feature_participation_ratio", ("residual",)),
+    "head_effective_rank": ("feature_effective_rank_share", ("head",)),
+    "share_nonpositive": ("activation_share_nonpositive", ("ffn",)),
+    "share_near_zero": ("activation_share_near_zero", ("ffn",)),
+    "hoyer": ("activation_hoyer", ("ffn",)),
+    **{figure: (figure, ("residual",)) for figure in OUTLIER_FIGURES},
+    "n_systematic": ("n_systematic", ("default preset",)),
+}
+"""Each figure's measure, and the places that it is the mean over: matrices, and layers where the measure has them.
+Effective ranks are shares of min(m, n), the others are as they are."""
+
+COST = "step_time_s"
+"""A figure of the end alone: the mean time of a step, without the first two."""
+
+GridEdge = Literal["lowest", "highest", "all diverged"]
+"""Why the rate that was taken of a grid is not known to be the best: it lies at an end of it, so that a better one may
+lie beyond, or every rate diverged, and the lowest was taken."""
+
 
 MOMENTS = ["start", "matched", "end"]
 

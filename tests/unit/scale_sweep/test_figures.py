@@ -17,11 +17,11 @@ from scipy import stats
 from outlier_moe.cli import main
 from outlier_moe.scale_sweep.answers import comparisons as comparisons_of_pairs
 from outlier_moe.scale_sweep.answers import pairs_of, trends
-from outlier_moe.scale_sweep.figures import FIGURES, SweptRun, figures_over_steps
+from outlier_moe.scale_sweep.figures import SweptRun, figures_over_steps
 from outlier_moe.scale_sweep.moments import at_moments, target_loss
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal, show_summary
-from outlier_moe.schemas.sweeps import SweepCheckpoint, SweepSummary
+from outlier_moe.schemas.sweeps import FIGURES, SweepCheckpoint, SweepSummary
 
 
 def steps(losses: list[float | None], **figures: list[float | None]) -> pl.DataFrame:
