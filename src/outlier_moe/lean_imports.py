@@ -1,34 +1,16 @@
-"""Libraries taken in with less than they come with, so that a stage starts sooner."""
+"""A stage's start and end without what makes them slow."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
 """What a process that Ctrl-C has ended says to the shell."""
-
-
-@contextmanager
-def without(*optional: str) -> Iterator[None]:
-    """Let libraries look as if they were not installed, to what is imported meanwhile; those already there stay.
-
-    Args:
-        optional: Their names. What is imported must work without them.
-    """
-    hidden = [name for name in optional if name not in sys.modules]
-    # Python's own way of saying that a module cannot be imported.
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import dataframely as dy
 import polars as pl
 import pyarrow as pa
+from dataframely.exc import SchemaError, ValidationError
 
 from outlier_moe import schemas
 from outlier_moe.errors import StudyError
 from outlier_moe.ladder import Ladder
-from outlier_moe.schemas import SchemaError, ValidationError, dy
 from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.table_files import check_table, schema_facts
 

@@ -5,16 +5,10 @@ A table is validated where it is written or read, and nowhere else.
 
 from __future__ import annotations
 
+import dataframely as dy
 import polars as pl
 
-from outlier_moe.lean_imports import without
 from outlier_moe.taps import TAPS, VIEWS
-
-with without("sqlalchemy", "pydantic"):
-    import dataframely as dy
-    from dataframely.exc import SchemaError, ValidationError
-
-__all__ = ["SchemaError", "ValidationError", "dy"]
 
 tap_enum = pl.Enum(TAPS)
 view_enum = pl.Enum(list(VIEWS))
