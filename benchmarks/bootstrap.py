@@ -18,12 +18,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from made_up_tables import MadeUpModel, write_made_up
 
-from outlier_moe.filtering import Preset
-from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.judging.filtering import Preset
+from outlier_moe.judging.sequence_tables import sequence_tables
 from outlier_moe.statistics.bootstrap import BootstrapOptions, resample_model
 from outlier_moe.statistics.resampled_intervals import bootstrap_comparison
-from outlier_moe.statistics.sequence_tables import sequence_tables
 from outlier_moe.statistics.stability import stability
+from outlier_moe.tables.recording import Recording, read_recording
 
 PRESETS = [
     Preset("dettmers2022", "systematic", "linear_inputs", 6.0),

@@ -18,12 +18,12 @@ import pyarrow as pa
 from jaxtyping import Float32, Float64, Int64
 from scipy.special import erfc
 
-from outlier_moe import schemas
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.taps import TAPS, VIEWS, Tap
 from outlier_moe.recording.tables import ANY_LAYER_SCHEMA, LAYER_SCHEMA
-from outlier_moe.recording_files import FORMAT
-from outlier_moe.table_files import seal, with_facts, write_table
-from outlier_moe.taps import TAPS, VIEWS, Tap
+from outlier_moe.tables import schemas
+from outlier_moe.tables.files import seal, with_facts, write_table
+from outlier_moe.tables.recording import FORMAT
 
 COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
 # As far as the lists of counts go; only the first token's own magnitude lies higher.

@@ -23,9 +23,9 @@ def run_child(model: Path, mode: str, shape: tuple[int, int], folder: Path) -> N
     import numpy as np
 
     from outlier_moe.architectures.model_class import read_config
-    from outlier_moe.recording.options import RecordOptions
+    from outlier_moe.definitions.record_options import RecordOptions
     from outlier_moe.recording.record import record_outliers
-    from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
+    from outlier_moe.sources.tokenization import TokenTable, tokens_sha256, write_tokens
 
     vocabulary = read_config(model).get_text_config().vocab_size
     rows = np.random.default_rng(0).integers(0, vocabulary, shape).astype(np.uint32)

@@ -20,10 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.structure import find_structure
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.definitions.taps import TAPS
 from outlier_moe.recording.resident import record_resident
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.taps import TAPS
 
 RESET_PEAK = Path("/proc/self/clear_refs")
 
@@ -87,7 +87,7 @@ def main() -> None:
     model = load(arguments.model)
     structure = find_structure(model)
     if arguments.tokens:
-        from outlier_moe.tokenization import read_tokens
+        from outlier_moe.sources.tokenization import read_tokens
 
         tokens = read_tokens(arguments.tokens).tokens[: arguments.sequences, : arguments.length]
     else:

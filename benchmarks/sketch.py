@@ -19,7 +19,7 @@ import numba
 import torch
 from torch import Tensor
 
-from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
+from outlier_moe.definitions.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
 from outlier_moe.recording import sketch_numba, sketch_torch
 
 LADDER = Ladder()

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.structure import find_structure
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.streamed import load_streamed, record_streamed
 from outlier_moe.recording.writer import RecordingWriter

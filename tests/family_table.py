@@ -13,8 +13,8 @@ from outlier_moe.architectures.moe_hooks import moe_hooks, pin_experts
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.architectures.tap_hooks import tap_hooks
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.errors import StudyError
-from outlier_moe.taps import Tap
 from tests import zoo
 from tests.tap_oracle import Read, read_by_the_projections
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from outlier_moe.architectures.moe_hooks import ExpertOutputs
 from outlier_moe.architectures.moe_parts import Experts
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
 
 
 def counts_at_edges(magnitudes: Sequence[float], ladder: Ladder) -> list[int]:

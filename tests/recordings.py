@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.recording_files import FORMAT, Recording, read_recording
-from outlier_moe.taps import Tap
+from outlier_moe.tables.recording import FORMAT, Recording, read_recording
 
 Activations = Mapping[tuple[Tap, int], np.ndarray]
 """(tap, layer) -> [sequence, position, feature]."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.edge_counts import shape_of, write_edge_counts
-from outlier_moe.filtering import systematic_features
-from outlier_moe.layer_peaks import peaks_by_layer
-from outlier_moe.presets import presets
+from outlier_moe.definitions.presets import presets
+from outlier_moe.judging.count_recording import peaks_by_layer
+from outlier_moe.judging.edge_counts import shape_of, write_edge_counts
+from outlier_moe.judging.filtering import systematic_features
 from outlier_moe.report.inputs import ModelFiles, ReportInputs
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
 from tests.recordings import made_up_activations, write_recording
 from tests.swept_tables import made_up_sweep
 from tests.upcycling_tables import made_up_tables

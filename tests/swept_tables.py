@@ -12,7 +12,7 @@ import polars as pl
 from outlier_moe.report.sweeps import Sweep
 from outlier_moe.scale_sweep.figures import SweptRun
 from outlier_moe.scale_sweep.summary import summarise_sweep
-from outlier_moe.schemas.sweeps import FIGURES
+from outlier_moe.tables.sweeps import FIGURES
 
 SIZES = {"w8": 1000, "w16": 4000}
 SCHEMA = {"step": pl.Int64, "metric": pl.String, "place": pl.String, "value": pl.Float64}

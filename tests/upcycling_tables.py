@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from outlier_moe.schemas.completing import completed
-from outlier_moe.schemas.upcycling import (
+from outlier_moe.tables.completing import completed
+from outlier_moe.tables.upcycling import (
     ExpertLoad,
     UpcyclingCheckpoint,
     UpcyclingOutlier,

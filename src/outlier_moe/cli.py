@@ -28,8 +28,8 @@ from outlier_moe.commands import (
 )
 from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import read_table, tell_degenerate, tell_nonfinite, with_marks
-from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
+from outlier_moe.machine.disk_trouble import disk_trouble
 from outlier_moe.statistics.degenerate import with_degenerate
 from outlier_moe.terminal.arguments import Parser
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame

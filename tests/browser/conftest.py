@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from outlier_moe.plots.saving import bundled
-from outlier_moe.recording_files import Recording
 from outlier_moe.report.page import write_report
+from outlier_moe.tables.recording import Recording
 from tests.reported_study import made_up_study
 
 if TYPE_CHECKING:

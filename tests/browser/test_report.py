@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.filtering import systematic_features
+from outlier_moe.definitions.presets import presets
+from outlier_moe.judging.filtering import systematic_features
 from outlier_moe.plots.labels import place_labels
-from outlier_moe.presets import presets
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
 from tests.browser.conftest import keep_picture, recording_of
 from tests.reported_study import HOSTILE, MODELS, STUDY
 

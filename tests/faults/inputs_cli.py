@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from outlier_moe.planning.cluster import load_cluster
+from outlier_moe.config.cluster import load_cluster
 from outlier_moe.planning.targets import rule_of_many, unknown_target
 from tests.faults.wrong_inputs import ROOT, SCHEMAS, Answer, WrongInput, called, command, registered, studied
 

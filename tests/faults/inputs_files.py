@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFWriter
 from safetensors.numpy import save
 
-from outlier_moe.registry import DirectorySource, GgufSource
+from outlier_moe.config.registry import DirectorySource, GgufSource
 from outlier_moe.sources.models import fetch_model
 from tests.faults.wrong_inputs import Answer, WrongInput, called, registered
 from tests.unit.sources.checkpoints import INDEX, shards, write

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 from transformers import LlamaConfig, MixtralConfig
 
-from outlier_moe.filtering import systematic_features
-from outlier_moe.presets import Preset, definition_facts
-from outlier_moe.recording_files import read_recording
-from outlier_moe.table_files import write_table
+from outlier_moe.definitions.presets import Preset, definition_facts
+from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.tables.files import write_table
+from outlier_moe.tables.recording import read_recording
 from tests.faults.wrong_inputs import ROOT, Answer, WrongInput, called, command, registered
 from tests.recordings import made_up_activations, write_recording
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from outlier_moe.table_files import write_table
+from outlier_moe.tables.files import write_table
 from outlier_moe.upcycling.summary import RunFiles, summarise_upcycling
 from tests.faults.wrong_inputs import ROOT, Answer, WrongInput, called, command
 from tests.unit.plots.comparisons import made_up_comparison

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.recording.finished_chunks import ChunkFolder
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.reporting import reporting_to
-from outlier_moe.shard_merging import merge_shards
-from outlier_moe.tokenization import TokenTable, read_tokens, tokens_sha256, write_tokens
+from outlier_moe.recording.kept_recordings import MADE_FROM, KeptRecordings
+from outlier_moe.recording.shard_merging import merge_shards
+from outlier_moe.sources.tokenization import TokenTable, read_tokens, tokens_sha256, write_tokens
 from tests.faults.wrong_inputs import ROOT, Answer, WrongInput, called, program
 
 TEXT = "results/text.txt"

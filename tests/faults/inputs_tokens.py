@@ -17,12 +17,12 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig
 
+from outlier_moe.config.registry import FilesSource, HubSource, load_registry
 from outlier_moe.planning.lengths import refuse_long_sequences
-from outlier_moe.registry import FilesSource, HubSource, load_registry
 from outlier_moe.sources.corpora import fetch_corpus, read_corpus
 from outlier_moe.sources.models import fetch_model
 from outlier_moe.sources.origin import Origin, write_origin
-from outlier_moe.tokenization import read_tokens, tokenize_corpus
+from outlier_moe.sources.tokenization import read_tokens, tokenize_corpus
 from tests.faults.wrong_inputs import ROOT, SCHEMAS, Answer, WrongInput, called, registered
 from tests.hub_server import reachable_hub
 from tests.unit.sources.entries import corpus_entry, model_entry

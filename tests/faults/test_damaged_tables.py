@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.edge_counts import CountShape, read_edge_counts, write_edge_counts
+from outlier_moe.definitions.presets import Preset, definition_facts
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import systematic_features
-from outlier_moe.presets import Preset, definition_facts
-from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.schemas import tap_enum
-from outlier_moe.schemas.moe import Expert, Router
-from outlier_moe.table_files import CHECKSUM, read_table, schema_facts, table_facts, write_table
+from outlier_moe.judging.edge_counts import CountShape, read_edge_counts, write_edge_counts
+from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
+from outlier_moe.tables.files import CHECKSUM, read_table, schema_facts, table_facts, write_table
+from outlier_moe.tables.moe import Expert, Router
+from outlier_moe.tables.recording import Recording, read_recording
+from outlier_moe.tables.schemas import tap_enum
 from tests.recordings import made_up_activations, write_recording
 
 PRESETS = [Preset("dettmers2022", "systematic", "linear_inputs", 6.0)]

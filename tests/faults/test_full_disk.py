@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from outlier_moe.disk_trouble import disk_trouble
+from outlier_moe.config.registry import CorpusEntry, DirectorySource, FilesSource
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.kept_recordings import KeptRecordings
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.machine.disk_trouble import disk_trouble
+from outlier_moe.recording.kept_recordings import KeptRecordings
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.registry import CorpusEntry, DirectorySource, FilesSource
 from outlier_moe.sources.corpora import fetch_corpus
 from outlier_moe.sources.models import fetch_model
-from outlier_moe.tokenization import tokenize_corpus
+from outlier_moe.sources.tokenization import tokenize_corpus
 from tests.tiny_models import save_tiny_model
 from tests.unit.sources.entries import model_entry
 

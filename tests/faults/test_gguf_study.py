@@ -8,12 +8,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.config.registry import FilesSource, GgufSource
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.registry import FilesSource, GgufSource
 from outlier_moe.sources.corpora import fetch_corpus
 from outlier_moe.sources.models import fetch_model
-from outlier_moe.tokenization import tokenize_corpus
+from outlier_moe.sources.tokenization import tokenize_corpus
 from tests.tiny_gguf import write_gguf
 from tests.unit.sources.entries import corpus_entry, model_entry
 

@@ -15,16 +15,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_moe.kept_recordings import MADE_FROM, WHOLE_IS_KEPT, KeptRecordings
+from outlier_moe.config.registry import DirectorySource
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.definitions.sharding import Shard
 from outlier_moe.recording import resident
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.recording.kept_recordings import MADE_FROM, WHOLE_IS_KEPT, KeptRecordings
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.recording_files import read_recording
-from outlier_moe.registry import DirectorySource
-from outlier_moe.shard_merging import merge_shards
-from outlier_moe.sharding import Shard
+from outlier_moe.recording.shard_merging import merge_shards
 from outlier_moe.sources.models import fetch_model
-from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
+from outlier_moe.sources.tokenization import TokenTable, tokens_sha256, write_tokens
+from outlier_moe.tables.recording import read_recording
 from tests.tiny_models import VOCABULARY, save_tiny_model
 from tests.unit.sources.entries import model_entry
 

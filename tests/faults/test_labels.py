@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from outlier_moe.cli import main
-from outlier_moe.comparison import ComparedModel, compare_models
+from outlier_moe.config.model_labels import ModelLabels, agreed_labels, fetched_labels
+from outlier_moe.config.registry import DirectorySource, load_registry, refuse_contradiction
+from outlier_moe.definitions.presets import Preset
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import systematic_features
-from outlier_moe.model_labels import ModelLabels, agreed_labels, fetched_labels
-from outlier_moe.planning.labels import config_labels, model_labels
-from outlier_moe.presets import Preset
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.judging.filtering import systematic_features
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.registry import DirectorySource, load_registry, refuse_contradiction
+from outlier_moe.sources.config_labels import config_labels, model_labels
 from outlier_moe.sources.models import fetch_model
-from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
+from outlier_moe.sources.tokenization import TokenTable, tokens_sha256, write_tokens
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
+from outlier_moe.tables.recording import Recording, read_recording
 from tests.faults.wrong_inputs import ROOT
 from tests.tiny_models import VOCABULARY, save_tiny_model
 from tests.unit.sources.entries import model_entry

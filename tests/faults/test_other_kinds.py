@@ -14,11 +14,11 @@ from transformers import CONFIG_MAPPING, AutoModel
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.other_kinds import other_kind
-from outlier_moe.contents import DigestMemo
+from outlier_moe.config.registry import GgufSource
 from outlier_moe.errors import StudyError
 from outlier_moe.recording.resident import load_resident
-from outlier_moe.registry import GgufSource
 from outlier_moe.sources.local_files import local_state
+from outlier_moe.tables.contents import DigestMemo
 from tests import zoo
 from tests.streaming import CPU, open_store
 

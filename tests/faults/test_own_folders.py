@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from outlier_moe.registry import DirectorySource, HubSource, Registry
+from outlier_moe.config.registry import DirectorySource, HubSource, Registry
 from outlier_moe.sources import cache
 from outlier_moe.sources.cache import file_sha256
 from outlier_moe.sources.models import fetch_model

@@ -17,10 +17,12 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from outlier_moe.contents import DigestMemo
-from outlier_moe.disk_trouble import disk_trouble
 from outlier_moe.errors import StudyError
-from outlier_moe.kept_times import (
+from outlier_moe.machine.disk_trouble import disk_trouble
+from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.machine.stages import killed_stages
+from outlier_moe.machine.start_up import INTERRUPTED
+from outlier_moe.recording.kept_times import (
     NOTES,
     begin_changes,
     forget_known,
@@ -29,18 +31,16 @@ from outlier_moe.kept_times import (
     restore_records,
     restore_times,
 )
-from outlier_moe.lean_imports import INTERRUPTED
-from outlier_moe.reporting import reporting_to
-from outlier_moe.stages import killed_stages
-from outlier_moe.whole_outputs import partial_of, whole_directory, whole_file
+from outlier_moe.tables.contents import DigestMemo
+from outlier_moe.tables.whole_outputs import partial_of, whole_directory, whole_file
 
 ROOT = Path(__file__).parent.parent.parent
 STAGE = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from outlier_moe.reporting import reporting_to
-from outlier_moe.whole_outputs import whole_file
+from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.tables.whole_outputs import whole_file
 name, wait_s = sys.argv[1:]
 job = SimpleNamespace(input=["in.txt"], output=["results/out.txt"], params={"revision": 1})
 with reporting_to("logs/record_outliers/out.log", job):
@@ -127,7 +127,7 @@ def test_an_interrupted_stage_says_so_in_a_line(tmp_path: Path, number: signal.S
 
 
 def test_an_interrupt_while_libraries_are_imported_is_a_line_too(tmp_path: Path) -> None:
-    importing = "import time; from outlier_moe.lean_imports import uncollected\nwith uncollected():\n"
+    importing = "import time; from outlier_moe.machine.start_up import uncollected\nwith uncollected():\n"
     waiting = (
         "  print('imports', flush=True)\n  try: time.sleep(60)\n  except BaseException: raise ValueError from None"
     )

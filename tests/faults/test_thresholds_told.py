@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 
 from outlier_moe.cli import main
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.filtering import systematic_features
-from outlier_moe.presets import Preset, definition_facts
-from outlier_moe.table_files import write_table
+from outlier_moe.definitions.presets import Preset, definition_facts
+from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
+from outlier_moe.tables.files import write_table
 from tests.recordings import made_up_activations, write_recording
-from tests.unit.test_comparison import FACTS
+from tests.unit.statistics.test_comparison import FACTS
 
 PRESET = Preset("dettmers2022", "systematic", "linear_inputs", 6.0)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from outlier_moe.config.registry import DirectorySource, HubSource
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.configs import find_config
 from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.recording.resident import load_resident
-from outlier_moe.registry import DirectorySource, HubSource
 from outlier_moe.sources.models import fetch_model
 from outlier_moe.sources.origin import read_origin
 from outlier_moe.streaming.hub_shards import fetched_shards

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from outlier_moe.cli import main as outlier_moe
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.registry import load_registry
+from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import load_registry
-from outlier_moe.study import validated_study
+from outlier_moe.study.study import validated_study
 
 ROOT = Path(__file__).parent.parent.parent
 SCHEMAS = ROOT / "workflow/schemas"

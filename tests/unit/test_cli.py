@@ -12,13 +12,13 @@ import polars as pl
 import pytest
 
 from outlier_moe.cli import main
-from outlier_moe.comparison import ComparedModel, compare_models
-from outlier_moe.filtering import systematic_features
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
 from outlier_moe.statistics.routing import expert_routing
 from tests.recordings import made_up_activations, write_recording
+from tests.unit.statistics.test_comparison import FACTS, PRESETS
 from tests.unit.statistics.test_routing import routers_of, rows_of
-from tests.unit.test_comparison import FACTS, PRESETS
 from tests.upcycling_tables import made_up_tables
 
 

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from outlier_moe.presets import presets
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.recording_files import read_recording
+from outlier_moe.definitions.presets import presets
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier, try_learning_rates
 from outlier_moe.scale_sweep.figures import metrics_of_run
 from outlier_moe.scale_sweep.study import chosen_sweep
+from outlier_moe.tables.recording import read_recording
 from tests.workflow.study_folder import ROOT, StudyFolder, make_study
 
 # Each job costs some seconds of starting a process: as few as show that every rule works.

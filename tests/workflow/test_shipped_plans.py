@@ -11,9 +11,9 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from outlier_moe.planning.training import training_jobs
 from outlier_moe.scale_sweep.study import IDX_FILES
-from outlier_moe.study import validated_study
+from outlier_moe.study.experiments import training_jobs
+from outlier_moe.study.study import validated_study
 from tests.workflow.study_folder import ROOT, StudyFolder
 
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)+)", re.MULTILINE)

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 import yaml
 
-from outlier_moe.comparison import perplexity
-from outlier_moe.recording_files import Recording, read_recording
+from outlier_moe.statistics.comparison import perplexity
+from outlier_moe.tables.recording import Recording, read_recording
 from tests.workflow.study_folder import ROOT, StudyFolder
 
 pytestmark = pytest.mark.smollm2

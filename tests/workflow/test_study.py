@@ -14,12 +14,11 @@ import dataframely as dy
 import polars as pl
 import pytest
 
-from outlier_moe import schemas
-from outlier_moe.filtering import systematic_features
-from outlier_moe.presets import presets
-from outlier_moe.recording_files import read_recording
-from outlier_moe.schemas import checked, comparison, tested
-from outlier_moe.study import validated_study
+from outlier_moe.definitions.presets import presets
+from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.study.study import validated_study
+from outlier_moe.tables import checked, comparison, schemas, tested
+from outlier_moe.tables.recording import read_recording
 from tests.faults.kill_study import KilledStudy, differences, killed_and_finished, tables
 from tests.swept_tables import made_up_sweep
 from tests.workflow.study_folder import StudyFolder, make_study

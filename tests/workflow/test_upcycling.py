@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
-from outlier_moe.recording_files import read_recording
+from outlier_moe.tables.recording import read_recording
 from tests.workflow.study_folder import ROOT, StudyFolder, make_study
 
 # The control is but for its rule what the others are; each arm costs a dozen seconds of starting processes.

@@ -8,23 +8,23 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from outlier_moe.contents import DigestMemo
+from outlier_moe.tables.contents import DigestMemo
 from outlier_moe.errors import StudyError
-from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
+from outlier_moe.config.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.lengths import refuse_long_sequences
 from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
-from outlier_moe.planning.training import experiments_of
-from outlier_moe.presets import (
+from outlier_moe.study.experiments import experiments_of
+from outlier_moe.definitions.presets import (
     LEAST_LAYER_FRACTION,
     LEAST_POSITION_FRACTION,
     presets,
     shape_of,
 )
-from outlier_moe.registry import load_registry, refuse_contradiction
+from outlier_moe.config.registry import load_registry, refuse_contradiction
 from outlier_moe.scale_sweep.study import OPTIMIZERS, chosen_sweep, rates_of
-from outlier_moe.sharding import shards_to_record
+from outlier_moe.definitions.sharding import shards_to_record
 from outlier_moe.sources.local_files import local_state
-from outlier_moe.study import validated_study
+from outlier_moe.study.study import validated_study
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 

@@ -4,7 +4,7 @@
 # INPUTS   none
 # OUTPUTS  results/{model}/recordings/, results/.times.json, results/.records/
 
-from outlier_moe.kept_times import (
+from outlier_moe.recording.kept_times import (
     begin_changes,
     forget_known,
     keep_all_recordings,
@@ -13,7 +13,7 @@ from outlier_moe.kept_times import (
     restore_records,
     restore_times,
 )
-from outlier_moe.stages import killed_stages
+from outlier_moe.machine.stages import killed_stages
 from snakemake_logger_plugin_study import HOOKS
 
 STUDY_FOLDERS = [Path("results"), Path("resources")]

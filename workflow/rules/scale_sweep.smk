@@ -18,7 +18,7 @@
 #          results/{sweep}/plots/
 
 from outlier_moe.scale_sweep.study import refuse_missing_images
-from outlier_moe.study import FILE
+from outlier_moe.study.study import FILE
 
 SWEEP_PICTURES = ["performance", "ranks", "sparsity", "outliers", "dynamics"]
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.plots.saving import bundled
-from outlier_moe.reporting import reporting_to
 
 with reporting_to(snakemake.log[0], snakemake):
     Path(snakemake.output.script).write_text(bundled())

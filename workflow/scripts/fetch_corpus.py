@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from outlier_moe.registry import load_registry
-from outlier_moe.reporting import reporting_to
+from outlier_moe.config.registry import load_registry
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.sources.corpora import fetch_corpus
 
 with reporting_to(snakemake.log[0], snakemake):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from outlier_moe.presets import definition_facts, presets
-from outlier_moe.reporting import reporting_to
-from outlier_moe.table_files import write_table
+from outlier_moe.definitions.presets import definition_facts, presets
+from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.tables.files import write_table
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
 
 with reporting_to(snakemake.log[0], snakemake):

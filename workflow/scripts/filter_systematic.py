@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.filtering import systematic_features
-from outlier_moe.presets import definition_facts, presets
-from outlier_moe.recording_files import read_recording
-from outlier_moe.reporting import reporting_to
-from outlier_moe.table_files import write_table
+from outlier_moe.definitions.presets import definition_facts, presets
+from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.tables.files import write_table
+from outlier_moe.tables.recording import read_recording
 
 with reporting_to(snakemake.log[0], snakemake):
     recording = read_recording(Path(snakemake.input.outliers))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from outlier_moe.presets import definition_facts, presets
-from outlier_moe.reporting import reporting_to
+from outlier_moe.definitions.presets import definition_facts, presets
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.scale_sweep.figures import metrics_of_run
-from outlier_moe.table_files import write_table
+from outlier_moe.tables.files import write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     chosen = presets(snakemake.params)

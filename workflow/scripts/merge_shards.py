@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from outlier_moe.kept_recordings import KeptRecordings
-from outlier_moe.reporting import reporting_to
-from outlier_moe.shard_merging import merge_shards
+from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.recording.kept_recordings import KeptRecordings
+from outlier_moe.recording.shard_merging import merge_shards
 
 with reporting_to(snakemake.log[0], snakemake):
     merge_shards(

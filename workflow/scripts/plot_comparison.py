@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from outlier_moe.definitions.presets import presets
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.plots.gallery import comparison_charts, save_charts
-from outlier_moe.presets import presets
-from outlier_moe.reporting import reporting_to
-from outlier_moe.table_files import read_table
+from outlier_moe.tables.files import read_table
 
 with reporting_to(snakemake.log[0], snakemake):
     charts = comparison_charts(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.plots import outlier_chart, save_chart
-from outlier_moe.reporting import reporting_to
-from outlier_moe.table_files import read_table
+from outlier_moe.tables.files import read_table
 
 with reporting_to(snakemake.log[0], snakemake):
     chart = outlier_chart(read_table(snakemake.input.models), preset=snakemake.params.preset)

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 
 with uncollected():
-    from outlier_moe.contents import DigestMemo
-    from outlier_moe.kept_recordings import KeptRecordings
-    from outlier_moe.recording.options import RecordOptions
+    from outlier_moe.definitions.record_options import RecordOptions
+    from outlier_moe.definitions.sharding import Shard
+    from outlier_moe.machine.stage_log import reporting_to
+    from outlier_moe.recording.kept_recordings import KeptRecordings
     from outlier_moe.recording.record import record_outliers
-    from outlier_moe.reporting import reporting_to
-    from outlier_moe.sharding import Shard
+    from outlier_moe.tables.contents import DigestMemo
 
 with reporting_to(snakemake.log[0], snakemake):
     options = RecordOptions(

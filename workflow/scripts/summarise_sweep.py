@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
+from outlier_moe.machine.stage_log import reporting_to
 from outlier_moe.scale_sweep.figures import SweptRun
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import show_summary
-from outlier_moe.table_files import write_table
+from outlier_moe.tables.files import write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     files = zip(snakemake.params.runs, snakemake.input.runs, snakemake.input.metrics, strict=True)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from outlier_moe.reporting import reporting_to
-from outlier_moe.table_files import write_table
+from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.tables.files import write_table
 from outlier_moe.terminal.presentation import show_frame
 from outlier_moe.upcycling.summary import TABLE, RunFiles, for_terminal, summarise_upcycling
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 
 with uncollected():
-    from outlier_moe.reporting import reporting_to
-    from outlier_moe.tokenization import tokenize_corpus
+    from outlier_moe.machine.stage_log import reporting_to
+    from outlier_moe.sources.tokenization import tokenize_corpus
 
 with reporting_to(snakemake.log[0], snakemake):
     tokenize_corpus(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 
 with uncollected():
-    from outlier_moe.reporting import reporting_to
+    from outlier_moe.machine.stage_log import reporting_to
     from outlier_moe.training.text_stream import TextOptions, tokenize_training_text
 
 with reporting_to(snakemake.log[0], snakemake):

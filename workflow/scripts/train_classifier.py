@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 
 with uncollected():
-    from outlier_moe.recording.options import RecordOptions
-    from outlier_moe.reporting import reporting_to
+    from outlier_moe.definitions.record_options import RecordOptions
+    from outlier_moe.machine.stage_log import reporting_to
     from outlier_moe.scale_sweep.classifiers import classifier_of, train_classifier
     from outlier_moe.scale_sweep.study import in_parts
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 
 with uncollected():
-    from outlier_moe.reporting import reporting_to
+    from outlier_moe.machine.stage_log import reporting_to
     from outlier_moe.upcycling.phases import continue_training
     from outlier_moe.upcycling.settings import phase_options
     from outlier_moe.upcycling.study import expert_sizes, model_sizes

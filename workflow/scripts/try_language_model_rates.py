@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 
 with uncollected():
-    from outlier_moe.reporting import reporting_to
+    from outlier_moe.machine.stage_log import reporting_to
     from outlier_moe.scale_sweep.language import language_model_of, try_language_model_rates
     from outlier_moe.scale_sweep.study import in_parts
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from outlier_moe.architectures.other_kinds import refuse_other_kinds
+from outlier_moe.architectures.simple_model import register_simple
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError, nearest
-from outlier_moe.upcycling.simple_model import register_simple
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from outlier_moe.architectures.current_forward import begin_forward, by_position, finish_layer
 from outlier_moe.architectures.layer_parts import find_parts, matrix_modules
 from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.errors import StudyError
-from outlier_moe.taps import Tap
 
 Observe = Callable[[Tap, int, Float[Tensor, "sequence position feature"]], None]
 

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
-from outlier_moe.configuration import read_yaml
-from outlier_moe.errors import StudyError, nearest
-from outlier_moe.lean_imports import uncollected
-from outlier_moe.registry import (
+from outlier_moe.config.registry import (
     DirectorySource,
     GgufSource,
     GgufWheelSource,
@@ -23,7 +20,10 @@ from outlier_moe.registry import (
     ModelSource,
     load_registry,
 )
-from outlier_moe.study import validated_study
+from outlier_moe.config.yaml_files import read_yaml
+from outlier_moe.errors import StudyError, nearest
+from outlier_moe.machine.start_up import uncollected
+from outlier_moe.study.study import validated_study
 from outlier_moe.terminal.presentation import Column, show_frame
 
 if TYPE_CHECKING:
@@ -198,11 +198,11 @@ def _of_configuration(entry: ModelEntry, fetched: Path, workload: Workload) -> l
     """Family, size, precision, mode, length, and what is left out."""
     from outlier_moe.architectures.lengths import length_for
     from outlier_moe.architectures.positions import positions_of
-    from outlier_moe.model_labels import agreed_labels
+    from outlier_moe.config.model_labels import agreed_labels
     from outlier_moe.planning.configs import find_config
-    from outlier_moe.planning.labels import config_labels
     from outlier_moe.planning.plan import fitting_modes, mode_memory, this_machine
     from outlier_moe.planning.sizes import model_sizes
+    from outlier_moe.sources.config_labels import config_labels
 
     trusted = entry.trust_remote_code
     config = find_config(entry, fetched).config
@@ -248,7 +248,7 @@ def _left_out(config: object, tower_bytes: int) -> str:
 
 
 def _of_tokenizer(entry: ModelEntry, folder: Path) -> list[Finding]:
-    from outlier_moe.tokenizer_files import open_tokenizer
+    from outlier_moe.sources.tokenizer_files import open_tokenizer
 
     opened = open_tokenizer(folder, trust_remote_code=entry.trust_remote_code)
     said = opened.note or f"{type(opened.tokenizer).__name__}, {len(opened.tokenizer):,} tokens"

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 
 import polars as pl
 
-from outlier_moe import table_files
 from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import degenerate_note, read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.statistics.degenerate import MARK, with_degenerate
+from outlier_moe.tables import files as table_files
 from outlier_moe.terminal.figures import with_ends
 from outlier_moe.terminal.presentation import Column, show_frame, terminal_width
 from outlier_moe.terminal.table_formats import latex_table, markdown_table

@@ -17,7 +17,7 @@ from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column, show_frame, show_note
 
 if TYPE_CHECKING:
-    from outlier_moe.planning.cluster import Accelerator, Cluster, Tier
+    from outlier_moe.config.cluster import Accelerator, Cluster, Tier
     from outlier_moe.planning.plan import ModelPlan
     from snakemake_executor_plugin_skypilot.prices import Offer
 

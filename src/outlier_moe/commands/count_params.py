@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from outlier_moe.errors import StudyError
-from outlier_moe.lean_imports import uncollected
+from outlier_moe.machine.start_up import uncollected
 from outlier_moe.terminal.presentation import Column, show_frame, show_note
 
 if TYPE_CHECKING:

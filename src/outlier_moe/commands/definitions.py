@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.errors import StudyError
-from outlier_moe.table_files import made_again, table_facts
+from outlier_moe.tables.files import made_again, table_facts
 from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import show_note
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from outlier_moe.registry import (
+from outlier_moe.config.registry import (
     CheckpointSource,
     DirectorySource,
     GgufSource,

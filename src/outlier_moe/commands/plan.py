@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import polars as pl
 
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.registry import load_registry
+from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError
-from outlier_moe.lean_imports import uncollected
-from outlier_moe.registry import load_registry
-from outlier_moe.study import validated_study
+from outlier_moe.machine.start_up import uncollected
+from outlier_moe.study.study import validated_study
 from outlier_moe.terminal.figures import plain, power_of_ten
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, show_note
 
 if TYPE_CHECKING:
-    from outlier_moe.planning.cluster import Cluster
+    from outlier_moe.config.cluster import Cluster
     from outlier_moe.planning.plan import ModelPlan
     from outlier_moe.planning.workload import DeviceType, Workload
 
@@ -120,11 +120,11 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
     """
     # torch and transformers, which the other commands do without.
     with uncollected():
-        from outlier_moe.planning.cluster import load_cluster
+        from outlier_moe.config.cluster import load_cluster
         from outlier_moe.planning.lengths import refuse_long_sequences
         from outlier_moe.planning.plan import plan_models, this_machine
-        from outlier_moe.planning.training import training_jobs
         from outlier_moe.planning.workload import study_workload
+        from outlier_moe.study.experiments import training_jobs
 
     study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
     registry = load_registry(arguments.registry, arguments.schemas / "models.schema.yaml")

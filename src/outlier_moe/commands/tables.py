@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from outlier_moe import table_files
 from outlier_moe.errors import StudyError
 from outlier_moe.statistics.degenerate import MARK, MARKED, is_degenerate, with_degenerate
+from outlier_moe.tables import files as table_files
 from outlier_moe.terminal.presentation import show_note
 
 

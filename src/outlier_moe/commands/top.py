@@ -10,9 +10,9 @@ import polars as pl
 
 from outlier_moe.commands.definitions import definitions_of, tell_definitions, tell_differences, with_definitions
 from outlier_moe.commands.tables import read_table, tell_degenerate
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.registry import load_registry
+from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError, nearest
-from outlier_moe.registry import load_registry
 from outlier_moe.statistics.degenerate import share_of_features, with_degenerate
 from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column, show_frame

@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
+from outlier_moe.config.registry import HubSource, load_registry
 from outlier_moe.errors import StudyError
-from outlier_moe.recording_files import read_recording
-from outlier_moe.registry import HubSource, load_registry
-from outlier_moe.table_files import read_table
+from outlier_moe.tables.files import read_table
+from outlier_moe.tables.recording import read_recording
 from outlier_moe.terminal.presentation import Column, show_frame, terminal_width
 
 _ASK_FOR_COPY = " If it is a copy of a model of the hub, its entry can say so: `copy_of: owner/name`."

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from transformers import PreTrainedConfig
 
 from outlier_moe.architectures.model_class import read_config
+from outlier_moe.config.registry import CheckpointSource, DirectorySource, GgufSource, HubSource, ModelEntry
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import CheckpointSource, DirectorySource, GgufSource, HubSource, ModelEntry
 from outlier_moe.sources.checkpoint_dtype import values_by_dtype
 from outlier_moe.sources.checkpoint_files import weight_files
 from outlier_moe.sources.checkpoint_map import map_checkpoint

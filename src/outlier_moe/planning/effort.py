@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from outlier_moe.planning.cluster import Accelerator, Cluster, Tier
+from outlier_moe.config.cluster import Accelerator, Cluster, Tier
 from outlier_moe.planning.memory import Memory
+from outlier_moe.planning.modes import Mode
 from outlier_moe.planning.sizes import ModelSizes
 from outlier_moe.planning.workload import Workload
-from outlier_moe.recording.modes import Mode
 
 # What the sketch moves for each value on an accelerator: its float32, bit pattern, step, place in a histogram, four
 # powers in float64, and three passes for the median. Not measured on a GPU yet.

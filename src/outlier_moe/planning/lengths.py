@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from outlier_moe.architectures.lengths import Positions, stated_positions, too_long
+from outlier_moe.config.registry import CheckpointSource, DirectorySource, ModelEntry
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import CheckpointSource, DirectorySource, ModelEntry
 
 # What a configuration says of rotations, which go on behind the last position.
 ROTATIONS = ("rope_theta", "rope_scaling", "rope_parameters")

@@ -12,19 +12,19 @@ import torch
 
 from outlier_moe.architectures.lengths import Positions, length_for
 from outlier_moe.architectures.positions import positions_of
+from outlier_moe.config.cluster import Cluster
+from outlier_moe.config.model_labels import agreed_labels
+from outlier_moe.config.registry import ModelEntry
 from outlier_moe.errors import StudyError
-from outlier_moe.host_memory import available_bytes
-from outlier_moe.model_labels import agreed_labels
-from outlier_moe.planning.cluster import Cluster
+from outlier_moe.machine.devices import free_by_card
+from outlier_moe.machine.host_memory import available_bytes
 from outlier_moe.planning.configs import find_config
 from outlier_moe.planning.effort import Effort, Node, cheapest_node, effort
-from outlier_moe.planning.labels import config_labels
 from outlier_moe.planning.memory import Memory, resident_memory, streamed_memory
+from outlier_moe.planning.modes import Mode
 from outlier_moe.planning.sizes import ModelSizes, Portion, model_sizes
 from outlier_moe.planning.workload import DeviceType, Workload
-from outlier_moe.recording.devices import free_by_card
-from outlier_moe.recording.modes import Mode
-from outlier_moe.registry import ModelEntry
+from outlier_moe.sources.config_labels import config_labels
 from outlier_moe.sources.hub_answers import HubAwayError
 
 # For a model of which only the registry's figures are known: the fewest layers that published models of more than so

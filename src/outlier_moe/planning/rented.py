@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from outlier_moe.config.cluster import Cluster
 from outlier_moe.errors import StudyError
-from outlier_moe.planning.cluster import Cluster
 
 # Nodes of one kind take each other's jobs, if their disks are alike too.
 DISK_STEP_GB = 100

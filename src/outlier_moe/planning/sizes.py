@@ -17,8 +17,8 @@ from outlier_moe.architectures.model_class import meta_model
 from outlier_moe.architectures.moe_parts import Experts, find_experts
 from outlier_moe.architectures.quantisation import readable_quantization
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.definitions.record_options import Dtype
 from outlier_moe.planning.packed_bits import PackedBits
-from outlier_moe.recording.options import Dtype
 from outlier_moe.sources.computing_dtype import stated_dtype
 
 # Bits of one weight of a matrix, its share of the scales included: a float32 for each block of 128 x 128 (FP8), a byte

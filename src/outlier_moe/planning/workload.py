@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from outlier_moe.recording.options import Dtype
-from outlier_moe.taps import TAPS, VIEW_OF, Tap
+from outlier_moe.definitions.record_options import Dtype
+from outlier_moe.definitions.taps import TAPS, VIEW_OF, Tap
 
 DeviceType = Literal["cpu", "cuda", "mps"]
 

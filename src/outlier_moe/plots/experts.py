@@ -7,15 +7,7 @@ import numpy as np
 import polars as pl
 
 from outlier_moe.plots.layers import LAYER
-from outlier_moe.plots.marks import (
-    Layered,
-    label_layers,
-    label_meta,
-    label_rows,
-    named,
-    position,
-    sized,
-)
+from outlier_moe.plots.marks import Layered, label_layers, label_meta, label_rows, named, position, sized
 from outlier_moe.plots.scales import PixelScale, domain_of
 
 MOST_NAMED = 8

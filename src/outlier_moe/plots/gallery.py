@@ -8,9 +8,9 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
-from outlier_moe.edge_counts import read_edge_counts, shape_of
-from outlier_moe.filtering import Preset
-from outlier_moe.moe_summary import summarise_experts
+from outlier_moe.judging.edge_counts import read_edge_counts, shape_of
+from outlier_moe.judging.experts import summarise_experts
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
@@ -19,8 +19,8 @@ from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
 from outlier_moe.plots.saving import save_chart
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
 from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart, threshold_curve
-from outlier_moe.recording_files import Recording
 from outlier_moe.statistics.super_experts import forming_layers, super_experts
+from outlier_moe.tables.recording import Recording
 
 MOST_FEATURES = 40
 

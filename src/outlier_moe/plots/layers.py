@@ -7,8 +7,8 @@ from typing import Literal
 import altair as alt
 import polars as pl
 
+from outlier_moe.definitions.taps import TAPS, VIEWS, Tap, View
 from outlier_moe.plots.marks import Layered, logarithmic, named, sized
-from outlier_moe.taps import TAPS, VIEWS, Tap, View
 
 MOST_FEATURES = 40
 LAYER = "decoder layer"

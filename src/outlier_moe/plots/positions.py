@@ -8,10 +8,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from outlier_moe.definitions.taps import TAPS, Tap
 from outlier_moe.plots.layers import LAYER, tap_colour, tap_dashes
 from outlier_moe.plots.marks import logarithmic, named, position, sized
 from outlier_moe.plots.scales import domain_of
-from outlier_moe.taps import TAPS, Tap
 
 PlaceKind = Literal["first token", "delimiter", "other"]
 PLACE_KINDS: list[PlaceKind] = ["first token", "delimiter", "other"]

@@ -9,10 +9,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from outlier_moe.edge_counts.coding import StoredCounts
-from outlier_moe.edge_counts.figures import counted_at
-from outlier_moe.filtering import FirstToken, Preset
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.judging.edge_counts.coding import StoredCounts
+from outlier_moe.judging.edge_counts.figures import counted_at
+from outlier_moe.judging.filtering import FirstToken, Preset
 from outlier_moe.plots.labels import Lines
 from outlier_moe.plots.marks import (
     MARK_AREA,

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from outlier_moe.architectures.moe_hooks import ExpertOutputs
 from outlier_moe.architectures.moe_parts import Experts
-from outlier_moe.ladder import N_EDGES, Ladder
+from outlier_moe.definitions.ladder import N_EDGES, Ladder
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.recording.arrow_arrays import arrow_array
-from outlier_moe.schemas import moe as schemas_moe
-from outlier_moe.taps import Tap
+from outlier_moe.tables import moe as schemas_moe
 
 
 class MoeTables(NamedTuple):

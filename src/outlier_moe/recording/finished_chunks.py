@@ -15,12 +15,12 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from outlier_moe.definitions.taps import Tap, View
+from outlier_moe.machine.stages import read_note
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.observer import OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
-from outlier_moe.stages import read_note
-from outlier_moe.taps import Tap, View
-from outlier_moe.whole_outputs import whole_directory
+from outlier_moe.tables.whole_outputs import whole_directory
 
 log = logging.getLogger(__name__)
 

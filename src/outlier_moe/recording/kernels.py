@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8, UInt16, UInt32
 from numba import njit, prange
 
-from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES
+from outlier_moe.definitions.ladder import FLOAT32_SHIFT, N_EDGES
 
 Bits = Shaped[np.ndarray, "position feature"]
 """Activations as they are in memory: uint32 for float32, uint16 for the two formats of 16 bits."""

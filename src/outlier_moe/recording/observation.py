@@ -9,8 +9,8 @@ from outlier_moe.architectures.moe_hooks import moe_hooks
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.architectures.tap_hooks import tap_hooks
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.recording.observer import ChunkObserver
-from outlier_moe.recording.options import RecordOptions
 
 
 @contextmanager

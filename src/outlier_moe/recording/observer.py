@@ -12,12 +12,12 @@ from torch import Tensor
 
 from outlier_moe.architectures.moe_hooks import ExpertOutputs
 from outlier_moe.architectures.moe_parts import Experts
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.taps import VIEW_OF, VIEWS, Tap, View
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import Ladder
 from outlier_moe.recording.experts import ExpertObserver
 from outlier_moe.recording.keeping import Keeping
 from outlier_moe.recording.sketch import SiteSketch, sketch_site, sketch_union
-from outlier_moe.taps import VIEW_OF, VIEWS, Tap, View
 
 
 class TapSketch(NamedTuple):

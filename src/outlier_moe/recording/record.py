@@ -21,27 +21,27 @@ from outlier_moe.architectures.model_class import read_config
 from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.positions import model_length
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
-from outlier_moe.kept_recordings import MADE_FROM, KeptRecordings, made_from
-from outlier_moe.planning.labels import model_labels
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.definitions.sharding import WHOLE, Shard
+from outlier_moe.machine.devices import choose_device, peak_memory_bytes
+from outlier_moe.machine.disk_space import disk_full_is_told
+from outlier_moe.machine.progress import token_progress
+from outlier_moe.planning.modes import Mode, fitting_mode
 from outlier_moe.planning.sizes import model_sizes
 from outlier_moe.planning.workload import Workload
-from outlier_moe.recording.devices import choose_device, peak_memory_bytes
 from outlier_moe.recording.finished_chunks import ChunkFolder
-from outlier_moe.recording.modes import Mode, fitting_mode
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.recording.progress import token_progress
+from outlier_moe.recording.kept_recordings import MADE_FROM, KeptRecordings, made_from
 from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.streamed import StreamOptions, load_streamed, record_streamed
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.recording_files import FORMAT
-from outlier_moe.sharding import WHOLE, Shard
 from outlier_moe.sources.computing_dtype import settle_dtype
+from outlier_moe.sources.config_labels import model_labels
 from outlier_moe.sources.models import open_checkpoint, stored_values
 from outlier_moe.sources.origin import Origin, read_origin
-from outlier_moe.streaming.disk_space import disk_full_is_told
+from outlier_moe.sources.study_tokenizer import load_tokenizer
+from outlier_moe.sources.tokenization import TokenTable, read_tokens, tokens_sha256
 from outlier_moe.streaming.hub_shards import fetched_shards
-from outlier_moe.study_tokenizer import load_tokenizer
-from outlier_moe.tokenization import TokenTable, read_tokens, tokens_sha256
+from outlier_moe.tables.recording import FORMAT
 
 log = logging.getLogger(__name__)
 

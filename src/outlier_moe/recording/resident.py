@@ -15,26 +15,26 @@ from transformers import PreTrainedModel
 
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.definitions.record_options import Dtype, RecordOptions
+from outlier_moe.definitions.taps import View
 from outlier_moe.errors import StudyError
+from outlier_moe.machine.devices import asked_dtype, free_by_card, free_cached_memory, is_out_of_memory
+from outlier_moe.machine.heap import freed_memory_kept
 from outlier_moe.planning.workload import TOKENS_PER_CHUNK
-from outlier_moe.recording.devices import asked_dtype, free_by_card, free_cached_memory, is_out_of_memory
 from outlier_moe.recording.experts import StoredExperts
 from outlier_moe.recording.finished_chunks import ChunkFolder, FinishedChunk
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver, OutlierRows
-from outlier_moe.recording.options import Dtype, RecordOptions
 from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.sources.checkpoint_map import CheckpointMap, map_checkpoint
 from outlier_moe.streaming.layer_store import REST, LayerStore
-from outlier_moe.streaming.memory import freed_memory_kept
 from outlier_moe.streaming.misfits import some
 from outlier_moe.streaming.opening import open_store
 from outlier_moe.streaming.prefetch import LayerReader
 from outlier_moe.streaming.safetensors_files import read_tensors
 from outlier_moe.streaming.shards import LocalShards
-from outlier_moe.taps import View
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import Ladder
 from outlier_moe.recording.tally import Scale, SiteSketch, UnionSketch
 
 __all__ = ["Scale", "SiteSketch", "UnionSketch", "sketch_site", "sketch_union"]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int64, Shaped, UInt8, UInt16, UInt32
 from numba import get_num_threads, set_num_threads
 from torch import Tensor
 
-from outlier_moe.ladder import N_EDGES, Ladder
+from outlier_moe.definitions.ladder import N_EDGES, Ladder
 from outlier_moe.recording import kernels
 from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
 

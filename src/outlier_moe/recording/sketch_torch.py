@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int32, Int64, Shaped, UInt8, UInt16
 from torch import Tensor
 
-from outlier_moe.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
+from outlier_moe.definitions.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
 from outlier_moe.recording.tally import Scale, SiteSketch, Tally, UnionSketch, site_sketch, union_sketch
 
 # Elements converted at a time: enough to fill an accelerator, few enough for their temporaries to stay below 64 MiB.

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from jaxtyping import UInt32
 
+from outlier_moe.definitions.record_options import Dtype, RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import asked_dtype, free_cached_memory, is_out_of_memory
-from outlier_moe.recording.options import Dtype, RecordOptions
+from outlier_moe.machine.devices import asked_dtype, free_cached_memory, is_out_of_memory
 from outlier_moe.recording.resident import initial_chunk
+from outlier_moe.recording.resume import ResumeFolder
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.streaming.forgotten import CannotResumeError
 from outlier_moe.streaming.layer_store import LayerStore
 from outlier_moe.streaming.opening import open_store
-from outlier_moe.streaming.resume import ResumeFolder
 from outlier_moe.streaming.shards import LocalShards, ShardSource
 
 __all__ = ["StreamOptions", "StreamedRun", "load_streamed", "record_streamed"]

@@ -17,22 +17,22 @@ from jaxtyping import Int, UInt32
 from torch import Tensor, nn
 
 from outlier_moe.architectures.moe_parts import find_experts
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.machine.disk_space import disk_full_is_told
+from outlier_moe.machine.heap import release_freed_memory
 from outlier_moe.recording.experts import MoeTables, StoredExperts
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.recording.resume import ChunkState, FinishedLayer, ResumeFolder
+from outlier_moe.recording.waiting import Waiting, move_forward, waits_off_device
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.streaming.call_arguments import Description, IndescribableError, describe
-from outlier_moe.streaming.disk_space import disk_full_is_told
 from outlier_moe.streaming.forgotten import CannotResumeError, check_remembered, finished_layers, remember
 from outlier_moe.streaming.layer_store import REST, LayerStore
 from outlier_moe.streaming.lockstep import Lockstep
-from outlier_moe.streaming.memory import release_freed_memory
 from outlier_moe.streaming.pace import Pace, Progress
 from outlier_moe.streaming.prefetch import LayerReader
-from outlier_moe.streaming.resume import ChunkState, FinishedLayer, ResumeFolder
-from outlier_moe.streaming.waiting import Waiting, move_forward, waits_off_device
 
 log = logging.getLogger(__name__)
 

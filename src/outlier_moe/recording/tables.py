@@ -10,12 +10,12 @@ import polars as pl
 import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt16, UInt32
 
-from outlier_moe import schemas
+from outlier_moe.definitions.taps import TAPS, VIEWS, View
 from outlier_moe.recording.arrow_arrays import arrow_array
 from outlier_moe.recording.observer import OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
-from outlier_moe.table_files import signed_indices
-from outlier_moe.taps import TAPS, VIEWS, View
+from outlier_moe.tables import schemas
+from outlier_moe.tables.files import signed_indices
 
 LAYER_SCHEMA = signed_indices(schemas.LayerOutlier.create_empty().to_arrow().schema)
 ANY_LAYER_SCHEMA = signed_indices(schemas.AnyLayerOutlier.create_empty().to_arrow().schema)

@@ -17,8 +17,8 @@ import polars as pl
 import pyarrow as pa
 from jaxtyping import UInt32
 
-from outlier_moe import schemas
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.taps import View
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.observer import ChunkObserver, OutlierRows
 from outlier_moe.recording.tables import (
@@ -30,10 +30,10 @@ from outlier_moe.recording.tables import (
     site_figures,
     small_table,
 )
-from outlier_moe.schemas import moe as schemas_moe
-from outlier_moe.table_files import seal, with_facts, write_table
-from outlier_moe.taps import View
-from outlier_moe.whole_outputs import partial_of, put_in_place, remove_orphans
+from outlier_moe.tables import moe as schemas_moe
+from outlier_moe.tables import schemas
+from outlier_moe.tables.files import seal, with_facts, write_table
+from outlier_moe.tables.whole_outputs import partial_of, put_in_place, remove_orphans
 
 log = logging.getLogger(__name__)
 

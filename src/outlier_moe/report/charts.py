@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import altair as alt
 import polars as pl
 
-from outlier_moe.filtering import Preset
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.plots.gallery import MOST_FEATURES, expert_charts, ranked_features
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
@@ -19,7 +19,7 @@ from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
 from outlier_moe.report.sentences import Statement
 from outlier_moe.report.tables import Table
-from outlier_moe.table_files import read_table
+from outlier_moe.tables.files import read_table
 
 
 class Picture(NamedTuple):

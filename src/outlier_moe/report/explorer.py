@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.edge_counts import shape_of
-from outlier_moe.filtering import Preset
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.judging.edge_counts import shape_of
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.plots.labels import (
     ADVANCE,
     ANGLES,

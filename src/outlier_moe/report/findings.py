@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from outlier_moe.filtering import Preset
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.report.inputs import ReportContents, ReportInputs
 from outlier_moe.report.jumps import transition_findings
 from outlier_moe.report.sentences import Finding, counted, have, of_all, percent, with_interval

@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.presets import Preset
+from outlier_moe.definitions.presets import Preset
+from outlier_moe.definitions.taps import VIEWS
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
 from outlier_moe.report.tables import Cell, Table
-from outlier_moe.table_files import read_table
-from outlier_moe.taps import VIEWS
+from outlier_moe.tables.files import read_table
 from outlier_moe.terminal.figures import plain
 
 INT8_STEPS = 127

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from outlier_moe.edge_counts import read_edge_counts, shape_of
+from outlier_moe.definitions.presets import FIRST_TOKENS, Preset, presets
 from outlier_moe.errors import StudyError
+from outlier_moe.judging.edge_counts import read_edge_counts, shape_of
 from outlier_moe.plots.thresholds import threshold_curve
-from outlier_moe.presets import FIRST_TOKENS, Preset, presets
-from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.schemas import JudgedFeature
-from outlier_moe.schemas.comparison import LeftOut as LeftOutTable
 from outlier_moe.statistics.comparable import on_one_text
+from outlier_moe.tables.comparison import LeftOut as LeftOutTable
+from outlier_moe.tables.recording import Recording, read_recording
+from outlier_moe.tables.schemas import JudgedFeature
 from outlier_moe.terminal.figures import plain
 
 log = logging.getLogger(__name__)

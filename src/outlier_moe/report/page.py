@@ -24,12 +24,7 @@ from outlier_moe.report.inputs import ReportContents, ReportInputs, read_content
 from outlier_moe.report.sentences import percent
 from outlier_moe.report.statistics_tables import routing_table, statistics_tables
 from outlier_moe.report.sweeps import sweep_pictures, sweep_tables
-from outlier_moe.report.tables import (
-    comparison_tables,
-    peaks_table,
-    provenance_table,
-    run_documents,
-)
+from outlier_moe.report.tables import comparison_tables, peaks_table, provenance_table, run_documents
 from outlier_moe.report.upcycling import upcycling_pictures
 from outlier_moe.terminal.figures import plain
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from outlier_moe.filtering import Preset
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.terminal.figures import Number, StyleOfNumber, p_value, with_ends
 
 

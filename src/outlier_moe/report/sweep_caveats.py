@@ -12,7 +12,7 @@ from outlier_moe.report.sentences import counted, listed
 from outlier_moe.scale_sweep.figures import TARGET
 from outlier_moe.scale_sweep.seed_intervals import coverage_said
 from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
-from outlier_moe.schemas.sweeps import COST
+from outlier_moe.tables.sweeps import COST
 from outlier_moe.terminal.figures import plain
 
 NEARLY_THE_START = 0.05

@@ -14,7 +14,7 @@ from outlier_moe.report.sweep_answers import LEVEL, answer_tables, difference_qu
 from outlier_moe.report.sweep_caveats import caveats, start_losses
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.scale_sweep.moments import MOMENTS
-from outlier_moe.schemas.sweeps import COST
+from outlier_moe.tables.sweeps import COST
 from outlier_moe.terminal.figures import with_ends
 
 Sweep = Mapping[str, pl.DataFrame]

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.filtering import Preset
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.report.sentences import Finding, counted, have, listed, of_all, of_preset, up_to, with_interval
 from outlier_moe.statistics.published import VERDICTS, is_own
 from outlier_moe.terminal.figures import p_value, plain

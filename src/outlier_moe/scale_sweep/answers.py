@@ -28,10 +28,10 @@ from jaxtyping import Float64
 
 from outlier_moe.scale_sweep.seed_intervals import SeedIntervals, seed_intervals
 from outlier_moe.scale_sweep.study import ALL_SCALES
-from outlier_moe.schemas.sweeps import COST, SweepComparison, SweepTrend
 from outlier_moe.statistics.comparable import false_discovery_rates_within
 from outlier_moe.statistics.permutations import kendall
 from outlier_moe.statistics.rank_tests import RankTest, paired
+from outlier_moe.tables.sweeps import COST, SweepComparison, SweepTrend
 from outlier_moe.terminal.figures import plain
 
 LEVEL = 0.05

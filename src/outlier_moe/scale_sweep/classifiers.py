@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.scale_sweep.images import PARTS, ImageParts
 from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, options_at, try_rates
 from outlier_moe.scale_sweep.measures import Row

@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.presets import Preset
-from outlier_moe.recording_files import read_recording
-from outlier_moe.schemas.sweeps import FIGURES, OUTLIER_FIGURES
+from outlier_moe.definitions.presets import Preset
+from outlier_moe.tables.recording import read_recording
+from outlier_moe.tables.sweeps import FIGURES, OUTLIER_FIGURES
 from outlier_moe.upcycling.checkpoint_recording import RECORDED, filter_checkpoints
 
 TARGET = "train_loss_nats"

@@ -20,8 +20,8 @@ from torch.nn.functional import pad
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep.image_sources import LabelledImages, read_cifar10, read_digits, read_idx
 from outlier_moe.scale_sweep.study import Geometry, misfits
+from outlier_moe.tables.whole_outputs import whole_directory
 from outlier_moe.training.steps import Batch, BatchSource
-from outlier_moe.whole_outputs import whole_directory
 
 log = logging.getLogger(__name__)
 

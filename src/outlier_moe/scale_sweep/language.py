@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.learning_rates import ChosenRate, chosen_rate, options_at, try_rates
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import train_and_measure
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject, SweptModel
-from outlier_moe.tokenizer_files import open_tokenizer
+from outlier_moe.sources.tokenizer_files import open_tokenizer
 from outlier_moe.training.options import OptimizerName
 from outlier_moe.training.text_stream import FACTS, first_windows, token_windows
 from outlier_moe.upcycling.language_loss import language_loss, next_token_loss

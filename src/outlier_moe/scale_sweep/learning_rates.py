@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.scale_sweep.runs import last_loss
 from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval, tuning_steps, warmup_steps
 from outlier_moe.scale_sweep.study import rates_of
 from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject, SweptModel
-from outlier_moe.schemas.sweeps import GridEdge
+from outlier_moe.tables.sweeps import GridEdge
+from outlier_moe.tables.whole_outputs import remove_whole, whole_file
 from outlier_moe.training.options import TrainingOptions
-from outlier_moe.whole_outputs import remove_whole, whole_file
 
 log = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ import torch
 from torch.optim import Optimizer
 
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
+from outlier_moe.machine.fitting import FittingChunk
+from outlier_moe.machine.model_bars import model_bars_hidden
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject
 from outlier_moe.scale_sweep.visits import MEASURES, RECORDINGS, visits_of
-from outlier_moe.terminal.model_bars import model_bars_hidden
-from outlier_moe.training.fitting import FittingChunk
+from outlier_moe.tables.whole_outputs import remove_whole, whole_directory
 from outlier_moe.training.history import LINES, TABLE
 from outlier_moe.training.loop import Trained, TrainingTask, Visit, train
 from outlier_moe.training.model_identity import plain_config
 from outlier_moe.training.named_optimizers import named_optimizers
-from outlier_moe.whole_outputs import remove_whole, whole_directory
 
 ALL_MEASURES = "measures.parquet"
 RUN = "run.json"

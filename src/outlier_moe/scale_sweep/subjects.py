@@ -12,9 +12,9 @@ from jaxtyping import UInt32
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.scale_sweep.measures import Row
-from outlier_moe.schemas.sweeps import GridEdge
+from outlier_moe.tables.sweeps import GridEdge
 from outlier_moe.training.options import OptimizerName, TrainingOptions
 from outlier_moe.training.steps import BatchSource, LossFunction
 

@@ -12,9 +12,9 @@ from outlier_moe.scale_sweep.answers import comparisons, pairs_of, trends
 from outlier_moe.scale_sweep.figures import TARGET, SweptRun, figures_over_steps
 from outlier_moe.scale_sweep.matched_loss import Curve, of_each_optimizer, of_each_two
 from outlier_moe.scale_sweep.moments import MOMENTS, at_moments, target_loss
-from outlier_moe.schemas.completing import completed
-from outlier_moe.schemas.sweeps import COST, SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
-from outlier_moe.table_files import read_table
+from outlier_moe.tables.completing import completed
+from outlier_moe.tables.files import read_table
+from outlier_moe.tables.sweeps import COST, SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
 from outlier_moe.training.history import TABLE
 
 

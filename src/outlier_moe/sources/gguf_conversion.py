@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from outlier_moe.architectures.model_class import model_class_for
 from outlier_moe.errors import StudyError
-from outlier_moe.host_memory import available_bytes
+from outlier_moe.machine.host_memory import available_bytes
+from outlier_moe.machine.model_bars import model_bars_hidden
 from outlier_moe.sources.checkpoint_files import WEIGHTS
 from outlier_moe.sources.gguf_metadata import complete_config, refuse_ignored_tensors, refuse_unknown_architecture
 from outlier_moe.sources.gguf_parts import PLAIN, gguf_files, join_parts, open_gguf, refuse_undecodable, value
 from outlier_moe.sources.gguf_tokenizer import gguf_tokenizer
-from outlier_moe.terminal.model_bars import model_bars_hidden
 
 log = logging.getLogger(__name__)
 

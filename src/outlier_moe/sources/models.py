@@ -16,9 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from outlier_moe.architectures.other_kinds import refuse_other_kinds
+from outlier_moe.config.model_labels import agreed_labels, write_labels
+from outlier_moe.config.registry import (
+    CheckpointSource,
+    DirectorySource,
+    GgufSource,
+    GgufWheelSource,
+    HubSource,
+    ModelEntry,
+)
 from outlier_moe.errors import StudyError
-from outlier_moe.model_labels import agreed_labels, write_labels
-from outlier_moe.registry import CheckpointSource, DirectorySource, GgufSource, GgufWheelSource, HubSource, ModelEntry
 from outlier_moe.sources.cache import file_sha256
 from outlier_moe.sources.checkpoint_dtype import declared_dtype, main_dtype, settled_values, values_by_dtype
 from outlier_moe.sources.checkpoint_files import small_files, weight_files
@@ -26,7 +33,7 @@ from outlier_moe.sources.checkpoint_map import map_checkpoint
 from outlier_moe.sources.hub import download, resolve_model, values_on_hub
 from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
 from outlier_moe.sources.own_folder import copy_small_files, copy_whole, refuse_no_folder
-from outlier_moe.whole_outputs import whole_directory
+from outlier_moe.tables.whole_outputs import whole_directory
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +79,7 @@ def _note_labels(entry: ModelEntry, directory: Path) -> None:
     """
     # torch and transformers, which take a second to load.
     from outlier_moe.architectures.model_class import read_config
-    from outlier_moe.planning.labels import config_labels
+    from outlier_moe.sources.config_labels import config_labels
 
     try:
         config = read_config(directory, trust_remote_code=entry.trust_remote_code)

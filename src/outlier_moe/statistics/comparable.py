@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from outlier_moe.schemas.comparison import LeftOut
+from outlier_moe.tables.comparison import LeftOut
 
 _TEXT = ["corpus_sha256", "n_sequences", "n_tokens"]
 

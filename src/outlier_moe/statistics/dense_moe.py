@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from outlier_moe.schemas.tested import GroupSummary, MatchedPair, RankTestResult
 from outlier_moe.statistics.comparable import false_discovery_rates, on_one_text
 from outlier_moe.statistics.matching import match
 from outlier_moe.statistics.rank_tests import RankTest, correlated, paired, several, unpaired
+from outlier_moe.tables.tested import GroupSummary, MatchedPair, RankTestResult
 
 MatchedBy = Literal["total_params_b", "active_params_b", "perplexity"]
 MATCHED_BY: tuple[MatchedBy, ...] = ("total_params_b", "active_params_b", "perplexity")

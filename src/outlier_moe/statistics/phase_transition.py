@@ -9,17 +9,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from outlier_moe.schemas.tested import PhaseTransition, TrendComparison
 from outlier_moe.statistics.comparable import false_discovery_rates, on_one_text
-from outlier_moe.statistics.transition import (
-    Evidence,
-    Transition,
-    TransitionOptions,
-    Verdict,
-    judged,
-    transition,
-)
+from outlier_moe.statistics.transition import Evidence, Transition, TransitionOptions, Verdict, judged, transition
 from outlier_moe.statistics.trend_models import TrendFit
+from outlier_moe.tables.tested import PhaseTransition, TrendComparison
 
 Axis = Literal["total_params_b", "active_params_b", "perplexity"]
 Group = Literal["all", "dense", "moe"]

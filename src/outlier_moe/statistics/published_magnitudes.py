@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.recording_files import Recording
+from outlier_moe.definitions.taps import VIEW_OF, Tap, View
 from outlier_moe.statistics.published import OWN, Recorded, other_checkpoint, other_index
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
-from outlier_moe.taps import VIEW_OF, Tap, View
+from outlier_moe.tables.recording import Recording
 from outlier_moe.terminal.figures import plain
 
 _PRESET_OF_VIEW: dict[View, str] = {

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64, Shaped
 
-from outlier_moe.comparison import LARGEST_LOSS
+from outlier_moe.judging.sequence_tables import SequenceTables, layers_affected
+from outlier_moe.statistics.comparison import LARGEST_LOSS
 from outlier_moe.statistics.resample_kernels import GROUP, POOLED, pooled_figures
-from outlier_moe.statistics.sequence_tables import SequenceTables, layers_affected
 
 Weights = Int64[np.ndarray, "draw sequence"]
 Figures = Mapping[str, Float64[np.ndarray, " draw"]]

@@ -12,9 +12,9 @@ import polars as pl
 from jaxtyping import Float64
 
 from outlier_moe.errors import StudyError
-from outlier_moe.schemas.comparison import SEQUENCE_FIGURES, FigureDifference, FigureInterval
 from outlier_moe.statistics.intervals import Interval, bca_intervals
 from outlier_moe.statistics.resampled_figures import Figures
+from outlier_moe.tables.comparison import SEQUENCE_FIGURES, FigureDifference, FigureInterval
 
 _KEY = ["preset", "first_token", "figure"]
 _INTERVAL = {

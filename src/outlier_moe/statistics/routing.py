@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
 
-from outlier_moe.ladder import Ladder
-from outlier_moe.moe_summary import summarise_experts
-from outlier_moe.schemas.checked import ExpertRouting, OutlierRouting
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.judging.experts import summarise_experts
 from outlier_moe.statistics.comparable import false_discovery_rates
+from outlier_moe.tables.checked import ExpertRouting, OutlierRouting
 
 MOST_FLIPS = 9999
 """Random choices of signs tried where there are more than so many."""

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
 
-from outlier_moe.filtering import Preset
-from outlier_moe.recording_files import Recording
-from outlier_moe.schemas.comparison import FIGURES, Stability
+from outlier_moe.definitions.taps import VIEWS, View
+from outlier_moe.judging.filtering import Preset
+from outlier_moe.judging.sequence_tables import SequenceTables, sequence_tables
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
-from outlier_moe.statistics.sequence_tables import SequenceTables, sequence_tables
-from outlier_moe.taps import VIEWS, View
+from outlier_moe.tables.comparison import FIGURES, Stability
+from outlier_moe.tables.recording import Recording
 
 SIZES = (1, 2, 4, 8, 16)
 

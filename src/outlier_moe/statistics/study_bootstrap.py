@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from outlier_moe.definitions.presets import Preset, definition_facts
+from outlier_moe.definitions.taps import View
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import unanswered
-from outlier_moe.presets import Preset, definition_facts
-from outlier_moe.recording_files import read_recording
-from outlier_moe.schemas.comparison import FigureInterval, ModelResample, Stability
+from outlier_moe.judging.filtering import unanswered
+from outlier_moe.judging.sequence_counts import SequenceCounts
+from outlier_moe.judging.stored_tables import stored_tables
 from outlier_moe.statistics.bootstrap import BootstrapOptions, resample_model
 from outlier_moe.statistics.comparable import text_of
 from outlier_moe.statistics.resampled_figures import Figures
 from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, bootstrap_differences, unmoved_figures
-from outlier_moe.statistics.sequence_counts import SequenceCounts
 from outlier_moe.statistics.stability import stability
-from outlier_moe.statistics.stored_tables import stored_tables
-from outlier_moe.table_files import read_table, table_facts, write_table
-from outlier_moe.taps import View
+from outlier_moe.tables.comparison import FigureInterval, ModelResample, Stability
+from outlier_moe.tables.files import read_table, table_facts, write_table
+from outlier_moe.tables.recording import read_recording
 
 log = logging.getLogger(__name__)
 

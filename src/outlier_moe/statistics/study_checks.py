@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import polars as pl
 
-from outlier_moe.ladder import Ladder
-from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.schemas.checked import ExpertRouting, OutlierRouting, SuperExpert, Verification
+from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.statistics.routing import expert_routing, outlier_routing
 from outlier_moe.statistics.super_experts import forming_layers, super_experts
 from outlier_moe.statistics.verification import verify
+from outlier_moe.tables.checked import ExpertRouting, OutlierRouting, SuperExpert, Verification
+from outlier_moe.tables.recording import Recording, read_recording
 
 log = logging.getLogger(__name__)
 

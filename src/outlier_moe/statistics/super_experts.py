@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from outlier_moe.filtering import Preset
-from outlier_moe.recording_files import Recording
-from outlier_moe.schemas.checked import FormingLayer, SuperExpert
-from outlier_moe.schemas.moe import ExpertKind
+from outlier_moe.judging.filtering import Preset
+from outlier_moe.tables.checked import FormingLayer, SuperExpert
+from outlier_moe.tables.moe import ExpertKind
+from outlier_moe.tables.recording import Recording
 
 _PLACE = ["peak_feature", "sequence", "peak_position"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from outlier_moe.reference import reference_table
 from outlier_moe.statistics.published import Recorded, is_sibling
+from outlier_moe.statistics.reference import reference_table
 
 Verdict = Literal["reproduced", "not reproduced", "not comparable"]
 

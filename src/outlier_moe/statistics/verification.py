@@ -20,15 +20,15 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.comparison import perplexity
-from outlier_moe.recording_files import Recording
-from outlier_moe.reference import reference_table
-from outlier_moe.schemas import first_token_enum
-from outlier_moe.schemas.checked import Verification
+from outlier_moe.statistics.comparison import perplexity
 from outlier_moe.statistics.published import Recorded, other_checkpoint, other_index, other_text, recorded
 from outlier_moe.statistics.published_magnitudes import known_outliers, maxima
+from outlier_moe.statistics.reference import reference_table
 from outlier_moe.statistics.super_experts import SuperExperts, forming_layers, super_experts
 from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
+from outlier_moe.tables.checked import Verification
+from outlier_moe.tables.recording import Recording
+from outlier_moe.tables.schemas import first_token_enum
 from outlier_moe.terminal.figures import plain
 
 

@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from outlier_moe.architectures.structure import DecoderStructure
-from outlier_moe.streaming.call_arguments import (
-    Description,
-    describe,
-    dtype_of,
-    mappings_in,
-    rebuild,
-    tensors_in,
-)
+from outlier_moe.streaming.call_arguments import Description, describe, dtype_of, mappings_in, rebuild, tensors_in
 from outlier_moe.streaming.lockstep import LayerCall
 
 # Where the arguments by name are in the pair of both kinds.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
 
+from outlier_moe.machine.disk_space import check_room, disk_full_is_told, free_bytes
 from outlier_moe.sources.checkpoint_dtype import settled_values
 from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index
 from outlier_moe.sources.checkpoint_map import place_tensors
@@ -21,7 +22,6 @@ from outlier_moe.sources.hub_answers import explained, token
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.sources.safetensors_header import read_header
-from outlier_moe.streaming.disk_space import check_room, disk_full_is_told, free_bytes
 from outlier_moe.streaming.shards import LocalShards, ShardSource
 
 log = logging.getLogger(__name__)

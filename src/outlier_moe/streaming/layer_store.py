@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from outlier_moe.architectures.structure import DecoderStructure, find_structure, other_towers
 from outlier_moe.errors import StudyError
-from outlier_moe.host_memory import available_bytes
+from outlier_moe.machine.heap import release_freed_memory
+from outlier_moe.machine.host_memory import available_bytes
 from outlier_moe.sources.checkpoint_map import ignored_tensors, refuse_lacking, unlisted_tensors, warn_of_ignored
 from outlier_moe.sources.safetensors_header import TensorEntry, read_header
 from outlier_moe.streaming.loading import Skeleton
-from outlier_moe.streaming.memory import release_freed_memory
 from outlier_moe.streaming.misfits import lacks_weights, some
 from outlier_moe.streaming.no_account import of_no_account
 from outlier_moe.streaming.safetensors_files import TORCH_DTYPES, forget_cached, read_tensors

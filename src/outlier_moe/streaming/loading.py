@@ -36,10 +36,10 @@ from outlier_moe.architectures.model_class import AutoClass, meta_model
 from outlier_moe.architectures.quantisation import SECTIONS, readable_quantization
 from outlier_moe.architectures.transformers_private import class_takes_config
 from outlier_moe.errors import StudyError
+from outlier_moe.machine.model_bars import model_bars_hidden
 from outlier_moe.streaming.fp8 import Fp8Undoing
 from outlier_moe.streaming.stored_tensors import CheckpointTensor, UndoneTensor
 from outlier_moe.streaming.undoing import NothingToUndo, StoredWeight, Undoing
-from outlier_moe.terminal.model_bars import model_bars_hidden
 
 with torch.device("meta"):
     _LINEAR = nn.Linear(1, 1)

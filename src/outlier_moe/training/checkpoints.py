@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from outlier_moe.errors import StudyError
+from outlier_moe.tables.whole_outputs import whole_directory
 from outlier_moe.training.stored_state import load_state, save_state
-from outlier_moe.whole_outputs import whole_directory
 
 FOLDER = "state"
 

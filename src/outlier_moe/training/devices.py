@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.devices import choose_device
+from outlier_moe.machine.devices import choose_device
 from outlier_moe.training.options import Precision, TrainingOptions
 
 

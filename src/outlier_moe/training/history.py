@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.whole_outputs import whole_file
+from outlier_moe.tables.whole_outputs import whole_file
 
 LINES = "training_history.jsonl"
 TABLE = "training_history.parquet"

@@ -21,7 +21,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.optim import Optimizer
 
-from outlier_moe.recording.devices import free_cached_memory, is_out_of_memory
+from outlier_moe.machine.devices import free_cached_memory, is_out_of_memory
+from outlier_moe.tables.whole_outputs import remove_whole
 from outlier_moe.training.checkpoints import FOLDER, Resumed, load_checkpoint, save_checkpoint
 from outlier_moe.training.devices import accelerator_for
 from outlier_moe.training.history import TrainingHistory
@@ -29,7 +30,6 @@ from outlier_moe.training.options import TrainingOptions
 from outlier_moe.training.progress import training_progress
 from outlier_moe.training.schedule import lr_fraction, note_peaks, set_learning_rates
 from outlier_moe.training.steps import Batch, BatchSource, LossFunction
-from outlier_moe.whole_outputs import remove_whole
 
 log = logging.getLogger(__name__)
 

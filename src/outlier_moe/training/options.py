@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from outlier_moe.recording.options import Device
+from outlier_moe.definitions.record_options import Device
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]

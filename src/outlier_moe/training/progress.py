@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from outlier_moe.machine.time_left import SparseLines
 from outlier_moe.terminal.figures import plain
-from outlier_moe.terminal.time_left import SparseLines
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from outlier_moe import __version__
 from outlier_moe.architectures.structure import DecoderStructure
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.recording_files import FORMAT
+from outlier_moe.tables.recording import FORMAT
 
 
 def record_in_training(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outlier_moe.errors import StudyError
-from outlier_moe.whole_outputs import whole_file
+from outlier_moe.tables.whole_outputs import whole_file
 
 
 def save_state(state: object, path: Path) -> None:

@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from outlier_moe import schemas
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.checkpoint_files import small_files
 from outlier_moe.sources.corpora import METADATA, documents_sha256, read_corpus
 from outlier_moe.sources.hub import download, resolve_model
-from outlier_moe.tokenizer_files import open_tokenizer
+from outlier_moe.sources.tokenizer_files import open_tokenizer
+from outlier_moe.tables import schemas
+from outlier_moe.tables.whole_outputs import whole_directory
 from outlier_moe.training.steps import Batch, BatchSource
-from outlier_moe.whole_outputs import whole_directory
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_PAIRS = "bpe"

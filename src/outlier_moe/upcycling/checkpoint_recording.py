@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.filtering import Preset, systematic_features
-from outlier_moe.recording_files import Recording, read_recording
-from outlier_moe.registry import CheckpointSource, ModelEntry
+from outlier_moe.config.registry import CheckpointSource, ModelEntry
+from outlier_moe.judging.filtering import Preset, systematic_features
+from outlier_moe.tables.recording import Recording, read_recording
 
 RECORDED = "outliers"
 
@@ -29,13 +29,13 @@ def record_checkpoints(
         sequence_length: Tokens of one.
     """
     # torch, which the filter does without.
+    from outlier_moe.machine.model_bars import model_bars_hidden
     from outlier_moe.recording.record import record_outliers
     from outlier_moe.sources.models import fetch_model
-    from outlier_moe.terminal.model_bars import model_bars_hidden
-    from outlier_moe.tokenization import tokenize_corpus
+    from outlier_moe.sources.tokenization import tokenize_corpus
+    from outlier_moe.tables.whole_outputs import whole_directory
     from outlier_moe.training.text_stream import HELD_OUT_CORPUS
     from outlier_moe.upcycling.phases import checkpoint_steps
-    from outlier_moe.whole_outputs import whole_directory
 
     with whole_directory(output) as partial, model_bars_hidden():
         for _, checkpoint in checkpoint_steps(run):

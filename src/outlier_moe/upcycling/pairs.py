@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from outlier_moe.architectures.simple_config import SimpleConfig
+from outlier_moe.architectures.simple_model import register_simple
 from outlier_moe.training.parameter_counts import CountedModel
-from outlier_moe.upcycling.simple_config import SimpleConfig
-from outlier_moe.upcycling.simple_model import register_simple
 from outlier_moe.upcycling.study import ExpertSizes, ModelSizes, Pair
 
 register_simple()

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.model_class import read_config
 from outlier_moe.errors import StudyError
+from outlier_moe.machine.model_bars import model_bars_hidden
+from outlier_moe.sources.tokenizer_files import open_tokenizer
+from outlier_moe.tables.whole_outputs import whole_directory, whole_file
 from outlier_moe.terminal.figures import plain
-from outlier_moe.terminal.model_bars import model_bars_hidden
-from outlier_moe.tokenizer_files import open_tokenizer
 from outlier_moe.training.loop import TrainingTask, Visit, forget_state, train
 from outlier_moe.training.model_identity import plain_config
 from outlier_moe.training.optimizers import adamw
@@ -29,7 +30,6 @@ from outlier_moe.upcycling.language_loss import language_loss
 from outlier_moe.upcycling.pairs import has_experts, model_config, new_model, with_exact_experts
 from outlier_moe.upcycling.study import Arm, ExpertSizes, ModelSizes, Pair
 from outlier_moe.upcycling.transfer import TransferOptions, upcycled
-from outlier_moe.whole_outputs import whole_directory, whole_file
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from outlier_moe.errors import StudyError
-from outlier_moe.schemas.completing import completed
-from outlier_moe.schemas.upcycling import (
+from outlier_moe.tables.completing import completed
+from outlier_moe.tables.files import read_table
+from outlier_moe.tables.upcycling import (
     ExpertLoad,
     UpcyclingCheckpoint,
     UpcyclingOutlier,
@@ -21,7 +22,6 @@ from outlier_moe.schemas.upcycling import (
     UpcyclingSample,
     UpcyclingStep,
 )
-from outlier_moe.table_files import read_table
 from outlier_moe.terminal.figures import plain, with_ends
 from outlier_moe.terminal.presentation import Column
 

@@ -12,9 +12,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Phi3Config, PreTr
 
 from outlier_moe.architectures.lengths import Positions, length_for
 from outlier_moe.architectures.positions import positions_of
+from outlier_moe.config.registry import load_registry
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.lengths import known_positions, refuse_long_sequences
-from outlier_moe.registry import load_registry
 
 ROOT = Path(__file__).parent.parent.parent.parent
 MOST = 20

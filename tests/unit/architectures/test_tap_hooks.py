@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from outlier_moe.architectures.current_forward import begin_forward, by_position, finish_layer
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.architectures.tap_hooks import larger_magnitude, tap_hooks
+from outlier_moe.definitions.taps import TAPS, Tap
 from outlier_moe.errors import StudyError
-from outlier_moe.taps import TAPS, Tap
 from tests import zoo
 
 

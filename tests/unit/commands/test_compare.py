@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from outlier_moe import schemas
 from outlier_moe.commands.compare import COLUMNS, add_parser
 from outlier_moe.errors import StudyError
+from outlier_moe.tables import schemas
 from outlier_moe.terminal.plots import letters, terminal_scatter
 from outlier_moe.terminal.table_formats import latex_table, markdown_table
 from tests.unit.plots.comparisons import made_up_comparison

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from outlier_moe.cli import main
-from outlier_moe.filtering import Preset, systematic_features
-from outlier_moe.recording_files import read_recording
-from outlier_moe.taps import Tap
+from outlier_moe.definitions.taps import Tap
+from outlier_moe.judging.filtering import Preset, systematic_features
+from outlier_moe.tables.recording import read_recording
 from tests.recordings import write_recording
 
 ROOT = Path(__file__).parents[3]

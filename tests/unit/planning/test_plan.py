@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from outlier_moe.cli import main
+from outlier_moe.config.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.errors import StudyError
-from outlier_moe.planning.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.effort import cheapest_node, effort
 from outlier_moe.planning.memory import resident_memory, streamed_memory
 from outlier_moe.planning.plan import mode_memory

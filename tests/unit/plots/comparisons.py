@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from outlier_moe import schemas
 from outlier_moe.statistics.degenerate import NEARLY_ALL
+from outlier_moe.tables import schemas
 
 
 def made_up_comparison(n_models: int, *, seed: int = 0, presets: tuple[str, ...] = ("dettmers2022",)) -> pl.DataFrame:

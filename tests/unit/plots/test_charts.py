@@ -14,11 +14,11 @@ import polars as pl
 import pytest
 import vl_convert
 
-from outlier_moe.edge_counts import count_at_edges, shape_of
-from outlier_moe.edge_counts.coding import stored
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import Preset, systematic_features
-from outlier_moe.layer_peaks import peaks_by_layer
+from outlier_moe.judging.count_recording import peaks_by_layer
+from outlier_moe.judging.edge_counts import count_at_edges, shape_of
+from outlier_moe.judging.edge_counts.coding import stored
+from outlier_moe.judging.filtering import Preset, systematic_features
 from outlier_moe.plots import outlier_chart, save_chart
 from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.labels import text_width
@@ -30,7 +30,7 @@ from outlier_moe.plots.saving import themed
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
 from outlier_moe.plots.theme import CATEGORY, Theme
 from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart, threshold_curve
-from outlier_moe.recording_files import Recording
+from outlier_moe.tables.recording import Recording
 from tests.recordings import made_up_activations, write_recording
 from tests.unit.plots.comparisons import made_up_comparison
 

@@ -13,7 +13,7 @@ from outlier_moe.plots.saving import save_chart, themed
 from outlier_moe.plots.sweep import CHOSEN, dynamics_chart, size_chart, sweep_charts
 from outlier_moe.plots.sweep_panels import DYNAMICS, PANELS, TITLES, axis_kind
 from outlier_moe.report.sweeps import Sweep
-from outlier_moe.schemas.sweeps import COST, FIGURES
+from outlier_moe.tables.sweeps import COST, FIGURES
 from tests.swept_tables import made_up_sweep
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
 
 
 @dataclass

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
+from outlier_moe.config.registry import DirectorySource
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.registry import DirectorySource
 from outlier_moe.sources.models import fetch_model
-from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
+from outlier_moe.sources.tokenization import TokenTable, tokens_sha256, write_tokens
 from tests.tiny_models import byte_tokenizer
 from tests.unit.sources.entries import model_entry
 

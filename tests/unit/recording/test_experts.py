@@ -16,10 +16,10 @@ from outlier_moe.architectures.moe_hooks import ExpertOutputs, moe_hooks, pin_ex
 from outlier_moe.architectures.moe_parts import Experts, SharedExpert, find_experts
 from outlier_moe.architectures.structure import find_structure
 from outlier_moe.architectures.tap_hooks import tap_hooks
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.recording.experts import ExpertObserver, MoeTables, load_cv, load_entropy
-from outlier_moe.schemas import moe as schemas_moe
-from outlier_moe.taps import Tap
+from outlier_moe.tables import moe as schemas_moe
 from tests import moe_twin, zoo
 
 LADDER = Ladder(1.0)

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from huggingface_hub import hf_hub_download
 
+from outlier_moe.config.registry import DirectorySource, HubSource
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.registry import DirectorySource, HubSource
 from outlier_moe.sources import hub as hub_source
 from outlier_moe.sources.models import fetch_model
 from outlier_moe.sources.origin import read_origin
+from outlier_moe.sources.tokenization import TokenTable, tokens_sha256, write_tokens
 from outlier_moe.streaming import hub_shards, pace
 from outlier_moe.streaming.hub_shards import N_LAYERS_ON_DISK
-from outlier_moe.tokenization import TokenTable, tokens_sha256, write_tokens
 from tests import zoo
 from tests.hub_server import HubServer, hub_environment, reachable_hub
 from tests.tiny_models import byte_tokenizer

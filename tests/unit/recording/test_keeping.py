@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from outlier_moe.ladder import Ladder
+from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.recording import keeping
 from outlier_moe.recording.keeping import Keeping
 from outlier_moe.recording.sketch import SiteSketch, sketch_site

@@ -10,10 +10,10 @@ from accelerate import dispatch_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.structure import find_structure
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import Ladder
 from outlier_moe.recording.observer import ChunkObserver
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.placement import balanced_placement
 from outlier_moe.recording.resident import record_resident
 from outlier_moe.recording.writer import RecordingWriter

@@ -15,14 +15,14 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from outlier_moe.architectures.structure import find_structure
+from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.definitions.taps import VIEWS, Tap
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import Ladder
 from outlier_moe.recording import resident
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.recording_files import FORMAT, Recording, read_recording
-from outlier_moe.taps import VIEWS, Tap
+from outlier_moe.tables.recording import FORMAT, Recording, read_recording
 from tests.tiny_models import N_LAYERS, tiny_model
 
 FLOOR = 0.5

@@ -19,8 +19,8 @@ from hypothesis.extra.numpy import arrays
 from jaxtyping import Float32
 from torch import Tensor
 
+from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import Ladder
 from outlier_moe.recording import sketch as either
 from outlier_moe.recording import sketch_numba, sketch_torch
 from outlier_moe.recording.sketch import sketch_site, sketch_union

@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 
 from outlier_moe.architectures.moe_hooks import pin_experts
 from outlier_moe.architectures.structure import find_structure
+from outlier_moe.definitions.record_options import RecordOptions
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.options import RecordOptions
+from outlier_moe.recording import resume
 from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.streamed import StreamedRun, StreamOptions, record_streamed
 from outlier_moe.recording.writer import RecordingWriter
-from outlier_moe.streaming import resume
 from outlier_moe.streaming.layer_store import LayerStore
-from outlier_moe.taps import Tap
 from tests import zoo
 from tests.streaming import CPU, open_store
 

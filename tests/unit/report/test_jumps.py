@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_moe.filtering import Preset
-from outlier_moe.reference import reference_table
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.report.jumps import transition_findings
 from outlier_moe.report.sentences import Finding
 from outlier_moe.statistics.phase_transition import phase_transitions
+from outlier_moe.statistics.reference import reference_table
 from outlier_moe.statistics.transition import TransitionOptions
 from tests.unit.statistics.comparison_rows import model_rows
 

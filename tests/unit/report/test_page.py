@@ -20,9 +20,9 @@ from outlier_moe.report.inputs import ReportInputs, read_contents
 from outlier_moe.report.page import write_report
 from outlier_moe.report.statistics_tables import statistics_tables
 from outlier_moe.report.tables import comparison_tables, provenance_table
-from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics import study_tests
 from outlier_moe.statistics.degenerate import with_degenerate
+from outlier_moe.tables.comparison import ModelResample
 from tests.reported_study import HOSTILE, MODELS, files_of, made_up_study
 
 DENSE = [name for name, (kind, *_) in MODELS.items() if kind == "dense"]

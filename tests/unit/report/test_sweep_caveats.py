@@ -11,7 +11,7 @@ import pytest
 from outlier_moe.report.sweep_caveats import caveats
 from outlier_moe.report.sweeps import Sweep
 from outlier_moe.scale_sweep.answers import comparisons, pairs_of
-from outlier_moe.schemas.sweeps import SweptRunFacts
+from outlier_moe.tables.sweeps import SweptRunFacts
 from tests.swept_tables import made_up_sweep
 
 TRIED = {

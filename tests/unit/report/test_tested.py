@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from outlier_moe.filtering import Preset
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.report.sentences import Finding
 from outlier_moe.report.tested import (
     dense_moe_findings,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.scale_sweep.images import ImageOptions, prepare_images
 from outlier_moe.scale_sweep.study import chosen_sweep
-from outlier_moe.study import validated_study
+from outlier_moe.study.study import validated_study
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"

@@ -17,20 +17,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from outlier_moe.architectures.structure import find_structure
-from outlier_moe.presets import Preset
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.recording_files import read_recording
+from outlier_moe.definitions.presets import Preset
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.scale_sweep import classifiers
-from outlier_moe.scale_sweep.classifiers import (
-    Classifier,
-    classifier_of,
-    train_classifier,
-    try_learning_rates,
-)
+from outlier_moe.scale_sweep.classifiers import Classifier, classifier_of, train_classifier, try_learning_rates
 from outlier_moe.scale_sweep.figures import SweptRun, metrics_of_run
 from outlier_moe.scale_sweep.measures import Row
 from outlier_moe.scale_sweep.runs import step_time
 from outlier_moe.scale_sweep.summary import summarise_sweep
+from outlier_moe.tables.recording import read_recording
 from outlier_moe.training import loop
 from outlier_moe.training.steps import Batch
 from outlier_moe.upcycling.checkpoint_recording import filter_checkpoints
@@ -203,7 +198,7 @@ def trained_only(classifier: Classifier, run: Path, tmp_path_factory: pytest.Tem
         "outlier_moe.scale_sweep.runs.shutil.copy2",
         "transformers.PreTrainedModel.save_pretrained",
         "outlier_moe.scale_sweep.runs.remove_whole",
-        "outlier_moe.whole_outputs.Path.rename",
+        "outlier_moe.tables.whole_outputs.Path.rename",
     ],
 )
 def test_a_kill_behind_the_last_step_costs_no_step(

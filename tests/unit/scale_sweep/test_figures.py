@@ -21,7 +21,7 @@ from outlier_moe.scale_sweep.figures import SweptRun, figures_over_steps
 from outlier_moe.scale_sweep.moments import at_moments, target_loss
 from outlier_moe.scale_sweep.summary import summarise_sweep
 from outlier_moe.scale_sweep.terminal_table import TABLE, for_terminal, show_summary
-from outlier_moe.schemas.sweeps import FIGURES, SweepCheckpoint, SweepSummary
+from outlier_moe.tables.sweeps import FIGURES, SweepCheckpoint, SweepSummary
 
 
 def steps(losses: list[float | None], **figures: list[float | None]) -> pl.DataFrame:

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.yaml_files import read_yaml
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.options import RecordOptions
 from outlier_moe.scale_sweep.language import (
     LanguageModel,
     _held_out_parts,
@@ -20,7 +20,7 @@ from outlier_moe.scale_sweep.language import (
     train_language_model,
     try_language_model_rates,
 )
-from outlier_moe.study import validated_study
+from outlier_moe.study.study import validated_study
 from outlier_moe.upcycling.study import ModelSizes
 from tests.unit.scale_sweep.conftest import ROOT, SCHEMA
 from tests.unit.upcycling.tiny_text import SIZES, tokenized_text

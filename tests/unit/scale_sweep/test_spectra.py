@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from outlier_moe.scale_sweep import spectra
-from outlier_moe.scale_sweep.spectra import (
-    NEAR_ZERO,
-    SparsityTally,
-    Spectrum,
-    each,
-    feature_spectrum,
-    hoyer,
-    spectrum,
-)
+from outlier_moe.scale_sweep.spectra import NEAR_ZERO, SparsityTally, Spectrum, each, feature_spectrum, hoyer, spectrum
 
 
 def test_every_rank_of_an_identity_is_its_size() -> None:

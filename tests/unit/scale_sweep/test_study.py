@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from snakemake.utils import update_config
 
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep import study as sweeps
 from outlier_moe.scale_sweep.scaling_rules import batch_size_for, learning_rate_for, measured_steps, n_steps_for
 from outlier_moe.scale_sweep.study import IDX_FILES, chosen_sweep, in_parts, refuse_missing_images
-from outlier_moe.study import FILE, validated_study
+from outlier_moe.study.study import FILE, validated_study
 from tests.unit.scale_sweep.conftest import ROOT, SCHEMA, study
 
 

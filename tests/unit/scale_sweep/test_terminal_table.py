@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from outlier_moe.scale_sweep.terminal_table import edge_note, for_terminal, matched_note
-from outlier_moe.schemas.sweeps import COST, GridEdge
+from outlier_moe.tables.sweeps import COST, GridEdge
 
 BEYOND = "a better one may lie beyond"
 DIVERGED = "Where a rate is marked x, every rate of its grid diverged; the lowest was taken."

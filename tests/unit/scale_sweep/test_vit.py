@@ -12,10 +12,10 @@ import torch
 
 from outlier_moe.architectures.structure import find_structure
 from outlier_moe.cli import main
+from outlier_moe.machine.heap import release_freed_memory
 from outlier_moe.scale_sweep.classifiers import classification_loss
 from outlier_moe.scale_sweep.study import OPTIMIZERS, Geometry, Scale
 from outlier_moe.scale_sweep.vit import PUBLISHED, SIZES, counted_models, n_vit_parameters, new_vit, step_memory
-from outlier_moe.streaming.memory import release_freed_memory
 from outlier_moe.training.named_optimizers import named_optimizers
 from outlier_moe.training.optimizers import adamw
 from outlier_moe.training.options import OptimizerName

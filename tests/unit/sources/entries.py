@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outlier_moe.registry import CorpusEntry, CorpusSource, ModelEntry, ModelSource
+from outlier_moe.config.registry import CorpusEntry, CorpusSource, ModelEntry, ModelSource
 
 
 def model_entry(source: ModelSource | None, **keys: Any) -> ModelEntry:

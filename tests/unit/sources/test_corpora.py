@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outlier_moe.config.registry import FilesSource, HubDatasetSource, PydocTopicsSource
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import FilesSource, HubDatasetSource, PydocTopicsSource
 from outlier_moe.sources.corpora import documents_sha256, fetch_corpus, read_corpus
 from outlier_moe.sources.documents import chapters
 from tests.hub_server import HubServer, hub_environment
@@ -279,7 +279,7 @@ def streamed(hub: HubServer, tmp_path: Path, sources: list[HubDatasetSource]) ->
         "import json\n"
         "from pathlib import Path\n"
         "from outlier_moe.errors import StudyError\n"
-        "from outlier_moe.registry import HubDatasetSource\n"
+        "from outlier_moe.config.registry import HubDatasetSource\n"
         "from outlier_moe.sources.corpora import fetch_corpus\n"
         "from tests.unit.sources.entries import corpus_entry\n"
         f"for number, source in enumerate({sources!r}):\n"

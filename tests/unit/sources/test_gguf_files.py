@@ -14,10 +14,10 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+from outlier_moe.config.registry import GgufSource, GgufWheelSource
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.configs import find_config
 from outlier_moe.planning.sizes import model_sizes
-from outlier_moe.registry import GgufSource, GgufWheelSource
 from outlier_moe.sources.gguf_parts import join_parts
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from outlier_moe.config.registry import GgufWheelSource
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import GgufWheelSource
 from outlier_moe.sources import gguf_conversion, gguf_wheel
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin

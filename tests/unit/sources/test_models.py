@@ -16,13 +16,13 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 from safetensors.numpy import save
 
+from outlier_moe.config.registry import CheckpointSource, DirectorySource, HubSource
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import CheckpointSource, DirectorySource, HubSource
 from outlier_moe.sources import hub as hub_source
 from outlier_moe.sources.hub_answers import HubAwayError
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
-from outlier_moe.whole_outputs import partial_of
+from outlier_moe.tables.whole_outputs import partial_of
 from tests.hub_server import HubServer, hub_environment
 from tests.unit.sources.checkpoints import INDEX, repository, shards, write
 from tests.unit.sources.entries import model_entry

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from outlier_moe.config.registry import BiblepySource
 from outlier_moe.errors import StudyError
-from outlier_moe.registry import BiblepySource
 from outlier_moe.sources.corpora import fetch_corpus, read_corpus
 from outlier_moe.sources.package_index import downloaded_package, link_or_copy, unpack
 from tests.unit.sources.entries import corpus_entry

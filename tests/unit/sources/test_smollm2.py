@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from outlier_moe.registry import load_registry
+from outlier_moe.config.registry import load_registry
 from outlier_moe.sources.corpora import fetch_corpus
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
-from outlier_moe.tokenization import read_tokens, tokenize_corpus
+from outlier_moe.sources.tokenization import read_tokens, tokenize_corpus
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe import schemas
+from outlier_moe.tables import schemas
 
 
 def model_rows(models: list[dict[str, Any]]) -> pl.DataFrame:

@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outlier_moe.comparison import ComparedModel, compare_models
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import FirstToken, Preset, systematic_features
-from outlier_moe.recording_files import Recording
+from outlier_moe.judging.filtering import FirstToken, Preset, systematic_features
+from outlier_moe.judging.sequence_tables import sequence_tables
 from outlier_moe.statistics.bootstrap import BootstrapOptions, drawn_weights, resample_model
+from outlier_moe.statistics.comparison import ComparedModel, compare_models
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
 from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, bootstrap_differences
-from outlier_moe.statistics.sequence_tables import sequence_tables
 from outlier_moe.statistics.stability import choices, stability
+from outlier_moe.tables.recording import Recording
 from tests.recordings import Activations, made_up_activations, write_recording
-from tests.unit.test_filtering import DETTMERS, PRESETS, SUN, SURVEY, plain_massive, plain_systematic
+from tests.unit.judging.test_filtering import DETTMERS, PRESETS, SUN, SURVEY, plain_massive, plain_systematic
 
 FEW = BootstrapOptions(n_resamples=400, seed=3)
 FACTS = {

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outlier_moe.filtering import Preset
+from outlier_moe.judging.filtering import Preset
+from outlier_moe.judging.sequence_tables import SequenceTables
 from outlier_moe.statistics.bootstrap import BootstrapOptions, drawn_weights
 from outlier_moe.statistics.intervals import SIMULATED, bca_interval, bca_intervals
 from outlier_moe.statistics.resampled_figures import preset_figures
-from outlier_moe.statistics.sequence_tables import SequenceTables
 
 
 @given(seed=st.integers(0, 2**16), n=st.integers(3, 20), level=st.sampled_from([0.5, 0.9, 0.95, 0.99]))

@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from outlier_moe.reference import reference_table
-from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics.phase_transition import MEASURES, corrected, phase_transitions
+from outlier_moe.statistics.reference import reference_table
 from outlier_moe.statistics.transition import Evidence, Transition, TransitionOptions, judged, transition
 from outlier_moe.statistics.trend_models import TrendFit
+from outlier_moe.tables.comparison import ModelResample
 from tests.unit.statistics.comparison_rows import model_rows
 
 QUICK = TransitionOptions(n_permutations=499, n_resamples=200, n_simulations=100)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.errors import StudyError
-from outlier_moe.ladder import Ladder
-from outlier_moe.schemas import moe as schemas_moe
 from outlier_moe.statistics.routing import expert_routing, most_striking, outlier_routing, sign_flip_p_value
+from outlier_moe.tables import moe as schemas_moe
 
 LADDER = Ladder()
 

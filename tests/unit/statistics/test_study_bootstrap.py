@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from outlier_moe.presets import Preset
+from outlier_moe.definitions.presets import Preset
+from outlier_moe.judging.sequence_counts import write_sequence_counts
 from outlier_moe.statistics.bootstrap import BootstrapOptions
-from outlier_moe.statistics.sequence_counts import write_sequence_counts
 from outlier_moe.statistics.study_bootstrap import StudyBootstrap, StudyFiles, bootstrap_study
 from tests.recordings import made_up_activations, write_recording
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from outlier_moe.schemas import JudgedFeature
 from outlier_moe.statistics.study_checks import CheckedModel, checks_of_study
+from outlier_moe.tables.schemas import JudgedFeature
 from tests.unit.statistics.test_verification import SURVEYED, recording_of, survey_rows
 
 MODEL = "olmoe-1b-7b"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from outlier_moe.schemas.comparison import ModelResample
 from outlier_moe.statistics import study_tests
 from outlier_moe.statistics.degenerate import NEARLY_ALL
+from outlier_moe.tables.comparison import ModelResample
 from tests.unit.plots.comparisons import made_up_comparison
 
 PRESETS = ("dettmers2022", "survey2025", "sun2024")

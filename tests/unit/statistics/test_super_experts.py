@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlier_moe.filtering import Preset
-from outlier_moe.schemas import moe as schemas_moe
+from outlier_moe.definitions.taps import Tap
+from outlier_moe.judging.filtering import Preset
 from outlier_moe.statistics.super_experts import SuperExpertRule, forming_layers, super_experts
-from outlier_moe.taps import Tap
+from outlier_moe.tables import moe as schemas_moe
 from tests.recordings import write_recording
-from tests.unit.test_filtering import plain_massive
+from tests.unit.judging.test_filtering import plain_massive
 
 RULE = SuperExpertRule(massive=Preset("sun2024", "massive", "residual", 100.0, median_ratio=50.0))
 

@@ -11,16 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_moe import schemas
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.errors import StudyError
-from outlier_moe.filtering import Preset, systematic_features
-from outlier_moe.recording_files import Recording
-from outlier_moe.reference import Reference, read_reference, reference_table
+from outlier_moe.judging.filtering import Preset, systematic_features
 from outlier_moe.statistics import verdicts as verdicts_module
 from outlier_moe.statistics.published import is_sibling
+from outlier_moe.statistics.reference import Reference, read_reference, reference_table
 from outlier_moe.statistics.verdicts import VerifyOptions
 from outlier_moe.statistics.verification import verify
-from outlier_moe.taps import Tap
+from outlier_moe.tables import schemas
+from outlier_moe.tables.recording import Recording
 from tests.recordings import write_recording
 from tests.unit.statistics.test_super_experts import expert_rows
 

@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from outlier_moe.architectures.structure import find_structure
-from outlier_moe.recording.options import RecordOptions
-from outlier_moe.recording_files import read_recording
+from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.scale_sweep.study import Geometry, Scale
 from outlier_moe.scale_sweep.vit import new_vit
+from outlier_moe.tables.recording import read_recording
 from outlier_moe.training.recordings import record_in_training
 from outlier_moe.upcycling.pairs import model_config, new_model
 from outlier_moe.upcycling.study import ModelSizes

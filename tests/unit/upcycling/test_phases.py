@@ -17,13 +17,7 @@ import pytest
 from outlier_moe.errors import StudyError
 from outlier_moe.training import loop
 from outlier_moe.training.options import TrainingOptions
-from outlier_moe.upcycling.phases import (
-    PhaseOptions,
-    continue_training,
-    train_dense,
-    upcycle_dense,
-    verify_equivalence,
-)
+from outlier_moe.upcycling.phases import PhaseOptions, continue_training, train_dense, upcycle_dense, verify_equivalence
 from outlier_moe.upcycling.study import BALANCED, Arm, ExpertSizes
 from outlier_moe.upcycling.transfer import TransferOptions
 from tests.unit.upcycling.tiny_text import SIZES, tokenized_text

@@ -11,9 +11,9 @@ import torch
 from snakemake.utils import update_config
 from transformers import AutoModelForCausalLM
 
-from outlier_moe.configuration import read_yaml
+from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError
-from outlier_moe.study import validated_study
+from outlier_moe.study.study import validated_study
 from outlier_moe.upcycling.pairs import model_config
 from outlier_moe.upcycling.settings import phase_options
 from outlier_moe.upcycling.study import Pair, model_sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from outlier_moe.registry import CorpusEntry, FilesSource
+from outlier_moe.config.registry import CorpusEntry, FilesSource
 from outlier_moe.sources.corpora import fetch_corpus
 from outlier_moe.training.text_stream import TextOptions, tokenize_training_text
 from outlier_moe.upcycling.study import ModelSizes

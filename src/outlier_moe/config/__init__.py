@@ -1,0 +1,1 @@
+"""What is configured: YAML and its schemas, the registry of models, the tiers of nodes."""

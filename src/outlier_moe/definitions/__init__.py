@@ -1,0 +1,1 @@
+"""The ladder of magnitudes, taps and views, presets, shards, and what is recorded."""

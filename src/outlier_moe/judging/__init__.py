@@ -1,0 +1,1 @@
+"""What is systematic and what is massive, and the counts that it is said from."""

@@ -1,0 +1,125 @@
+"""The tables of routers and experts: their columns, types and rules.
+
+Rows are per sequence and hold sums, so that shards of a corpus are merged by concatenation and every figure over the
+whole corpus, at any edge of the ladder, follows from them (`outlier_moe.judging.experts`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import dataframely as dy
+import polars as pl
+
+ExpertKind = Literal["routed", "shared", "identity"]
+"""`routed`: chosen by the router. `shared`: every token goes through it. `identity`: chosen by the router, and gives
+back what it reads (LongCat's zero-computation experts), so that its peaks are those of mlp_in."""
+
+EXPERT_KINDS: tuple[ExpertKind, ...] = get_args(ExpertKind)
+kind_enum = pl.Enum(EXPERT_KINDS)
+
+
+class Expert(dy.Schema):
+    """`outliers/experts.parquet`: one row per (layer, expert, sequence) with a token that the expert works on.
+
+    Experts are numbered as the router numbers them, shared ones after all others. A token counts for an expert if its
+    gate there is not 0. `n_outlier_tokens[k]` counts those whose largest |x| at mlp_in reaches the k-th edge of the
+    ladder from the floor; the list ends at the highest edge that one of them reaches. `peak` is the largest finite |x|
+    of the expert's own output, before the gate; of several the first position, then the lowest feature. `peak_gate` is
+    the gate of the token that has it. Where experts work in a latent space, `peak_feature` is one of that space. A
+    model that computes NaN has NaN among its gates.
+    """
+
+    layer = dy.UInt16(primary_key=True)
+    expert = dy.UInt16(primary_key=True)
+    sequence = dy.UInt16(primary_key=True)
+    kind = dy.Enum(kind_enum.categories)
+    n_tokens = dy.UInt16(min=1)
+    gate_sum = dy.Float64(allow_nan=True)
+    n_outlier_tokens = dy.List(dy.UInt16())
+    peak = dy.Float32(min=0)
+    peak_feature = dy.UInt32()
+    peak_position = dy.UInt16()
+    peak_gate = dy.Float32(allow_nan=True)
+    n_nonfinite = dy.UInt64()
+
+    @dy.rule()
+    def no_more_outlier_tokens_than_tokens(cls) -> pl.Expr:
+        return pl.col("n_outlier_tokens").list.first().fill_null(0) <= pl.col("n_tokens")
+
+
+class Router(dy.Schema):
+    """`outliers/routers.parquet`: one row per (layer, sequence) of the layers that have a router.
+
+    The load of an expert is the number of tokens that it works on; `load_entropy` is that of the shares of the load,
+    in units of ln(n_experts): 1 if all are alike; `load_cv` is the loads' standard deviation over their mean; an expert
+    without a token is dead. Both are null if no token was sent to an expert; `n_tokens` are those that were, to at
+    least one. `top_gate_share_sum` adds up, over them, the largest gate's share of the token's gates.
+    `n_outlier_tokens[k]` and `outlier_top_gate_share_sum[k]` count and add up those whose largest |x| at mlp_in
+    reaches the k-th edge of the ladder from the floor.
+    """
+
+    layer = dy.UInt16(primary_key=True)
+    sequence = dy.UInt16(primary_key=True)
+    n_experts = dy.UInt16(min=1)
+    n_choices = dy.UInt16(min=1)
+    n_tokens = dy.UInt16()
+    n_dead = dy.UInt16()
+    load_entropy = dy.Float64(min=0, nullable=True)
+    load_cv = dy.Float64(min=0, nullable=True)
+    top_gate_share_sum = dy.Float64(allow_nan=True)
+    n_outlier_tokens = dy.List(dy.UInt16())
+    outlier_top_gate_share_sum = dy.List(dy.Float64(allow_nan=True))
+
+    @dy.rule()
+    def a_sum_for_every_count(cls) -> pl.Expr:
+        return pl.col("n_outlier_tokens").list.len() == pl.col("outlier_top_gate_share_sum").list.len()
+
+
+class ExpertSummary(dy.Schema):
+    """What each expert of a layer does over the whole corpus, at one magnitude.
+
+    `outlier_share` and `rest_share` are the shares of the layer's outlier tokens, and of its other tokens, that the
+    expert works on, null if there are none; `outlier_lift` is the one over the other, infinite if the expert works on
+    outlier tokens alone. The layer's tokens are those that were sent to an expert.
+    """
+
+    layer = dy.UInt16(primary_key=True)
+    expert = dy.UInt16(primary_key=True)
+    kind = dy.Enum(kind_enum.categories)
+    n_tokens = dy.UInt64()
+    mean_gate = dy.Float64(allow_nan=True)
+    n_outlier_tokens = dy.UInt64()
+    n_layer_tokens = dy.UInt64()
+    n_layer_outlier_tokens = dy.UInt64()
+    outlier_share = dy.Float64(min=0, nullable=True)
+    rest_share = dy.Float64(min=0, nullable=True)
+    outlier_lift = dy.Float64(min=0, nullable=True, allow_inf=True)
+    peak = dy.Float32(min=0)
+    peak_feature = dy.UInt32()
+    peak_sequence = dy.UInt16()
+    peak_position = dy.UInt16()
+    peak_gate = dy.Float32(allow_nan=True)
+    n_nonfinite = dy.UInt64()
+
+
+class RouterSummary(dy.Schema):
+    """How the router of each layer spreads the tokens of the whole corpus, and its outlier tokens, at one magnitude.
+
+    `load_distance` is the total variation distance between the experts' shares of the outlier tokens' load and of the
+    other tokens': 0 if outlier tokens go where the others go, 1 if no expert works on both. Columns about outlier
+    tokens or about the rest are null if there are none.
+    """
+
+    layer = dy.UInt16(primary_key=True)
+    n_experts = dy.UInt16()
+    n_choices = dy.UInt16()
+    n_tokens = dy.UInt64()
+    n_dead = dy.UInt16()
+    load_entropy = dy.Float64(nullable=True)
+    load_cv = dy.Float64(nullable=True)
+    n_outlier_tokens = dy.UInt64()
+    outlier_load_entropy = dy.Float64(nullable=True)
+    load_distance = dy.Float64(nullable=True)
+    outlier_top_gate_share = dy.Float64(nullable=True, allow_nan=True)
+    rest_top_gate_share = dy.Float64(nullable=True, allow_nan=True)

@@ -1,0 +1,25 @@
+"""The heap keeps what is freed while it is told to, and no longer."""
+
+import platform
+
+import pytest
+import torch
+
+from outlier_moe.machine.heap import anonymous_bytes, freed_memory_kept
+
+MB = 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library is told")
+def test_freed_memory_is_kept_for_the_next_tensor_and_given_back_at_the_end() -> None:
+    def held() -> int:
+        found = anonymous_bytes()
+        assert found is not None
+        return found
+
+    with freed_memory_kept():
+        tensor = torch.ones(64 * MB, dtype=torch.uint8)
+        used = held()
+        del tensor
+        assert held() > used - 16 * MB
+    assert held() < used - 48 * MB
