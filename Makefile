@@ -52,9 +52,10 @@ test: .venv/installed  ## Run the tests.
 test-cloud: .venv/installed .venv-cloud/installed  ## Run the tests of rented nodes, on a stand-in for RunPod (root).
 	OMP_NUM_THREADS=1 .venv-cloud/bin/python -m pytest $(or $(TESTS),tests/cloud tests/unit/skypilot_executor)
 
-lint: .venv/installed  ## Check format, lint, types and spelling.
+lint: .venv/installed  ## Check format, lint, floors, types and spelling.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache --no-logo
 	.venv/bin/snakefmt --check Snakefile workflow
 	.venv/bin/snakemake --lint
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
