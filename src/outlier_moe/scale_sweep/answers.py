@@ -1,7 +1,7 @@
 """What a sweep says: how each figure goes with scale, and how optimisers differ, with intervals over seeds and tests.
 
 Slopes and differences are means of one value for each seed, and so have two intervals: Student's, and the bootstrap's
-over resampled seeds, which is too narrow where seeds are few (`seed_intervals.coverage_said`). Tests take no side.
+over resampled seeds, which is too narrow where seeds are few (`seed_intervals.SIMULATED`). Tests take no side.
 
 A q-value accounts for the tests of its family (Benjamini-Hochberg). A test that cannot give a p-value of `LEVEL`
 however its values lie, for they are too few or tied, is in no family (Tarone 1990): it would only dilute those that
@@ -31,11 +31,9 @@ from outlier_moe.scale_sweep.study import ALL_SCALES
 from outlier_moe.statistics.comparable import false_discovery_rates_within
 from outlier_moe.statistics.permutations import kendall
 from outlier_moe.statistics.rank_tests import RankTest, paired
+from outlier_moe.statistics.significance import LEVEL, verdict
 from outlier_moe.tables.sweeps import COST, SweepComparison, SweepTrend
 from outlier_moe.terminal.figures import plain
-
-LEVEL = 0.05
-"""A test whose smallest attainable p-value is above has no q-value."""
 
 
 def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
@@ -65,7 +63,7 @@ def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.
         found = {"figure": figure, "moment": moment, "optimizer": optimizer, "n_scales": len(scales)}
         found |= {"n_seeds": len(values)} | _where(group)
         rows.append(found | _trend(x, values, seed, confidence_level) | _slopes_between(x, values, *between))
-    return _with_q(rows, SweepTrend, pl.lit("all scales"))
+    return _with_q(rows, SweepTrend, "slope", pl.lit("all scales"))
 
 
 _Scales = Float64[np.ndarray, " scale"]
@@ -178,7 +176,8 @@ def comparisons(pairs: pl.DataFrame, *, seed: int = 0, confidence_level: float =
             if len(scales) > 1:
                 rows.append(found | {"scale": ALL_SCALES} | _difference(of_pair, seed, confidence_level))
     is_pooled = pl.col("scale") == ALL_SCALES
-    return _with_q(rows, SweepComparison, pl.when(is_pooled).then(pl.lit("all scales")).otherwise(pl.lit("one scale")))
+    scales = pl.when(is_pooled).then(pl.lit("all scales")).otherwise(pl.lit("one scale"))
+    return _with_q(rows, SweepComparison, "difference", scales)
 
 
 def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict[str, Any]:
@@ -235,19 +234,24 @@ def _groups(table: pl.DataFrame, *columns: str) -> Sequence[tuple[tuple[Any, ...
     return list(table.group_by(columns, maintain_order=True))
 
 
-def _with_q(rows: list[dict[str, Any]], schema: type[dy.Schema], scales: pl.Expr) -> pl.DataFrame:
-    """The table with the q-value of each test, and the family that it accounts for.
+def _with_q(rows: list[dict[str, Any]], schema: type[dy.Schema], estimate: str, scales: pl.Expr) -> pl.DataFrame:
+    """The table with the q-value of each test, the family that it accounts for, and the verdict by it.
 
     Args:
         rows: The table without them.
         schema: Of the table.
+        estimate: The column whose sign a verdict tells.
         scales: What of the sizes each row is of.
     """
-    columns = {name: of.dtype for name, of in schema.columns().items() if name not in ("q_value", "family")}
+    columns = {name: of.dtype for name, of in schema.columns().items() if name not in ("q_value", "family", "verdict")}
     is_possible = pl.col("smallest_p_value") <= LEVEL
     kind = pl.when(figure=COST).then(pl.lit("cost")).otherwise(pl.lit("figures"))
     table = pl.DataFrame(rows, schema=columns).with_columns(
         family=pl.when(is_possible).then(pl.format("{}, {}", kind, scales))
     )
     q_value = false_discovery_rates_within(table["p_value"], table["family"])
-    return schema.validate(table.with_columns(q_value=q_value).select(schema.column_names()))
+    table = table.with_columns(q_value=q_value).with_columns(verdict(pl.col(estimate)))
+    is_found = pl.col("verdict").is_in(["higher", "lower"])
+    is_turned = is_found & (pl.col("bracket_low") <= 0) & (pl.col("bracket_high") >= 0)
+    table = table.with_columns(verdict=pl.when(is_turned).then(pl.lit("either_sign")).otherwise("verdict"))
+    return schema.validate(table.select(schema.column_names()), cast=True)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from outlier_moe.statistics.permutations import TOLERANCE, Orders, p_value
+from outlier_moe.statistics.significance import LEVEL
 
 Alternative = Literal["rise", "either"]
 """`rise`: the values after the change point are larger. `either`: larger or smaller."""
@@ -147,7 +148,7 @@ def detectable_jump(
     tried: Orders,
     alternative: Alternative,
     *,
-    level: float = 0.05,
+    level: float = LEVEL,
     power: float = 0.8,
     n_simulations: int = 400,
     seed: int = 0,

@@ -12,6 +12,7 @@ import polars as pl
 from outlier_moe.statistics.comparable import false_discovery_rates, on_one_text
 from outlier_moe.statistics.matching import match
 from outlier_moe.statistics.rank_tests import RankTest, correlated, paired, several, unpaired
+from outlier_moe.statistics.significance import verdict
 from outlier_moe.tables.tested import GroupSummary, MatchedPair, RankTestResult
 
 MatchedBy = Literal["total_params_b", "active_params_b", "perplexity"]
@@ -183,4 +184,7 @@ def _test_table(rows: list[dict[str, Any]]) -> pl.DataFrame:
         return RankTestResult.create_empty()
     table = pl.DataFrame(rows, infer_schema_length=None).with_columns(pl.col("p_value").cast(pl.Float64))
     table = table.with_columns(q_value=false_discovery_rates(table["p_value"]))
+    # Groups differ in no direction.
+    direction = pl.when(pl.col("test") != "kruskal_wallis").then("effect")
+    table = table.with_columns(verdict(direction))
     return RankTestResult.validate(table.select(RankTestResult.column_names()), cast=True)

@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int64
 from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.judging.experts import summarise_experts
 from outlier_moe.statistics.comparable import false_discovery_rates
+from outlier_moe.statistics.significance import verdict
 from outlier_moe.tables.checked import ExpertRouting, OutlierRouting
 
 MOST_FLIPS = 9999
@@ -53,9 +54,9 @@ def outlier_routing(
     if not rows:
         return OutlierRouting.create_empty()
     table = pl.DataFrame(rows, infer_schema_length=None).with_columns(
-        pl.col("p_value").cast(pl.Float64), model=pl.lit(model), magnitude=pl.lit(magnitude)
+        pl.col("p_value", "smallest_p_value").cast(pl.Float64), model=pl.lit(model), magnitude=pl.lit(magnitude)
     )
-    table = table.with_columns(q_value=false_discovery_rates(table["p_value"])).sort("layer")
+    table = table.with_columns(q_value=false_discovery_rates(table["p_value"])).with_columns(verdict()).sort("layer")
     return OutlierRouting.validate(table.select(OutlierRouting.column_names()), cast=True)
 
 
@@ -123,6 +124,7 @@ def _statement(
         "cramers_v": None,
         "load_distance": None,
         "p_value": None,
+        "smallest_p_value": None,
         "is_exact": False,
         "reason": None,
     }
@@ -147,7 +149,9 @@ def _statement(
     differences = outliers[both] / outliers[both].sum(axis=1, keepdims=True)
     differences = differences - rest[both] / rest[both].sum(axis=1, keepdims=True)
     p, is_exact = sign_flip_p_value(differences, seed=seed)
-    return {**found, **effects, "p_value": p, "is_exact": is_exact}
+    # All signs flipped alike give the same length: two of 2^n choices, at least, reach the one observed.
+    smallest = max(2.0 ** (1 - len(differences)), 0.0 if is_exact else 1 / (1 + MOST_FLIPS))
+    return {**found, **effects, "p_value": p, "smallest_p_value": smallest, "is_exact": is_exact}
 
 
 def sign_flip_p_value(differences: Float64[np.ndarray, "sequence expert"], *, seed: int = 0) -> tuple[float, bool]:

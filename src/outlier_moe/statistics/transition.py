@@ -21,6 +21,7 @@ from outlier_moe.statistics.change_points import (
     smallest_p_value,
 )
 from outlier_moe.statistics.permutations import Orders, kendall, orders
+from outlier_moe.statistics.significance import LEVEL
 from outlier_moe.statistics.trend_models import TrendFit, fit_trends
 
 Verdict = Literal["none", "too_few", "mixed", "fall", "rise", "jump"]
@@ -36,7 +37,7 @@ class TransitionOptions:
 
     alternative: Alternative = "rise"
     """`rise`: outliers spread as models get larger or their perplexity falls, which is the claim of Dettmers et al."""
-    level: float = 0.05
+    level: float = LEVEL
     """The level of the tests, and of the false discovery rate of many of them."""
     power: float = 0.8
     """How often the detectable jump is to be found."""

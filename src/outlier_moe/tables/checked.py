@@ -74,6 +74,11 @@ class OutlierRouting(dy.Schema):
     """By flipping the signs of the sequences' differences."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
     """With all layers accounted for (Benjamini-Hochberg)."""
+    smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
+    """The smallest that the signs of so many sequences can give."""
+    verdict = dy.Enum(["none", "too_few", "differs"], nullable=True)
+    """By the q-value. `differs`: outlier tokens go to other experts. `none`: that is not seen, and could have been.
+    `too_few`: so few sequences could not show it. Null without a test."""
     is_exact = dy.Bool()
     reason = dy.String(nullable=True)
     """Why there is no test."""

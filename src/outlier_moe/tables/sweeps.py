@@ -51,6 +51,7 @@ lie beyond, or every rate diverged, and the lowest was taken."""
 
 
 MOMENTS = ["start", "matched", "end"]
+_VERDICTS = ["none", "too_few", "either_sign", "differs", "lower", "higher"]
 
 
 class SweptRunFacts(dy.Schema):
@@ -221,6 +222,10 @@ class SweepTrend(dy.Schema):
     test, which then is in no family."""
     family = dy.String(nullable=True)
     """Which tests the q-value accounts for: those with the same words here. The cost of a step is apart."""
+    verdict = dy.Enum(_VERDICTS, nullable=True)
+    """By the q-value. `higher`: the figure rises with size. `lower`: it falls. `either_sign`: it does one of both, by
+    what lies between two checkpoints. `none`: neither is seen, and could have been. `too_few`: so few runs could not
+    show it. Null without a test."""
     reason = dy.String(nullable=True)
     """Why there is no interval, no test, or no q-value."""
 
@@ -275,5 +280,7 @@ class SweepComparison(dy.Schema):
     family = dy.String(nullable=True)
     """Which tests the q-value accounts for: those with the same words here. Single scales, all scales
     and, of each, the cost of a step are apart."""
+    verdict = dy.Enum(_VERDICTS, nullable=True)
+    """As in `trends.parquet`, of the difference."""
     reason = dy.String(nullable=True)
     """Why there is no interval, no test, or no q-value."""

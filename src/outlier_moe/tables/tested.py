@@ -165,6 +165,9 @@ class RankTestResult(dy.Schema):
     """Whether the p-value counts all arrangements; else random ones."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
     """The smallest p-value that so many models can give."""
+    verdict = dy.Enum(["none", "too_few", "differs", "lower", "higher"], nullable=True)
+    """By the q-value. `higher`, `lower`: the effect is above or below 0. `differs`: groups do. `none`: nothing is seen,
+    and it could have been. `too_few`: so few models could not show anything. Null without a test."""
     reason = dy.String(nullable=True)
     """Why there is no test."""
 

@@ -117,6 +117,7 @@ def test_a_trend_is_its_slope_per_doubling_whatever_its_direction() -> None:
         assert row["q_value"] >= row["p_value"]
         assert (row["n_scales"], row["n_seeds"]) == (3, 4)
     assert rows["muon"]["effect"] > 0.7 > -0.7 > rows["adamw"]["effect"]
+    assert (rows["muon"]["verdict"], rows["adamw"]["verdict"]) == ("higher", "lower")
 
 
 def test_no_trend_is_found_where_there_is_none() -> None:
@@ -132,6 +133,7 @@ def test_differences_are_paired_by_seed_and_take_no_side() -> None:
     assert pooled["difference"] == pytest.approx(-0.5, abs=0.02)
     assert (pooled["n_pairs"], pooled["effect"]) == (12, -1.0)
     assert pooled["p_value"] == pytest.approx(2 / 2**12)
+    assert table["verdict"].to_list() == [*["too_few"] * 3, "lower"]
     # Of four pairs, or four seeds, no two-sided p-value is below 1/8.
     assert table["p_value"].to_list()[:3] == [0.125] * 3
     assert table["p_value_of_seeds"].to_list() == [None, None, None, 0.125]

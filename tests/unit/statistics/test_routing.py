@@ -75,9 +75,11 @@ def test_equals_the_definition(seed: int, n: int) -> None:
 def test_one_way_in_every_sequence_is_found() -> None:
     outliers, rest = np.tile([9, 0, 0], (12, 1)), np.tile([10, 40, 50], (12, 1))
     found = routed(rows_of(outliers, rest))
-    assert found["p_value"] == pytest.approx(2 / 2**12)
-    assert found["is_exact"]
+    assert found["p_value"] == found["smallest_p_value"] == pytest.approx(2 / 2**12)
+    assert found["is_exact"] and found["verdict"] == "differs"
     assert found["load_distance"] == pytest.approx(0.9)
+    few = routed(rows_of(outliers[:5], rest[:5]))
+    assert few["smallest_p_value"] == 2 / 2**5 and few["verdict"] == "too_few"
 
 
 def test_alike_routing_is_rejected_at_the_stated_rate() -> None:
