@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +76,30 @@ def _with_hostile_strings(directory: Path) -> None:
     (directory / "run.json").write_text(json.dumps({**run, "source": {"repo": HOSTILE}}))
 
 
-def made_up_study(folder: Path) -> ReportInputs:
-    """Write the recordings of all models, and put together what their report is made of."""
+def made_up_study(folder: Path, *, has_experiments: bool = True) -> ReportInputs:
+    """Write the recordings of all models, and put together what their report is made of.
+
+    Args:
+        folder: Where to.
+        has_experiments: Whether both training experiments were run, too.
+    """
     models = [compared_model(folder, name, seed) for seed, name in enumerate(MODELS)]
     comparison = compare_models(models, presets(STUDY))
     files = {name: files_of(folder / name) for name in MODELS}
-    experiment = made_up_tables(["simple", "smollm"])
-    sweeps = {
-        "scale_sweep": made_up_sweep(folder / "images", n_seeds=3, diverges=True),
-        "lm_scale_sweep": made_up_sweep(folder / "text", n_seeds=1, diverges=False, sizes={"d8": 900}),
-    }
-    return ReportInputs(
+    inputs = ReportInputs(
         comparison.models,
         files,
         STUDY,
         features=comparison.features,
-        upcycling=experiment,
-        sweeps=sweeps,
         overrides={"corpus": "own text"},
     )
+    if not has_experiments:
+        return inputs
+    sweeps = {
+        "scale_sweep": made_up_sweep(folder / "images", n_seeds=3, diverges=True),
+        "lm_scale_sweep": made_up_sweep(folder / "text", n_seeds=1, diverges=False, sizes={"d8": 900}),
+    }
+    return replace(inputs, upcycling=made_up_tables(["simple", "smollm"]), sweeps=sweeps)
 
 
 def files_of(folder: Path) -> ModelFiles:

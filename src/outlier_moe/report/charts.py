@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -17,7 +18,6 @@ from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
 from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
-from outlier_moe.report.sentences import Statement
 from outlier_moe.report.tables import Table
 from outlier_moe.tables.files import read_table
 
@@ -46,7 +46,7 @@ class PictureGroup(NamedTuple):
     """What they have in common."""
     pictures: list[Picture]
     """The pictures."""
-    statements: Sequence[Statement] = ()
+    statements: Mapping[str, str] = MappingProxyType({})
     """What stands out, question by question."""
     tables: Sequence[Table] = ()
     """The numbers behind it."""

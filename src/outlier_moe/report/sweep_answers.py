@@ -1,282 +1,168 @@
-"""What a sweep answers: tables of differences and trends, and in words what of them stands out."""
+"""What a sweep answers: tables of differences and trends, what of them stands out, and how far it can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
 from outlier_moe.plots.sweep_panels import TITLES, short_title
-from outlier_moe.report.sentences import Statement, counted, listed
+from outlier_moe.report.sentences import listed
 from outlier_moe.report.tables import Cell, Table, sort_key
-from outlier_moe.scale_sweep.study import ALL_SCALES
+from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
+from outlier_moe.statistics.significance import LEVEL
 from outlier_moe.terminal.figures import plain, with_ends
 
-LEVEL = 0.05
-"""Largest q-value of what is called found."""
 MOMENTS = {"end": "at the end", "matched": "at matched loss"}
+NEARLY_THE_START = 0.05
+"""Share of the loss at the start below which what it has fallen by is next to nothing."""
+
+_SHOWN = ["who", "figure", "moment", "estimate", "low", "high", "p_value", "q_value", "verdict"]
 _ORDER = {figure: place for place, figure in enumerate(TITLES)}
 
-Row = Mapping[str, Any]
+
+def differences(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """How each two optimisers differ in each figure: over all scales where there are several.
+
+    Args:
+        comparisons: `SweepComparison`.
+
+    Returns:
+        Columns `who`, `figure`, `moment`, `estimate`, `low`, `high`, `p_value`, `q_value`, `verdict`.
+    """
+    is_pooled = pl.col("scale") == ALL_SCALES
+    chosen = comparisons.filter(is_pooled | ~is_pooled.any().over("optimizer", "other", "figure", "moment"))
+    whose = pl.format("{} less {}", "optimizer", "other")
+    return _ordered(chosen.with_columns(who=whose, estimate="difference"))
 
 
-class Question(NamedTuple):
-    """One question that is asked of every figure: how two optimisers differ, or how one goes with size."""
+def slopes(trends: pl.DataFrame) -> pl.DataFrame:
+    """How each figure goes with size, optimiser by optimiser: the columns of `differences`.
 
-    head: str
-    """The question in words."""
-    who: str
-    """Whose, as tables say it."""
-    basis: str
-    """What it rests on."""
-    up: str
-    """What a figure is where the estimate is above 0."""
-    down: str
-    """What it is where the estimate is below."""
-    estimate: str
-    """The estimate's column."""
-    rows: Mapping[str, Mapping[str, Row]]
-    """The row of each figure and moment."""
+    Args:
+        trends: `SweepTrend`.
+    """
+    return _ordered(trends.drop_nulls("slope").with_columns(who="optimizer", estimate="slope"))
 
 
-def difference_questions(comparisons: pl.DataFrame) -> list[Question]:
-    """A question for each two optimisers: over all scales where there are several, of the only one where not."""
-    found: dict[tuple[str, str], dict[str, dict[str, Row]]] = {}
-    for row in comparisons.iter_rows(named=True):
-        of_figure = found.setdefault((row["optimizer"], row["other"]), {}).setdefault(row["figure"], {})
-        if row["scale"] == ALL_SCALES or row["moment"] not in of_figure:
-            of_figure[row["moment"]] = row
-    return [
-        Question(
-            f"{pair[0]} beside {pair[1]}", " less ".join(pair), _pairs(rows), "higher", "lower", "difference", rows
-        )
-        for pair, rows in found.items()
-    ]
+def _ordered(answers: pl.DataFrame) -> pl.DataFrame:
+    """The figures in the order of the pictures."""
+    place = pl.col("figure").replace_strict(_ORDER, default=len(_ORDER), return_dtype=pl.Int64)
+    return answers.select(_SHOWN).sort(place, maintain_order=True)
 
 
-def _pairs(rows: Mapping[str, Mapping[str, Row]]) -> str:
-    most = max((row for of_figure in rows.values() for row in of_figure.values()), key=lambda row: row["n_pairs"])
-    n_pairs, n_seeds = most["n_pairs"], most["n_seeds"]
-    if most["scale"] != ALL_SCALES or not n_seeds:
-        return f"{counted(n_pairs, 'pair')} of runs at {most['scale']}"
-    return f"{n_pairs} pairs of runs: {counted(n_seeds, 'seed')} at {n_pairs // n_seeds} scales"
+def standing_out(answers: pl.DataFrame) -> dict[str, str]:
+    """What is found of each question that was tested, in both moments or in one.
 
-
-def trend_questions(trends: pl.DataFrame) -> list[Question]:
-    """A question for each optimiser whose figures there are at several scales."""
-    found: dict[str, dict[str, dict[str, Row]]] = {}
-    for row in trends.filter(pl.col("slope").is_not_null()).iter_rows(named=True):
-        found.setdefault(row["optimizer"], {}).setdefault(row["figure"], {})[row["moment"]] = row
-    questions = []
-    for optimizer, rows in found.items():
-        every = [row for of_figure in rows.values() for row in of_figure.values()]
-        n_seeds, n_scales = (max(row[name] for row in every) for name in ("n_seeds", "n_scales"))
-        basis = f"{counted(n_seeds, 'seed')} at {n_scales} scales"
-        questions.append(Question(f"{optimizer} with size", optimizer, basis, "rising", "falling", "slope", rows))
-    return questions
-
-
-def standing_out(questions: Iterable[Question]) -> list[Statement]:
-    """What of each question is found, in both moments or in one, and never more than its tests and intervals hold."""
-    return [Statement(f"{one.head} ({one.basis})", _found(one)) for one in questions]
-
-
-def _found(question: Question) -> list[str]:
-    tested = {figure for figure, of in question.rows.items() if any(row["q_value"] is not None for row in of.values())}
-    if not tested:
-        return [f"Nothing is tested: {_why(question)}.", *(_intervals(question) or ["The table has single numbers."])]
-    kinds: dict[str, list[str]] = {}
-    for figure in sorted(tested, key=_place):
-        kinds.setdefault(_kind(question, question.rows[figure]), []).append(figure)
-    neither = len(kinds.pop("neither", []))
-    turned = [figure for figure in question.rows if any(map(_is_turned, question.rows[figure].values()))]
-    if turned:
-        kinds.setdefault("turned", sorted(turned, key=_place))
-    if not kinds:
-        least = min(row["q_value"] for row in _every(question) if row["q_value"] is not None)
-        none = f"none has q ≤ {LEVEL:g} in either moment; the least q is {plain(least, 2)}"
-        said = f"Of {counted(len(tested), 'figure')} {none}."
-        return [said, *_intervals(question)]
-    said = [
-        f"{words}: {_directions(question, kinds[kind], kind)}.{_doubts(question, kinds[kind], kind)}"
-        for kind, words in _KINDS.items()
-        if kind in kinds
-    ]
-    if turned:
-        said.append(
-            f"With q ≤ {LEVEL:g} at matched loss, but of either sign by what lies between two checkpoints:"
-            f" {_names(kinds['turned'])}."
-        )
-    if neither:
-        said.append(f"In neither moment: the other {counted(neither, 'figure')} of {len(tested)}.")
+    Args:
+        answers: What `differences` or `slopes` gave.
+    """
+    said = {}
+    for (who,), rows in answers.drop_nulls("q_value").group_by("who", maintain_order=True):
+        found = rows.filter(pl.col("verdict").is_in(["higher", "lower"]))
+        moments = found.group_by("figure", "verdict", maintain_order=True).agg(pl.col("moment").sort())
+        parts = [
+            f"{listed(MOMENTS[moment] for moment in when)} {verdict}: {listed(map(short_title, of['figure']))}"
+            for (when, verdict), of in moments.group_by("moment", "verdict", maintain_order=True)
+        ]
+        n, least = rows["figure"].n_unique(), plain(rows["q_value"].min(), 2)  # type: ignore[arg-type]
+        said[str(who)] = "; ".join(parts) or f"nothing stands out of {n} figures; the least q is {least}"
     return said
 
 
-_KINDS = {
-    "both": "Both at the end and at matched loss",
-    "against": "At the end, and at matched loss the other way round",
-    "end": "At the end, and not found at matched loss",
-    "matched": "At matched loss, and not found at the end",
-    "end alone": "At the end (at matched loss there is no test)",
-    "matched alone": "At matched loss (at the end there is no test)",
-}
-
-
-def _kind(question: Question, of_figure: Mapping[str, Row]) -> str:
-    """In which moments a figure is found."""
-    found = [moment for moment in MOMENTS if moment in of_figure and _is_found(of_figure[moment])]
-    if not found:
-        return "neither"
-    if len(found) == 2:
-        signs = {of_figure[moment][question.estimate] > 0 for moment in found}
-        return "both" if len(signs) == 1 else "against"
-    n_tested = sum(row["q_value"] is not None for row in of_figure.values())
-    return found[0] if n_tested > 1 else f"{found[0]} alone"
-
-
-def _is_found(row: Row) -> bool:
-    return _is_below_level(row) and not _is_turned(row)
-
-
-def _is_below_level(row: Row) -> bool:
-    return row["q_value"] is not None and row["q_value"] <= LEVEL
-
-
-def _is_turned(row: Row) -> bool:
-    """Whether a test finds it, and other values between the two checkpoints would turn its sign round."""
-    low, high = row.get("bracket_low"), row.get("bracket_high")
-    return _is_below_level(row) and low is not None and high is not None and low <= 0 <= high
-
-
-def _directions(question: Question, figures: Sequence[str], kind: str) -> str:
-    moment = "matched" if kind.startswith("matched") else "end"
-    rises = [figure for figure in figures if question.rows[figure][moment][question.estimate] > 0]
-    falls = [figure for figure in figures if figure not in rises]
-    pairs = ((question.up, rises), (question.down, falls))
-    return "; ".join(f"{word} {_names(of)}" for word, of in pairs if of)
-
-
-def _doubts(question: Question, figures: Sequence[str], kind: str) -> str:
-    """Where intervals say something else than tests.
-
-    A difference that no test finds in the other moment is not gone where its interval there holds no 0; and one that is
-    found by pairs of runs may lie within what whole seeds vary by.
-    """
-    found = list(MOMENTS) if kind in ("both", "against") else [kind.removesuffix(" alone")]
-    inside = [figure for figure in figures if any(_holds_zero(question.rows[figure][moment]) for moment in found)]
-    said = f" The interval over seeds holds 0 all the same: {_names(inside)}." if inside else ""
-    other = {"end": "matched", "matched": "end"}.get(kind)
-    if other is None:
-        return said
-    outside = [figure for figure in figures if _excludes_zero(question.rows[figure][other])]
-    signs = {
-        figure: question.rows[figure][kind][question.estimate] * question.rows[figure][other][question.estimate]
-        for figure in outside
-    }
-    alike, against = ([figure for figure in outside if (signs[figure] > 0) == is_alike] for is_alike in (True, False))
-    where = MOMENTS[other]
-    said += f" {where.capitalize()}, too, the interval holds no 0: {_names(alike)}." if alike else ""
-    return said + (f" {where.capitalize()} the interval lies beyond 0: {_names(against)}." if against else "")
-
-
-def _names(figures: Sequence[str]) -> str:
-    return listed([short_title(figure) for figure in figures])
-
-
-def _intervals(question: Question) -> list[str]:
-    """How many intervals hold no 0, where no test says more."""
-    said = []
-    for moment, where in MOMENTS.items():
-        rows = [of[moment] for of in question.rows.values() if moment in of and of[moment]["low"] is not None]
-        if rows:
-            said.append(f"{where} {sum(_excludes_zero(row) for row in rows)} of {len(rows)}")
-    return [f"Intervals that hold no 0: {', '.join(said)}."] if said else []
-
-
-def _why(question: Question) -> str:
-    reasons = [row["reason"] for row in _every(question) if row["reason"]]
-    return reasons[0] if reasons else "too few runs"
-
-
-def _excludes_zero(row: Row) -> bool:
-    return row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
-
-
-def _holds_zero(row: Row) -> bool:
-    return row["low"] is not None and row["low"] <= 0 <= row["high"]
-
-
-def _every(question: Question) -> list[Row]:
-    return [row for of_figure in question.rows.values() for row in of_figure.values()]
-
-
-def _place(figure: str) -> int:
-    return _ORDER.get(figure, len(_ORDER))
-
-
-def answer_tables(name: str, comparisons: pl.DataFrame, trends: pl.DataFrame) -> list[Table]:
+def answer_tables(name: str, tables: Mapping[str, pl.DataFrame]) -> list[Table]:
     """The answers, a row per figure and question, both moments beside each other.
 
     Args:
         name: What the tables' names begin with.
-        comparisons: `scale_sweep.summary.SweepTables.comparisons`.
-        trends: `scale_sweep.summary.SweepTables.trends`.
+        tables: Those of `scale_sweep.summary.SweepTables`, by name.
     """
-    tested = {"p_value": "p", "q_value": "q"}
+    paired = "The first less the second, paired by seed, over all scales, with intervals of 95 %."
+    doubled = "Change per doubling of the parameters, with intervals of 95 %; p and q of Kendall's tau."
     asked = [
-        (
-            "differences",
-            "How optimisers differ",
-            "The first less the second, paired by seed, over all scales where there are several; intervals of 95 %.",
-            difference_questions(comparisons),
-            {"difference": "difference", **tested},
-        ),
-        (
-            "slopes",
-            "How figures go with size",
-            "Change of the figure per doubling of the parameters, with intervals of 95 %; p and q of Kendall's tau.",
-            trend_questions(trends),
-            {"slope": "slope", **tested},
-        ),
+        ("differences", "How optimisers differ", paired, differences(tables["comparisons"])),
+        ("slopes", "How figures go with size", doubled, slopes(tables["trends"])),
     ]
-    told = f" In bold what has q ≤ {LEVEL:g}, with all tests of its family accounted for."
     return [
-        _table(f"{name}-{kind}", title, text + told, questions, columns)
-        for kind, title, text, questions, columns in asked
-        if questions
+        _table(f"{name}-{kind}", title, text, answers) for kind, title, text, answers in asked if not answers.is_empty()
     ]
 
 
-def _table(name: str, title: str, text: str, questions: Sequence[Question], columns: Mapping[str, str]) -> Table:
-    heads = [("figure", False), ("optimisers" if "difference" in columns else "optimiser", False)]
-    heads += [
-        (head if head in ("p", "q") else f"{head} {where}", True)
-        for where in MOMENTS.values()
-        for head in columns.values()
+def _table(name: str, title: str, text: str, answers: pl.DataFrame) -> Table:
+    is_tested = answers["q_value"].count() > 0
+    if is_tested:
+        text += f" In bold what has q ≤ {LEVEL:g} over all tests of its family, which take runs as independent."
+    shown = 3 if is_tested else 1
+    heads = [("figure", False), ("optimisers" if name.endswith("differences") else "optimiser", False)]
+    heads += [(head, True) for where in MOMENTS.values() for head in (f"estimate {where}", "p", "q")[:shown]]
+    rows = [
+        [
+            Cell(short_title(str(figure)), f"{_ORDER.get(str(figure), len(_ORDER)):03}"),
+            Cell(str(who), str(who)),
+            *(cell for moment in MOMENTS for cell in _cells(of.filter(moment=moment).to_dicts())[:shown]),
+        ]
+        for (figure, who), of in answers.group_by("figure", "who", maintain_order=True)
     ]
-    asked = sorted(
-        ((_place(figure), number, figure) for number, one in enumerate(questions) for figure in one.rows),
-    )
-    rows = []
-    for place, number, figure in asked:
-        question = questions[number]
-        cells = [Cell(short_title(figure), f"{place:03}"), Cell(question.who, question.who)]
-        for moment in MOMENTS:
-            row = question.rows[figure].get(moment)
-            cells += [_cell(row, column, question.estimate) for column in columns]
-        rows.append(cells)
     return Table(name, title, text, heads, rows)
 
 
-def _cell(row: Row | None, column: str, estimate: str) -> Cell:
-    value = None if row is None else row.get(column)
-    if row is None or value is None:
-        return Cell("–", kind="number")
-    kind = "number strong" if _is_found(row) and column in (estimate, "q_value") else "number"
-    if column != estimate:
-        return Cell(plain(value, 3) if column == "q_value" else plain(value, 2), sort_key(value), kind)
+def _cells(rows: list[dict[str, Any]]) -> list[Cell]:
+    """The estimate with its interval, p and q at one moment."""
+    if not rows:
+        return [Cell("–", kind="number")] * 3
+    [row] = rows
+    kind = "number strong" if row["verdict"] in ("higher", "lower") else "number"
     if row["low"] is None:
-        return Cell(plain(value, 3, signed=True), sort_key(value), kind)
-    shown = with_ends(value, row["low"], row["high"], "significant", signed=True)
-    return Cell(shown.value, sort_key(value), kind, shown.interval)
+        estimate = Cell(plain(row["estimate"], 3, signed=True), sort_key(row["estimate"]), kind)
+    else:
+        shown = with_ends(row["estimate"], row["low"], row["high"], "significant", signed=True)
+        estimate = Cell(shown.value, sort_key(row["estimate"]), kind, shown.interval)
+    tests = [(row["p_value"], "number"), (row["q_value"], kind)]
+    return [estimate, *(Cell(plain(of, 2), "" if of is None else sort_key(of), kind) for of, kind in tests)]
+
+
+def caveats(name: str, tables: Mapping[str, pl.DataFrame], study: Mapping[str, Any]) -> list[str]:
+    """What changes how a sweep's answers are read: its learning rates, and a matched loss near the start.
+
+    Args:
+        name: The sweep.
+        tables: Those of `scale_sweep.summary.SweepTables`, by name.
+        study: The study, which knows what was tried.
+    """
+    return [*_rates(name, tables["summary"], study), *_near_the_start(tables)]
+
+
+def _rates(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> list[str]:
+    section = chosen_sweep(study) if name == "scale_sweep" and "scale_sweep_preset" in study else study.get(name, {})
+    if len(section.get("multiples", [])) < 2 and not summary["grid_edge"].count():
+        return ["No other learning rates were tried: optimisers may differ by how well theirs suits them."]
+    marks = {"lowest": "at its lowest", "highest": "at its highest", "all diverged": "where all diverged"}
+    at_edge = [
+        f"{row['optimizer']} at {row['scale']} ({marks[row['grid_edge']]}, {plain(row['learning_rate'], 2)})"
+        for row in summary.drop_nulls("grid_edge").rows(named=True)
+    ]
+    moving = summary.group_by("optimizer", maintain_order=True).agg(pl.col("learning_rate").n_unique())
+    differing = moving.filter(pl.col("learning_rate") > 1)["optimizer"].to_list()
+    said = [f"the best may lie beyond the grid tried for {', '.join(at_edge)}"] if at_edge else []
+    if differing:
+        said.append(f"the rates of {listed(differing)} differ between scales: what goes with size may go with the rate")
+    return [f"Learning rates: {'; '.join(said)}."] if said else []
+
+
+def _near_the_start(tables: Mapping[str, pl.DataFrame]) -> list[str]:
+    """Where models at the matched loss have learnt next to nothing."""
+    start = tables["summary"].group_by("scale").agg(start=pl.col("start_loss_nats").mean())
+    is_near = pl.col("start") - pl.col("target_loss_nats") <= NEARLY_THE_START * pl.col("start")
+    of_all = tables["summary"].join(start, on="scale", maintain_order="left").filter(is_near)
+    pairs = tables["comparisons"].filter(moment="matched").join(start, on="scale", maintain_order="left")
+    near = [
+        *of_all["scale"].unique(maintain_order=True),
+        *pairs.filter(is_near)
+        .select(pl.format("{} and {} at {}", "optimizer", "other", "scale").unique(maintain_order=True))
+        .to_series(),
+    ]
+    if not near:
+        return []
+    within = f"within {100 * NEARLY_THE_START:g} % of the loss at the start"
+    return [f"At matched loss, models have learnt next to nothing ({within}): {', '.join(near)}."]

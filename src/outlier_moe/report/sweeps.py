@@ -10,8 +10,7 @@ import polars as pl
 from outlier_moe.plots.sweep import sweep_charts
 from outlier_moe.plots.sweep_panels import TITLES
 from outlier_moe.report.charts import Picture, PictureGroup
-from outlier_moe.report.sweep_answers import LEVEL, answer_tables, difference_questions, standing_out, trend_questions
-from outlier_moe.report.sweep_caveats import caveats, start_losses
+from outlier_moe.report.sweep_answers import answer_tables, caveats, differences, slopes, standing_out
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.scale_sweep.moments import MOMENTS
 from outlier_moe.tables.sweeps import COST
@@ -48,28 +47,13 @@ _PICTURES = {
     ),
 }
 _TABLES = {
-    "summary": "a row per scale and optimiser: rates, losses at the start and where they match, means of the seeds",
+    "summary": "a row per scale and optimiser: rates, and losses at the start and where they match",
     "figures": "every figure at initialisation, at matched training loss and at the end: the mean of the seeds [lowest "
     "to highest]; runs that diverged are left out",
     "trends": "slopes per doubling of the parameters; Kendall's tau with two-sided p-values by permutation of runs",
     "comparisons": "differences of optimisers, paired by seed; signed-rank tests of the pairs, two-sided",
     "runs": "every run",
 }
-_HEADLINES = (
-    "train_loss_nats",
-    "test_loss_nats",
-    "test_accuracy",
-    "generalisation_gap_nats",
-    "weight_effective_rank",
-    "feature_effective_rank",
-    "head_effective_rank",
-    "hoyer",
-    "kurtosis_of_feature_rms",
-    "peak",
-    "n_systematic",
-    COST,
-)
-"""The figures of the summary, at all moments beside each other; those of the table of figures are all there are."""
 
 
 def sweep_pictures(sweeps: Mapping[str, Sweep], study: Mapping[str, Any] | None = None) -> list[PictureGroup]:
@@ -89,14 +73,13 @@ def sweep_pictures(sweeps: Mapping[str, Sweep], study: Mapping[str, Any] | None 
             Picture(f"{name}-{chart}", *_PICTURES[chart], of.to_dict(validate=False), is_wide=True)
             for chart, of in charts.items()
         ]
-        questions = [*difference_questions(tables["comparisons"]), *trend_questions(tables["trends"])]
         groups.append(
             PictureGroup(
                 _TITLES[name],
                 _text(tables),
                 pictures,
-                statements=standing_out(questions),
-                tables=answer_tables(name, tables["comparisons"], tables["trends"]),
+                statements=standing_out(differences(tables["comparisons"])) | standing_out(slopes(tables["trends"])),
+                tables=answer_tables(name, tables),
                 caveats=caveats(name, tables, study or {}),
             )
         )
@@ -116,7 +99,10 @@ def sweep_tables(sweeps: Mapping[str, Sweep]) -> list[Table]:
 def _shown(table: str, name: str, title: str, text: str, tables: Sweep) -> Table:
     if table == "figures":
         return _figures_table(f"{name}-figures", title, text, tables["figures"])
-    frame = _headlines(tables) if table == "summary" else tables[table]
+    frame = tables[table]
+    if table == "summary":
+        # Its figures stand in the next table, with the lowest and the highest seed.
+        frame = frame.drop(name for name in frame.columns if name.removesuffix("_matched") in {*TITLES, COST})
     return plain_table(f"{name}-{table}", title, text, frame)
 
 
@@ -130,26 +116,8 @@ def _text(tables: Sweep) -> str:
         are = "is" if len(diverged) == 1 else "are"
         ended = f"{len(diverged)} diverged ({', '.join(whose)}) and {are} in no comparison"
     return (
-        f"{len(runs)} runs ({seeds}), {ended}. What stands out at q ≤ {LEVEL:g}, with each optimiser's figures taken at"
-        " the end of training and where training losses match:"
+        f"{len(runs)} runs ({seeds}), {ended}. Figures are of the end of training and of where training losses match."
     )
-
-
-def _headlines(tables: Sweep) -> pl.DataFrame:
-    """The summary's facts, and the headline figures at all moments beside each other."""
-    summary, figures = tables["summary"], tables["figures"]
-    if "start_loss_nats" not in summary.columns:
-        start_loss = pl.col("scale").replace_strict(start_losses(tables), default=None, return_dtype=pl.Float64)
-        summary = summary.with_columns(start_loss_nats=start_loss)
-    of_figures = {f"{name}{suffix}" for name in [*TITLES, COST] for suffix in ("", "_matched")}
-    facts = [name for name in summary.columns if name not in of_figures and name != "start_loss_nats"]
-    facts.insert(facts.index("target_loss_nats"), "start_loss_nats")
-    start = figures.filter(pl.col("figure").is_in(_HEADLINES), moment="start")
-    means = start.group_by("scale", "figure").agg(pl.col("value").mean())
-    wide = means.with_columns(pl.col("figure") + "_start").pivot("figure", index="scale", values="value")
-    table = summary.join(wide, on="scale", how="left", maintain_order="left")
-    shown = [f"{name}{suffix}" for name in _HEADLINES for suffix in ("_start", "_matched", "")]
-    return table.select(*facts, *(name for name in shown if name in table.columns))
 
 
 def _figures_table(name: str, title: str, text: str, figures: pl.DataFrame) -> Table:

@@ -109,6 +109,10 @@ def _figure(row: Mapping[str, Any], name: str, interval: tuple[float, float] | N
     return Cell(f"{shown.value}{mark}", str(value), kind, shown.interval)
 
 
+LONG = 100
+"""Rows from which on what is the same in all of them is said above them."""
+
+
 def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
     """A table as it is, but for columns that say nothing."""
     shown = [
@@ -118,6 +122,11 @@ def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
         and not frame[column].is_null().all()
         and column not in ("preset", "first_token")
     ]
+    alike = [column for column in shown if len(frame) > LONG and frame[column].n_unique() == 1]
+    if alike:
+        shown = [column for column in shown if column not in alike]
+        said = (f"{column.replace('_', ' ')} {frame[column][0]}" for column in alike)
+        text = f"{text} In all rows: {', '.join(said)}."
     if "other" in shown:
         # Which two models a row speaks of, before what it says of them.
         shown.sort(key=lambda column: column not in ("model", "other"))

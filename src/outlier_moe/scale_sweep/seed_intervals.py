@@ -59,24 +59,6 @@ SIMULATED = (
 """What the simulation of tests/unit/scale_sweep/test_seed_intervals.py finds, of 10,000 studies each."""
 
 
-def coverage_said(n_seeds: int) -> str:
-    """What intervals of 95 % over so many seeds are worth, in words.
-
-    Args:
-        n_seeds: At least two. Between those that were simulated, the fewer are told.
-    """
-    of = max((known for known in SIMULATED if known.n_seeds <= n_seeds), key=lambda known: known.n_seeds)
-    return (
-        f"intervals of 95 % from {of.n_seeds} seeds, the learning rates given, hold the true value in "
-        f"{_percent(of.student)} of simulated studies if seeds are normal and in {_percent(of.student_skewed)} if they "
-        f"are skewed (exponential); bootstrap intervals in {_percent(of.bootstrap)} and {_percent(of.bootstrap_skewed)}"
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def seed_intervals(values: OfSeeds, *, seed: int = 0, confidence_level: float = 0.95) -> SeedIntervals:
     """The intervals of the mean of one value for each seed.
 

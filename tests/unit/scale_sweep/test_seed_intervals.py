@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from outlier_moe.scale_sweep.seed_intervals import N_RESAMPLES, SIMULATED, SeedCoverage, coverage_said, seed_intervals
+from outlier_moe.scale_sweep.seed_intervals import N_RESAMPLES, SIMULATED, SeedCoverage, seed_intervals
 
 N_STUDIES = 250
 
@@ -63,10 +63,3 @@ def test_coverage_is_what_is_said(known: SeedCoverage) -> None:
     found = (student, student_skewed, bootstrap, bootstrap_skewed)
     # Of so few studies; of 10,000 the numbers are those to the digits that they have.
     assert found == pytest.approx(known[1:], abs=0.08)
-
-
-def test_what_so_few_seeds_are_worth_is_said_in_words() -> None:
-    assert "from 3 seeds" in coverage_said(3)
-    assert "in 95 % of simulated studies" in coverage_said(3) and "in 72 % and 68 %" in coverage_said(3)
-    # Between two that were simulated, the fewer.
-    assert coverage_said(8) == coverage_said(6) and coverage_said(50) == coverage_said(10)
