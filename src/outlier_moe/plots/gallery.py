@@ -1,4 +1,4 @@
-"""All pictures of a comparison, and of one model, by name: what the workflow writes as files."""
+"""All pictures of a comparison, and of one model, by name: what the workflow writes as files and the report shows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
-from outlier_moe.judging.edge_counts import read_edge_counts, shape_of
+from outlier_moe.definitions.presets import Preset
 from outlier_moe.judging.experts import summarise_experts
-from outlier_moe.judging.filtering import Preset
 from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
 from outlier_moe.plots.layers import feature_heatmap_chart, layer_profile_chart
 from outlier_moe.plots.overview import of_preset
@@ -18,7 +17,7 @@ from outlier_moe.plots.positions import place_share_chart, position_profile_char
 from outlier_moe.plots.quantities import SIZES, SYSTEMATIC_FEATURES
 from outlier_moe.plots.saving import save_chart
 from outlier_moe.plots.scatter import dual_chart, perplexity_charts, scatter_chart, study_charts
-from outlier_moe.plots.thresholds import all_curves_chart, model_curves_chart, threshold_curve
+from outlier_moe.plots.thresholds import Curves, all_curves_chart, model_curves_chart
 from outlier_moe.statistics.super_experts import forming_layers, super_experts
 from outlier_moe.tables.recording import Recording
 
@@ -30,81 +29,72 @@ def comparison_charts(
     *,
     preset: Preset,
     intervals: pl.DataFrame | None = None,
-    edge_counts: Mapping[str, Path] | None = None,
+    curves: Mapping[str, Curves] | None = None,
+    is_placed: bool = True,
 ) -> dict[str, alt.TopLevelMixin]:
     """The pictures of all models by one preset.
 
     Args:
-        models: The table `schemas.ModelComparison`.
+        models: The table `ModelComparison`.
         preset: The definition to show.
         intervals: The table `FigureInterval`, if there is one.
-        edge_counts: Each model's counts at every edge; without them there are no threshold curves.
+        curves: Each model's threshold curves; the comparison may have left out some of the models.
+        is_placed: Whether names have their places; a page that gives them anew for its width (`usermeta`) needs none.
     """
     shown, hollow = of_preset(models, preset.name), of_preset(models, preset.name, "excluded")
     chosen = None if intervals is None else intervals.filter(preset=preset.name, first_token="included")
+    kinds = dict(shown.select("model", "kind").iter_rows())
+    key = (preset.name, "included")
+    known = {model: of[key] for model, of in (curves or {}).items() if model in kinds and key in of}
     charts: dict[str, alt.TopLevelMixin] = {
         f"{size}-count": scatter_chart(
-            shown, x=SIZES[size], y=SYSTEMATIC_FEATURES, intervals=chosen, without_first=hollow
+            shown, x=x, y=SYSTEMATIC_FEATURES, intervals=chosen, without_first=hollow, is_placed=is_placed
         )
-        for size in SIZES
+        for size, x in SIZES.items()
     }
-    charts |= study_charts(shown, intervals=chosen)
-    charts |= perplexity_charts(shown, intervals=chosen)
-    charts |= {f"{size}-dual": dual_chart(shown, size=size, intervals=chosen) for size in SIZES}
-    shape = shape_of(preset)
-    kinds = dict(shown.select("model", "kind").iter_rows())
-    curves = {}
-    # The comparison may have left out some of them.
-    for model, path in ((model, path) for model, path in (edge_counts or {}).items() if model in kinds):
-        counts = read_edge_counts(path)
-        if shape in counts and shape is not None:
-            curves[model] = threshold_curve(counts[shape], preset)
-    return {**charts, "thresholds": all_curves_chart(curves, kinds, magnitude=preset.magnitude)}
+    charts |= study_charts(shown, intervals=chosen, is_placed=is_placed)
+    charts |= {f"{size}-dual": dual_chart(shown, size=size, intervals=chosen, is_placed=is_placed) for size in SIZES}
+    charts |= perplexity_charts(shown, intervals=chosen, is_placed=is_placed)
+    return charts | {"thresholds": all_curves_chart(known, kinds, magnitude=preset.magnitude, is_placed=is_placed)}
 
 
 def model_charts(
     recording: Recording,
     *,
-    systematic: pl.DataFrame,
+    features: pl.DataFrame,
     layer_peaks: pl.DataFrame,
-    edge_counts: Path,
-    presets: list[Preset],
-    default: Preset,
+    curves: Curves,
+    preset: Preset,
+    held: pl.DataFrame | None = None,
 ) -> dict[str, alt.TopLevelMixin]:
     """The pictures of one model.
 
     Args:
         recording: Its tables.
-        systematic: The table `schemas.Systematic`.
+        features: Its systematic features: rows of `JudgedFeature` or `Systematic`.
         layer_peaks: The table of `peaks_by_layer`.
-        edge_counts: Its counts at every edge.
-        presets: The definitions whose threshold curves are shown.
-        default: The definition whose features are shown layer by layer.
+        curves: Its threshold curves.
+        preset: The definition whose features are shown layer by layer.
+        held: Its rows of `SuperExpert`, if they are there already.
     """
     sites, peaks = recording.sites(), recording.peaks()
-    taps = peaks["tap"].cast(pl.String).unique().to_list()
-    counts = read_edge_counts(edge_counts)
-    curves = {
-        (preset.name, first_token): threshold_curve(counts[shape], preset, first_token=first_token)
-        for preset in presets
-        for first_token in ("included", "excluded")
-        if (shape := shape_of(preset)) is not None and shape in counts
-    }
+    ranked = ranked_features(features, preset)
     charts: dict[str, alt.TopLevelMixin] = {
         "layers-peak": layer_profile_chart(sites, figure="peak"),
         "layers-kurtosis": layer_profile_chart(sites, figure="kurtosis"),
-        "thresholds": model_curves_chart(curves, magnitude=default.magnitude),
-        "positions": position_profile_chart(peaks, tap="residual" if "residual" in taps else min(taps, default="")),
+        "thresholds": model_curves_chart(curves, magnitude=preset.magnitude),
+        "positions": position_profile_chart(peaks, tap=shown_tap(peaks)),
         "first-tokens": place_share_chart(peaks, place="first token"),
         "delimiters": place_share_chart(peaks, place="delimiter"),
-        "features": feature_heatmap_chart(
-            layer_peaks,
-            ranked_features(systematic.filter("is_systematic"), default),
-            view=default.view,
-            most=MOST_FEATURES,
-        ),
     }
-    return charts | expert_charts(recording, magnitude=default.magnitude)
+    heatmap = feature_heatmap_chart(layer_peaks, ranked, view=preset.view, most=MOST_FEATURES)
+    return charts | expert_charts(recording, magnitude=preset.magnitude, held=held) | {"features": heatmap}
+
+
+def shown_tap(peaks: pl.DataFrame) -> str:
+    """The tap whose largest activations are shown: the residual stream where it was recorded."""
+    taps = peaks["tap"].cast(pl.String).unique().to_list()
+    return "residual" if "residual" in taps else min(taps, default="residual")
 
 
 def ranked_features(features: pl.DataFrame, preset: Preset) -> list[int]:

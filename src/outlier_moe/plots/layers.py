@@ -9,13 +9,14 @@ import polars as pl
 
 from outlier_moe.definitions.taps import TAPS, VIEWS, Tap, View
 from outlier_moe.plots.marks import Layered, logarithmic, named, sized
+from outlier_moe.tables.titles import SWEPT
 
 MOST_FEATURES = 40
 LAYER = "decoder layer"
 
 SiteFigure = Literal["peak", "kurtosis"]
 _COLUMNS = {"peak": "top_magnitude", "kurtosis": "kurtosis_of_feature_rms"}
-_TITLES = {"peak": "largest |x|", "kurtosis": "kurtosis of feature RMS"}
+_TITLES = {"peak": SWEPT["peak"].axis, "kurtosis": SWEPT["kurtosis_of_feature_rms"].axis}
 TAP_DASHES: dict[Tap, list[int]] = {"attn_in": [1, 0], "mlp_in": [6, 3], "residual": [1, 0], "residual_rms": [2, 2]}
 
 

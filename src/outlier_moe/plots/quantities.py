@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from outlier_moe.plots.scales import ScaleKind
+from outlier_moe.tables.titles import COMPARED, ScaleKind
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Quantity:
     """A figure of the comparison on an axis."""
 
     column: str
-    """Its column in `schemas.ModelComparison`."""
+    """Its column in `ModelComparison`."""
     title: str
     """Its name, with the unit."""
     scale: ScaleKind = "linear"
@@ -21,15 +21,16 @@ class Quantity:
     """Whether it is shown in per cent, from 0 to 100."""
 
 
-TOTAL_PARAMETERS = Quantity("total_params_b", "total parameters (billions)", "log")
-ACTIVE_PARAMETERS = Quantity("active_params_b", "active parameters (billions)", "log")
-PERPLEXITY = Quantity("perplexity", "perplexity", "log")
-SYSTEMATIC_FEATURES = Quantity("n_systematic", "systematic features", "symlog")
+def quantity(column: str) -> Quantity:
+    """A figure on an axis, as `tables.titles` has it."""
+    title = COMPARED[column]
+    return Quantity(column, title.axis, title.spread, title.style == "percent")
+
+
+TOTAL_PARAMETERS, ACTIVE_PARAMETERS = quantity("total_params_b"), quantity("active_params_b")
+PERPLEXITY, SYSTEMATIC_FEATURES = quantity("perplexity"), quantity("n_systematic")
 
 SIZES = {"total": TOTAL_PARAMETERS, "active": ACTIVE_PARAMETERS}
 FRACTIONS = {
-    "layers-mean": Quantity("layer_fraction_mean", "layers affected, mean (%)", is_fraction=True),
-    "layers-median": Quantity("layer_fraction_median", "layers affected, median (%)", is_fraction=True),
-    "positions-mean": Quantity("position_fraction_mean", "positions affected, mean (%)", is_fraction=True),
-    "positions-median": Quantity("position_fraction_median", "positions affected, median (%)", is_fraction=True),
+    f"{of}s-{kind}": quantity(f"{of}_fraction_{kind}") for of in ("layer", "position") for kind in ("mean", "median")
 }

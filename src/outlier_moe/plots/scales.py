@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
-ScaleKind = Literal["linear", "log", "symlog"]
-
+from outlier_moe.tables.titles import ScaleKind
 
 FAR_FROM_ZERO = 2 / 3
 """Share of a symlog axis that may stay empty below the smallest number."""

@@ -11,7 +11,8 @@ import polars as pl
 
 from outlier_moe.plots.marks import Layered, named, position, sized
 from outlier_moe.plots.scales import ScaleKind, domain_of
-from outlier_moe.plots.sweep_panels import COUNTS, DYNAMICS, OPTIMIZERS, PANELS, TITLES, axis_kind
+from outlier_moe.plots.sweep_panels import COUNTS, DYNAMICS, OPTIMIZERS, PANELS, axis_kind
+from outlier_moe.tables.titles import SWEPT
 
 START_GREY = "#87909c"
 """Between the colours of both themes."""
@@ -43,7 +44,7 @@ def sweep_charts(*, figures: pl.DataFrame, dynamics: pl.DataFrame) -> dict[str, 
 
 
 def size_chart(
-    figures: pl.DataFrame, panels: Mapping[str, str], *, name: str, width: int = 240, height: int = 170
+    figures: pl.DataFrame, panels: Sequence[str], *, name: str, width: int = 240, height: int = 170
 ) -> alt.ConcatChart:
     """Figures against the number of parameters: the mean of the seeds with their range, at the end and at matched loss.
 
@@ -52,17 +53,16 @@ def size_chart(
 
     Args:
         figures: The table of figures.
-        panels: Those to show, with their titles.
+        panels: Those to show.
         name: What the page finds the rows by.
         width: Pixels between the axis' ends.
         height: Pixels between the axis' ends.
     """
-    shown = figures.filter(pl.col("figure").is_in(list(panels)), pl.col("value").is_not_null())
+    shown = figures.filter(pl.col("figure").is_in(panels), pl.col("value").is_not_null())
     rows = [*_at_moments(shown), *_at_start(shown)]
     layers = _size_layers(rows, _colours(figures))
     there = {row["figure"] for row in rows}
-    shown_panels = {figure: title for figure, title in panels.items() if figure in there}
-    charts = [_panel(title, figure, rows, layers, width, height) for figure, title in shown_panels.items()]
+    charts = [_panel(figure, rows, layers, width, height) for figure in panels if figure in there]
     lines = [
         f"filled, solid: at the end; hollow, dashed: at matched training loss; {_of_seeds(rows, 'bars')}",
         f"grey: at initialisation, the mean of all runs{_of_diverged(rows, 'crosses')}",
@@ -155,7 +155,7 @@ def dynamics_chart(
     if any(row[_LAST] is not None for row in rows):
         dotted = base.mark_line(strokeWidth=1.2, strokeDash=[1.5, 3], point=alt.OverlayMarkDef(size=14))
         layers.append((_LAST, dotted.encode(detail="seed:N", tooltip=of_run)))
-    charts = [_panel(TITLES[figure], figure, rows, layers, width, height) for figure in shown]
+    charts = [_panel(figure, rows, layers, width, height) for figure in shown]
     chart = _beside(charts, named(rows, "dynamics"))
     return _choosable(chart, scales, sizes, _of_seeds(rows, "bands") + _of_diverged(rows, "dotted"))
 
@@ -187,7 +187,7 @@ def _over_steps(dynamics: pl.DataFrame, shown: Sequence[str], diverged: pl.DataF
 
 
 def _panel(
-    title: str, figure: str, rows: Sequence[Row], layers: Iterable[tuple[str, alt.Chart]], width: int, height: int
+    figure: str, rows: Sequence[Row], layers: Iterable[tuple[str, alt.Chart]], width: int, height: int
 ) -> Layered:
     """One figure's panel, on an axis that suits it."""
     of_figure = [row for row in rows if row["figure"] == figure]
@@ -196,7 +196,8 @@ def _panel(
     kind = axis_kind(figure, values)
     domain = domain_of(np.array(values, np.float64), kind, room=0.06, from_zero=figure in COUNTS)
     drawn = [chart.encode(y=_height(column, figure, kind, domain)) for column, chart in layers if heights[column]]
-    heading = alt.Title(f"{title}{_AXES[kind]}", fontWeight="normal", fontSize=12, anchor="middle", offset=6)
+    title = f"{SWEPT[figure].axis}{_AXES[kind]}"
+    heading = alt.Title(title, fontWeight="normal", fontSize=12, anchor="middle", offset=6)
     chosen = [alt.FilterTransform(filter=f"datum.figure === '{figure}'")]
     return sized(alt.layer(*drawn), transform=chosen, width=width, height=height, title=heading)
 

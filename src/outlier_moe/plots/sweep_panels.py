@@ -1,4 +1,4 @@
-"""What the pictures of a sweep show, what its figures are called, and how their axes are spread."""
+"""What the pictures of a sweep show, and how their axes are spread."""
 
 from __future__ import annotations
 
@@ -6,40 +6,30 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from outlier_moe.plots.scales import ScaleKind
+from outlier_moe.tables.titles import ScaleKind
 
 OPTIMIZERS = ["sgd", "adamw", "muon", "shampoo", "soap", "ademamix"]
-PANELS: Mapping[str, Mapping[str, str]] = {
-    "performance": {
-        "train_loss_nats": "training loss (nats)",
-        "test_loss_nats": "test loss (nats)",
-        "test_accuracy": "test accuracy (share)",
-        "generalisation_gap_nats": "generalisation gap (nats)",
-        "step_time_s": "time of a step (s, of this machine)",
-    },
-    "ranks": {
-        "weight_effective_rank": "effective rank of weights / min(m, n)",
-        "weight_stable_rank": "stable rank of weights",
-        "weight_participation_ratio": "participation ratio of weights",
-        "feature_effective_rank": "effective rank of the residual stream / min(m, n)",
-        "feature_stable_rank": "stable rank of the residual stream",
-        "feature_participation_ratio": "participation ratio of the residual stream",
-        "head_effective_rank": "effective rank of what the head reads / min(m, n)",
-    },
-    "sparsity": {
-        "share_nonpositive": "activations at or below 0 (share)",
-        "share_near_zero": "activations near 0 (share)",
-        "hoyer": "Hoyer's sparseness (0 to 1)",
-    },
-    "outliers": {
-        "kurtosis_of_feature_rms": "kurtosis of feature RMS",
-        "excess_kurtosis": "excess kurtosis",
-        "max_median_ratio": "largest |x| / median",
-        "peak": "largest |x|",
-        "n_systematic": "systematic features (number)",
-    },
+PANELS: Mapping[str, Sequence[str]] = {
+    "performance": (
+        "train_loss_nats",
+        "test_loss_nats",
+        "test_accuracy",
+        "generalisation_gap_nats",
+        "step_time_s",
+    ),
+    "ranks": (
+        "weight_effective_rank",
+        "weight_stable_rank",
+        "weight_participation_ratio",
+        "feature_effective_rank",
+        "feature_stable_rank",
+        "feature_participation_ratio",
+        "head_effective_rank",
+    ),
+    "sparsity": ("share_nonpositive", "share_near_zero", "hoyer"),
+    "outliers": ("kurtosis_of_feature_rms", "excess_kurtosis", "max_median_ratio", "peak", "n_systematic"),
 }
-"""The figures of each picture against size, with what their axes are called."""
+"""The figures of each picture against size."""
 DYNAMICS = (
     "train_loss_nats",
     "test_loss_nats",
@@ -55,15 +45,6 @@ DYNAMICS = (
     "n_systematic",
 )
 """The figures that are shown over the steps."""
-TITLES: Mapping[str, str] = {
-    **{figure: title for panels in PANELS.values() for figure, title in panels.items()},
-    "validation_loss_nats": "validation loss (nats)",
-    "train_accuracy": "training accuracy (share)",
-    "validation_accuracy": "validation accuracy (share)",
-    "generalisation_gap_accuracy": "generalisation gap (accuracy)",
-}
-"""What each figure is called."""
-
 COUNTS = {"n_systematic"}
 """Figures that are whole numbers from 0 on."""
 SPREADING = {*PANELS["outliers"], "share_near_zero", "step_time_s"}
@@ -82,11 +63,3 @@ def axis_kind(figure: str, values: Sequence[float]) -> ScaleKind:
     if low > 0:
         return "log" if high > LEAST_SPREAD * low else "linear"
     return "symlog" if high > LEAST_SYMLOG else "linear"
-
-
-def short_title(figure: str) -> str:
-    """What a sentence calls a figure."""
-    title = TITLES.get(figure, figure.replace("_", " "))
-    for unit in (" (share)", " (number)", " (0 to 1)", " (s, of this machine)", " / min(m, n)"):
-        title = title.removesuffix(unit)
-    return title

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import altair as alt
@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from outlier_moe.definitions.ladder import Ladder
+from outlier_moe.definitions.presets import FIRST_TOKENS, CountShape, FirstToken, Preset, shape_of
 from outlier_moe.judging.edge_counts.coding import StoredCounts
 from outlier_moe.judging.edge_counts.figures import counted_at
-from outlier_moe.judging.filtering import FirstToken, Preset
 from outlier_moe.plots.labels import Lines
 from outlier_moe.plots.marks import (
     MARK_AREA,
@@ -26,6 +26,7 @@ from outlier_moe.plots.marks import (
     position,
     sized,
 )
+from outlier_moe.plots.quantities import SYSTEMATIC_FEATURES
 from outlier_moe.plots.scales import PixelScale, domain_of
 
 MAGNITUDE = "threshold |x| ≥"
@@ -60,6 +61,25 @@ def threshold_curve(counts: StoredCounts, preset: Preset, *, first_token: FirstT
     return pl.DataFrame(rows, schema={"magnitude": pl.Float64, "n_systematic": pl.Int64, "n_pairs": pl.Int64})
 
 
+Curves = Mapping[tuple[str, FirstToken], pl.DataFrame]
+"""`threshold_curve` by preset and first token included or excluded."""
+
+
+def threshold_curves(counts: Mapping[CountShape, StoredCounts], presets: Iterable[Preset]) -> Curves:
+    """The curves of a model, of each preset that counts.
+
+    Args:
+        counts: Its counts at every edge.
+        presets: The presets.
+    """
+    return {
+        (preset.name, first_token): threshold_curve(counts[shape], preset, first_token=first_token)
+        for preset in presets
+        for first_token in FIRST_TOKENS
+        if (shape := shape_of(preset)) is not None and shape in counts
+    }
+
+
 def all_curves_chart(
     curves: Mapping[str, pl.DataFrame],
     kinds: Mapping[str, str],
@@ -92,7 +112,7 @@ def all_curves_chart(
         "symlog", domain_of(np.array([row["y"] for row in rows], np.float64), "symlog"), (float(height), 0.0)
     )
     x = position(alt.X, "x", MAGNITUDE, "log", across.domain)
-    y = position(alt.Y, "y", "systematic features", "symlog", down.domain)
+    y = position(alt.Y, "y", SYSTEMATIC_FEATURES.title, "symlog", down.domain)
     hovered = alt.selection_point(fields=["model"], on="pointerover", empty=True, name="hovered")
     lines = (
         alt.Chart(named(rows, "curves"))
@@ -106,7 +126,7 @@ def all_curves_chart(
             tooltip=[
                 alt.Tooltip("model:N"),
                 alt.Tooltip("x:Q", title=MAGNITUDE),
-                alt.Tooltip("y:Q", title="systematic features"),
+                alt.Tooltip("y:Q", title=SYSTEMATIC_FEATURES.title),
             ],
         )
         .add_params(hovered)
@@ -139,13 +159,11 @@ def _own_threshold(magnitude: float, x: Any) -> alt.Chart:
     )
 
 
-def model_curves_chart(
-    curves: Mapping[tuple[str, str], pl.DataFrame], *, magnitude: float, width: int = 460, height: int = 280
-) -> Layered:
+def model_curves_chart(curves: Curves, *, magnitude: float, width: int = 460, height: int = 280) -> Layered:
     """One model's curves by every preset, with and without first tokens.
 
     Args:
-        curves: `threshold_curve` by (preset, first token included or excluded).
+        curves: What `threshold_curves` gave.
         magnitude: The study's own threshold.
         width: Pixels between the axis' ends.
         height: Pixels between the axis' ends.
@@ -158,7 +176,7 @@ def model_curves_chart(
     values = np.array([row["x"] for row in rows] or [magnitude, 2 * magnitude], np.float64)
     x = position(alt.X, "x", MAGNITUDE, "log", (float(values.min()), float(values.max()) * 1.05))
     heights = np.array([row["y"] for row in rows], np.float64)
-    y = position(alt.Y, "y", "systematic features", "symlog", domain_of(heights, "symlog"))
+    y = position(alt.Y, "y", SYSTEMATIC_FEATURES.title, "symlog", domain_of(heights, "symlog"))
     presets = list(dict.fromkeys(preset for preset, _ in curves))
     lines = (
         alt.Chart(named(rows, "curves"))

@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from outlier_moe.plots.marks import named
+from outlier_moe.tables.titles import SWEPT
 
 ARMS = ["phase 1", "dense", "zero", "router_noise", "drop", "virtual_group"]
 STEP = "step (both phases)"
@@ -20,10 +21,8 @@ def upcycling_charts(
     return {
         "losses": losses_chart(history, checkpoints, boundary=boundary),
         "expert-load": load_chart(experts),
-        "peaks": outlier_chart(outliers, boundary=boundary, figure="peak", title="largest |x|"),
-        "kurtosis": outlier_chart(
-            outliers, boundary=boundary, figure="kurtosis_of_feature_rms", title="kurtosis of feature RMS"
-        ),
+        "peaks": outlier_chart(outliers, boundary=boundary, figure="peak"),
+        "kurtosis": outlier_chart(outliers, boundary=boundary, figure="kurtosis_of_feature_rms"),
     }
 
 
@@ -104,7 +103,7 @@ def load_chart(experts: pl.DataFrame, *, width: int = 200) -> alt.FacetChart:
 
 
 def outlier_chart(
-    outliers: pl.DataFrame, *, boundary: int, figure: str, title: str, width: int = 220, height: int = 180
+    outliers: pl.DataFrame, *, boundary: int, figure: str, width: int = 220, height: int = 180
 ) -> alt.FacetChart:
     """One figure of each tap over the steps of both phases, the mean of all seeds.
 
@@ -112,7 +111,6 @@ def outlier_chart(
         outliers: The table of outlier figures.
         boundary: The step at which the dense model becomes a mixture.
         figure: The column.
-        title: What the axis calls it.
         width: Pixels between the axis' ends.
         height: Pixels between the axis' ends.
     """
@@ -130,9 +128,9 @@ def outlier_chart(
         .mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=24))
         .encode(
             x=alt.X("step:Q", title=STEP),
-            y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=False)),
+            y=alt.Y("y:Q", title=SWEPT[figure].axis, scale=alt.Scale(zero=False)),
             color=_arm_colour(rows),
-            tooltip=["arm:N", "tap:N", "step:Q", alt.Tooltip("y:Q", format=",.4~r", title=title)],
+            tooltip=["arm:N", "tap:N", "step:Q", alt.Tooltip("y:Q", format=",.4~r", title=SWEPT[figure].axis)],
         )
     )
     layers = alt.layer(line, _rule(boundary), data=named(rows, figure)).properties(width=width, height=height)

@@ -29,35 +29,21 @@ from outlier_moe.plots.labels import (
 )
 from outlier_moe.plots.quantities import (
     ACTIVE_PARAMETERS,
-    FRACTIONS,
     PERPLEXITY,
     SYSTEMATIC_FEATURES,
     TOTAL_PARAMETERS,
-    Quantity,
+    quantity,
 )
 from outlier_moe.plots.scales import TICKS
 from outlier_moe.plots.scatter import scatter_chart
 from outlier_moe.plots.thresholds import all_curves_chart
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
+from outlier_moe.tables.titles import COMPARED
 
 HORIZONTAL = [TOTAL_PARAMETERS, ACTIVE_PARAMETERS, PERPLEXITY]
-VERTICAL = [
-    SYSTEMATIC_FEATURES,
-    Quantity("n_pairs", "(feature, sequence) pairs", "symlog"),
-    *FRACTIONS.values(),
-    Quantity("peak_largest", "largest |x| of these features", "log"),
-]
-
-COLUMNS = [
-    {"name": "n_systematic", "title": "features", "style": "count"},
-    {"name": "d_model_share", "title": "of d_model (%)", "style": "percent"},
-    {"name": "n_pairs", "title": "pairs", "style": "count"},
-    {"name": "layer_fraction_mean", "title": "layers, mean (%)", "style": "percent"},
-    {"name": "layer_fraction_median", "title": "layers, median (%)", "style": "percent"},
-    {"name": "position_fraction_mean", "title": "positions, mean (%)", "style": "percent"},
-    {"name": "position_fraction_median", "title": "positions, median (%)", "style": "percent"},
-    {"name": "peak_largest", "title": "largest |x| of these", "style": "magnitude"},
-]
+ON_SLIDERS = [name for name, title in COMPARED.items() if title.has_slider]
+VERTICAL = [quantity(name) for name in ON_SLIDERS]
+COLUMNS = [{"name": name, "title": COMPARED[name].heading, "style": COMPARED[name].style} for name in ON_SLIDERS]
 
 LABEL_RULES = {
     "advance": ADVANCE,
@@ -97,8 +83,8 @@ def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, 
         "fixed": _fixed(inputs, contents.comparison),
         "columns": COLUMNS,
         "quantities": {
-            quantity.column: {"title": quantity.title, "scale": quantity.scale, "is_fraction": quantity.is_fraction}
-            for quantity in [*HORIZONTAL, *VERTICAL]
+            of.column: {"title": of.title, "scale": of.scale, "is_fraction": of.is_fraction}
+            for of in [*HORIZONTAL, *VERTICAL]
         },
         "ticks": TICKS,
         "templates": {
@@ -163,11 +149,10 @@ def _stops(models: list[ReportedModel], least: str, study: float) -> list[float]
 
 def _fixed(inputs: ReportInputs, comparison: pl.DataFrame) -> dict[str, Any]:
     """The figures of the presets that no slider moves: massive activations."""
-    figures = [column["name"] for column in COLUMNS]
     return {
         preset.name: {
             first_token: {
-                row["model"]: {name: row[name] for name in figures}
+                row["model"]: {name: row[name] for name in ON_SLIDERS}
                 for row in comparison.filter(preset=preset.name, first_token=first_token).iter_rows(named=True)
             }
             for first_token in ("included", "excluded")

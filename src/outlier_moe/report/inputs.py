@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from outlier_moe.definitions.presets import FIRST_TOKENS, Preset, presets
+from outlier_moe.definitions.presets import Preset, presets
 from outlier_moe.errors import StudyError
-from outlier_moe.judging.edge_counts import read_edge_counts, shape_of
-from outlier_moe.plots.thresholds import threshold_curve
+from outlier_moe.judging.edge_counts import read_edge_counts
+from outlier_moe.plots.thresholds import Curves, threshold_curves
 from outlier_moe.statistics.comparable import on_one_text
 from outlier_moe.tables.comparison import LeftOut as LeftOutTable
 from outlier_moe.tables.recording import Recording, read_recording
@@ -113,8 +113,8 @@ class ReportedModel:
     """Its recording."""
     ranges: list[CountedRange]
     """What its counts at every edge can be asked for."""
-    curves: Mapping[tuple[str, str], pl.DataFrame]
-    """`threshold_curve` of each preset that counts, first token included or excluded."""
+    curves: Curves
+    """Its threshold curves."""
     features: pl.DataFrame
     """Its systematic features, by every preset."""
     files: ModelFiles
@@ -168,12 +168,7 @@ def _reported(facts: Mapping[str, Any], inputs: ReportInputs) -> ReportedModel:
     # What they take in memory is let go of before the next model's are read.
     counts = read_edge_counts(files.edge_counts)
     ranges = [CountedRange(of.floor, of.n_edges, of.least_layers, of.least_positions) for of in counts.values()]
-    curves = {
-        (preset.name, first_token): threshold_curve(counts[shape], preset, first_token=first_token)
-        for preset in inputs.presets
-        for first_token in FIRST_TOKENS
-        if (shape := shape_of(preset)) is not None and shape in counts
-    }
+    curves = threshold_curves(counts, inputs.presets)
     return ReportedModel(facts, read_recording(files.outliers), ranges, curves, features, files)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.plots.sweep_panels import TITLES, short_title
 from outlier_moe.report.sentences import listed
 from outlier_moe.report.tables import Cell, Table, sort_key
 from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
 from outlier_moe.statistics.significance import LEVEL
+from outlier_moe.tables.titles import SWEPT
 from outlier_moe.terminal.figures import plain, with_ends
 
 MOMENTS = {"end": "at the end", "matched": "at matched loss"}
@@ -19,7 +19,7 @@ NEARLY_THE_START = 0.05
 """Share of the loss at the start below which what it has fallen by is next to nothing."""
 
 _SHOWN = ["who", "figure", "moment", "estimate", "low", "high", "p_value", "q_value", "verdict"]
-_ORDER = {figure: place for place, figure in enumerate(TITLES)}
+_ORDER = {figure: place for place, figure in enumerate(SWEPT)}
 
 
 def differences(comparisons: pl.DataFrame) -> pl.DataFrame:
@@ -48,8 +48,7 @@ def slopes(trends: pl.DataFrame) -> pl.DataFrame:
 
 def _ordered(answers: pl.DataFrame) -> pl.DataFrame:
     """The figures in the order of the pictures."""
-    place = pl.col("figure").replace_strict(_ORDER, default=len(_ORDER), return_dtype=pl.Int64)
-    return answers.select(_SHOWN).sort(place, maintain_order=True)
+    return answers.select(_SHOWN).sort(pl.col("figure").replace_strict(_ORDER), maintain_order=True)
 
 
 def standing_out(answers: pl.DataFrame) -> dict[str, str]:
@@ -62,9 +61,10 @@ def standing_out(answers: pl.DataFrame) -> dict[str, str]:
     for (who,), rows in answers.drop_nulls("q_value").group_by("who", maintain_order=True):
         found = rows.filter(pl.col("verdict").is_in(["higher", "lower"]))
         moments = found.group_by("figure", "verdict", maintain_order=True).agg(pl.col("moment").sort())
+        figures = moments.group_by("moment", "verdict", maintain_order=True).agg("figure")
         parts = [
-            f"{listed(MOMENTS[moment] for moment in when)} {verdict}: {listed(map(short_title, of['figure']))}"
-            for (when, verdict), of in moments.group_by("moment", "verdict", maintain_order=True)
+            f"{listed(MOMENTS[moment] for moment in when)} {verdict}: {listed(SWEPT[name].words for name in names)}"
+            for when, verdict, names in figures.rows()
         ]
         n, least = rows["figure"].n_unique(), plain(rows["q_value"].min(), 2)  # type: ignore[arg-type]
         said[str(who)] = "; ".join(parts) or f"nothing stands out of {n} figures; the least q is {least}"
@@ -98,7 +98,7 @@ def _table(name: str, title: str, text: str, answers: pl.DataFrame) -> Table:
     heads += [(head, True) for where in MOMENTS.values() for head in (f"estimate {where}", "p", "q")[:shown]]
     rows = [
         [
-            Cell(short_title(str(figure)), f"{_ORDER.get(str(figure), len(_ORDER)):03}"),
+            Cell(SWEPT[str(figure)].words, f"{_ORDER[str(figure)]:03}"),
             Cell(str(who), str(who)),
             *(cell for moment in MOMENTS for cell in _cells(of.filter(moment=moment).to_dicts())[:shown]),
         ]

@@ -8,12 +8,11 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.plots.sweep import sweep_charts
-from outlier_moe.plots.sweep_panels import TITLES
 from outlier_moe.report.charts import Picture, PictureGroup
 from outlier_moe.report.sweep_answers import answer_tables, caveats, differences, slopes, standing_out
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.scale_sweep.moments import MOMENTS
-from outlier_moe.tables.sweeps import COST
+from outlier_moe.tables.titles import SWEPT
 from outlier_moe.terminal.figures import with_ends
 
 Sweep = Mapping[str, pl.DataFrame]
@@ -102,7 +101,7 @@ def _shown(table: str, name: str, title: str, text: str, tables: Sweep) -> Table
     frame = tables[table]
     if table == "summary":
         # Its figures stand in the next table, with the lowest and the highest seed.
-        frame = frame.drop(name for name in frame.columns if name.removesuffix("_matched") in {*TITLES, COST})
+        frame = frame.drop(name for name in frame.columns if name.removesuffix("_matched") in SWEPT)
     return plain_table(f"{name}-{table}", title, text, frame)
 
 
@@ -127,15 +126,15 @@ def _figures_table(name: str, title: str, text: str, figures: pl.DataFrame) -> T
     found = means.agg(mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max(), n=pl.len())
     cells = {row[:4]: row[4:] for row in found.iter_rows()}
     # Sorted as pictures show them.
-    order = {figure: place for place, figure in enumerate(TITLES)}
-    keys = sorted(dict.fromkeys(key[:3] for key in cells), key=lambda key: order.get(key[0], len(order)))
+    order = {figure: place for place, figure in enumerate(SWEPT)}
+    keys = sorted(dict.fromkeys(key[:3] for key in cells), key=lambda key: order[key[0]])
     heads = [("figure", False), ("scale", False), ("optimiser", False)]
     heads += [
         ({"start": "at initialisation", "matched": "at matched loss"}.get(one, "at the end"), True) for one in MOMENTS
     ]
     rows = [
         [
-            Cell(TITLES.get(figure, figure.replace("_", " ")), f"{order.get(figure, len(order)):03}"),
+            Cell(SWEPT[figure].axis, f"{order[figure]:03}"),
             Cell(scale, scale),
             Cell(optimizer, optimizer),
             *(_mean_cell(cells.get((figure, scale, optimizer, moment))) for moment in MOMENTS),

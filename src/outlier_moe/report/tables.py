@@ -12,6 +12,7 @@ import polars as pl
 from outlier_moe.plots.positions import with_place_kind
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
 from outlier_moe.statistics.degenerate import MARK, MARKED, is_degenerate
+from outlier_moe.tables.titles import COMPARED
 from outlier_moe.terminal.figures import p_value, plain, with_ends
 from outlier_moe.terminal.presentation import Column
 
@@ -45,23 +46,14 @@ class Table(NamedTuple):
     """Whether a row is a list of its cells where the window is narrow."""
 
 
+_SHOWN = (
+    *("total_params_b", "active_params_b", "perplexity"),
+    *(name for name, title in COMPARED.items() if title.has_slider),
+    *("position_fraction_per_site_mean", "n_values"),
+)
 COMPARISON = {
-    "model": Column("model"),
-    "kind": Column("kind"),
-    "family": Column("family"),
-    "total_params_b": Column("total (B)", "decimal"),
-    "active_params_b": Column("active (B)", "decimal"),
-    "perplexity": Column("perplexity", "decimal"),
-    "n_systematic": Column("systematic features", "count"),
-    "d_model_share": Column("of d_model (%)", "percent"),
-    "n_pairs": Column("(feature, sequence) pairs", "count"),
-    "layer_fraction_mean": Column("layers, mean (%)", "percent"),
-    "layer_fraction_median": Column("layers, median (%)", "percent"),
-    "position_fraction_mean": Column("positions, mean (%)", "percent"),
-    "position_fraction_median": Column("positions, median (%)", "percent"),
-    "position_fraction_per_site_mean": Column("positions per site, mean (%)", "percent"),
-    "peak_largest": Column("largest |x| of these features", "magnitude"),
-    "n_values": Column("outlier values", "count"),
+    **{name: Column(name) for name in ("model", "kind", "family")},
+    **{name: Column(COMPARED[name].heading, COMPARED[name].style) for name in _SHOWN},
 }
 
 

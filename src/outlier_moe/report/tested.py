@@ -9,6 +9,7 @@ import polars as pl
 
 from outlier_moe.report.sentences import Finding, counted, listed, percent, q_value, with_interval
 from outlier_moe.statistics.published import is_own
+from outlier_moe.tables.titles import COMPARED
 from outlier_moe.terminal.figures import p_value, plain
 
 _QUESTIONS = {
@@ -64,16 +65,6 @@ def _family(tests: pl.DataFrame | None) -> str:
     return f"; two-sided rank tests, q over all {n} of the table" if n else ""
 
 
-_AXES = {
-    "total_params_b": "total parameters",
-    "active_params_b": "active parameters",
-    "perplexity": "falling perplexity",
-}
-_MEASURES = {
-    "layer_fraction_mean": "share of layers",
-    "position_fraction_mean": "share of positions",
-    "n_systematic": "number of systematic features",
-}
 _SEEN = {
     "jump": "a jump",
     "rise": "a rise without a jump",
@@ -92,7 +83,7 @@ def jumps(table: pl.DataFrame | None) -> Finding | None:
     """
     if table is None:
         return None
-    tested = table.filter(pl.col("verdict").is_not_null(), pl.col("y").is_in(list(_MEASURES)), group="all")
+    tested = table.filter(pl.col("verdict").is_not_null(), group="all")
     if tested.is_empty():
         return None
     told = []
@@ -123,7 +114,8 @@ def _along(row: Mapping[str, Any]) -> str:
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    return f"{_MEASURES[row['y']]} along {_AXES[row['x']]}"
+    falling = "falling " if row["x"] == "perplexity" else ""
+    return f"{COMPARED[row['y']].words} along {falling}{COMPARED[row['x']].words}"
 
 
 def _amount(figure: str, value: float) -> str:

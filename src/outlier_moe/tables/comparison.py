@@ -6,15 +6,7 @@ import dataframely as dy
 import polars as pl
 
 from outlier_moe.tables.schemas import first_token_enum
-
-COUNT_FIGURES = ("n_systematic", "n_pairs", "d_model_share", "n_values")
-"""Figures that exist, as 0, where no feature is systematic."""
-
-FRACTION_FIGURES = tuple(
-    f"{name}_{kind}"
-    for name in ("layer_fraction", "position_fraction", "position_fraction_per_site")
-    for kind in ("mean", "median")
-)
+from outlier_moe.tables.titles import COMPARED
 
 SEQUENCE_FIGURES = (
     "perplexity",
@@ -25,13 +17,7 @@ SEQUENCE_FIGURES = (
 )
 """Figures that depend on the sequences and the view alone, and on no threshold."""
 
-FIGURES = (
-    *COUNT_FIGURES,
-    *FRACTION_FIGURES,
-    "peak_median",
-    "peak_largest",
-    *SEQUENCE_FIGURES,
-)
+FIGURES = tuple(name for name, title in COMPARED.items() if title.is_resampled)
 """The figures that are resampled, named as in `ModelComparison`. Kurtosis is that of the preset's view: the mean or the
 median over its sites of each site's mean over the sequences."""
 

@@ -11,9 +11,10 @@ import pytest
 
 from outlier_moe.plots.saving import save_chart, themed
 from outlier_moe.plots.sweep import CHOSEN, dynamics_chart, size_chart, sweep_charts
-from outlier_moe.plots.sweep_panels import DYNAMICS, PANELS, TITLES, axis_kind
+from outlier_moe.plots.sweep_panels import DYNAMICS, PANELS, axis_kind
 from outlier_moe.report.sweeps import Sweep
 from outlier_moe.tables.sweeps import COST, FIGURES
+from outlier_moe.tables.titles import SWEPT
 from tests.swept_tables import made_up_sweep
 
 
@@ -42,7 +43,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 
 def test_every_figure_has_a_title() -> None:
-    assert set(TITLES) >= {*FIGURES, COST}
+    assert set(SWEPT) == {*FIGURES, COST}
     assert "n_systematic" in PANELS["outliers"] and "n_systematic" in DYNAMICS
     assert "generalisation_gap_nats" in DYNAMICS
 
@@ -89,7 +90,7 @@ def test_a_run_that_diverged_moves_no_axis_and_lies_at_its_edge(repeated: Drawn)
     far = pl.when("is_diverged", figure="train_loss_nats", moment="end").then(1e11).otherwise("value")
     figures = repeated.tables["figures"].with_columns(value=far)
     spec = size_chart(figures, PANELS["performance"], name="performance").to_dict()
-    [panel] = [one for one in spec["concat"] if one["title"]["text"] == TITLES["train_loss_nats"]]
+    [panel] = [one for one in spec["concat"] if one["title"]["text"] == SWEPT["train_loss_nats"].axis]
     scales = [layer["encoding"]["y"]["scale"] for layer in panel["layer"]]
     assert all(scale["clamp"] and scale["domain"][1] < 10 for scale in scales)
     assert panel["layer"][-1]["encoding"]["y"]["field"] == "last"
@@ -99,7 +100,7 @@ def test_a_run_that_diverged_moves_no_axis_and_lies_at_its_edge(repeated: Drawn)
 
 def test_an_optimiser_has_one_colour_in_all_pictures(repeated: Drawn) -> None:
     bare = repeated.tables["figures"].filter((pl.col("figure") != "hoyer") | (pl.col("optimizer") != "adamw"))
-    spec = size_chart(bare, {"hoyer": "sparseness"}, name="sparsity").to_dict()
+    spec = size_chart(bare, ["hoyer"], name="sparsity").to_dict()
     colours = [layer["encoding"].get("color", {}) for layer in spec["concat"][0]["layer"]]
     assert [colour["scale"]["domain"] for colour in colours if "scale" in colour] == 4 * [["adamw", "muon"]]
 
