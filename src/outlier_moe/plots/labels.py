@@ -20,26 +20,33 @@ _WIDTHS = (
     " 667 944 667 667 611 278 278 278 469 556 333 556 556 500 556 556 278 556 556 222 222 500 222 833 556 556 556"
     " 556 333 500 278 556 500 722 500 500 500 334 260 334 584"
 )
-ADVANCE = [int(width) for width in _WIDTHS.split()]
-WIDEST = 1015
 
-GAPS = (5.0, 11.0, 19.0, 29.0, 42.0, 58.0, 78.0, 102.0)
-"""Distances between a mark's edge and its name, in pixels."""
-ANGLES = tuple(22.5 * step for step in range(16))
-"""Directions in degrees, clockwise from the right."""
-LEADER_FROM = 12.0
-"""Names further than this from their mark are tied to it by a line."""
-ROUNDS = 3
-# What a place costs, in pixels of distance from the mark that it is worth.
-OFF_THE_AXES = 2.0
-OVER_A_LINE = 36.0
-LEADER_OVER_A_LINE = 24.0
-LEADER_OVER_A_BOX = 60.0
-NEARER_TO_ANOTHER = 60.0
-CLEARLY = 8.0
-"""By how many pixels a name is to be nearer to its own mark than to others."""
-LINE_HEIGHT = 1.15
-PADDING = 1.5
+
+class LabelRules(NamedTuple):
+    """What decides where a name goes; what a place costs is in pixels of distance from the mark that it is worth."""
+
+    advance: tuple[int, ...] = tuple(int(width) for width in _WIDTHS.split())
+    """The width of each letter from ' ' to '~'."""
+    widest: int = 1015
+    gaps: tuple[float, ...] = (5.0, 11.0, 19.0, 29.0, 42.0, 58.0, 78.0, 102.0)
+    """Distances between a mark's edge and its name, in pixels."""
+    angles: tuple[float, ...] = tuple(22.5 * step for step in range(16))
+    """Directions in degrees, clockwise from the right."""
+    leader_from: float = 12.0
+    """Names further than this from their mark are tied to it by a line."""
+    rounds: int = 3
+    off_the_axes: float = 2.0
+    over_a_line: float = 36.0
+    leader_over_a_line: float = 24.0
+    leader_over_a_box: float = 60.0
+    nearer_to_another: float = 60.0
+    clearly: float = 8.0
+    """By how many pixels a name is to be nearer to its own mark than to others."""
+    line_height: float = 1.15
+    padding: float = 1.5
+
+
+RULES = LabelRules()
 
 
 class PlacedLabel(NamedTuple):
@@ -59,7 +66,7 @@ class PlacedLabel(NamedTuple):
 def text_width(text: str, size: float) -> float:
     """The width of a text in pixels; letters outside ASCII are taken to be as wide as the widest inside."""
     codes = [ord(letter) - 32 for letter in text]
-    return sum(ADVANCE[code] if 0 <= code < len(ADVANCE) else WIDEST for code in codes) * size / 1000
+    return sum(RULES.advance[code] if 0 <= code < len(RULES.advance) else RULES.widest for code in codes) * size / 1000
 
 
 Boxes = Float64[np.ndarray, "_box 4"]
@@ -96,11 +103,11 @@ def place_labels(
     marks = np.stack([x, y], axis=1)
     bars = np.empty((0, 4)) if bars is None else bars
     places: dict[int, _Place] = {}
-    for _ in range(ROUNDS):
+    for _ in range(RULES.rounds):
         for mark in _most_crowded_first(marks):
             if not names[mark]:
                 continue
-            half = (text_width(names[mark], size) / 2 + PADDING, size * LINE_HEIGHT / 2)
+            half = (text_width(names[mark], size) / 2 + RULES.padding, size * RULES.line_height / 2)
             others = [place for other, place in places.items() if other != mark]
             taken = np.array([place.box for place in others]).reshape(-1, 4)
             leaders = np.array([place.leader for place in others if place.has_leader]).reshape(-1, 4)
@@ -141,8 +148,8 @@ class _Candidates(NamedTuple):
 
 def _candidates(at: Float64[np.ndarray, " 2"], half: tuple[float, float], radius: float) -> _Candidates:
     """Boxes around a mark, the nearest first, and what each costs on an empty picture."""
-    gap = np.repeat(GAPS, len(ANGLES))
-    angle = np.radians(np.tile(ANGLES, len(GAPS)))
+    gap = np.repeat(RULES.gaps, len(RULES.angles))
+    angle = np.radians(np.tile(RULES.angles, len(RULES.gaps)))
     cosine, sine = np.cos(angle), np.sin(angle)
     across = at[0] + cosine * (radius + gap) + half[0] * np.clip(2 * cosine, -1, 1)
     down = at[1] + sine * (radius + gap) + half[1] * np.clip(2 * sine, -1, 1)
@@ -150,8 +157,10 @@ def _candidates(at: Float64[np.ndarray, " 2"], half: tuple[float, float], radius
     end_x, end_y = np.clip(at[0], boxes[:, 0], boxes[:, 2]), np.clip(at[1], boxes[:, 1], boxes[:, 3])
     leaders = np.stack([np.full_like(end_x, at[0]), np.full_like(end_y, at[1]), end_x, end_y], axis=1)
     # Right and left of a mark read best, then above and below.
-    cost = gap + OFF_THE_AXES * np.tile([(0, 3, 2, 3, 1, 3, 2, 3)[step % 8] for step in range(len(ANGLES))], len(GAPS))
-    return _Candidates(boxes, leaders, (gap >= LEADER_FROM).astype(np.float64), cost)
+    cost = gap + RULES.off_the_axes * np.tile(
+        [(0, 3, 2, 3, 1, 3, 2, 3)[step % 8] for step in range(len(RULES.angles))], len(RULES.gaps)
+    )
+    return _Candidates(boxes, leaders, (gap >= RULES.leader_from).astype(np.float64), cost)
 
 
 def _cheapest(
@@ -174,10 +183,10 @@ def _cheapest(
     obstacles = np.concatenate([np.delete(edges, mark, axis=0), taken])
     cost = (
         cost
-        + OVER_A_LINE * _line_in_box(lines, boxes).sum(axis=0)
-        + has_leader * LEADER_OVER_A_BOX * _line_in_box(leaders, obstacles).sum(axis=1)
-        + has_leader * LEADER_OVER_A_LINE * _lines_cross(leaders, lines).sum(axis=1)
-        + NEARER_TO_ANOTHER * (others < own + CLEARLY)
+        + RULES.over_a_line * _line_in_box(lines, boxes).sum(axis=0)
+        + has_leader * RULES.leader_over_a_box * _line_in_box(leaders, obstacles).sum(axis=1)
+        + has_leader * RULES.leader_over_a_line * _lines_cross(leaders, lines).sum(axis=1)
+        + RULES.nearer_to_another * (others < own + RULES.clearly)
     )
     best = int(np.argmin(np.where(free, cost, np.inf)))
     return _Place(boxes[best], leaders[best], bool(has_leader[best]), float(cost[best]))

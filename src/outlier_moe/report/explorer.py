@@ -11,22 +11,6 @@ import polars as pl
 from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.judging.edge_counts import shape_of
 from outlier_moe.judging.filtering import Preset
-from outlier_moe.plots.labels import (
-    ADVANCE,
-    ANGLES,
-    CLEARLY,
-    GAPS,
-    LEADER_FROM,
-    LEADER_OVER_A_BOX,
-    LEADER_OVER_A_LINE,
-    LINE_HEIGHT,
-    NEARER_TO_ANOTHER,
-    OFF_THE_AXES,
-    OVER_A_LINE,
-    PADDING,
-    ROUNDS,
-    WIDEST,
-)
 from outlier_moe.plots.quantities import (
     ACTIVE_PARAMETERS,
     PERPLEXITY,
@@ -44,23 +28,6 @@ HORIZONTAL = [TOTAL_PARAMETERS, ACTIVE_PARAMETERS, PERPLEXITY]
 ON_SLIDERS = [name for name, title in COMPARED.items() if title.has_slider]
 VERTICAL = [quantity(name) for name in ON_SLIDERS]
 COLUMNS = [{"name": name, "title": COMPARED[name].heading, "style": COMPARED[name].style} for name in ON_SLIDERS]
-
-LABEL_RULES = {
-    "advance": ADVANCE,
-    "widest": WIDEST,
-    "gaps": GAPS,
-    "angles": ANGLES,
-    "rounds": ROUNDS,
-    "padding": PADDING,
-    "line_height": LINE_HEIGHT,
-    "leader_from": LEADER_FROM,
-    "off_the_axes": OFF_THE_AXES,
-    "over_a_line": OVER_A_LINE,
-    "leader_over_a_line": LEADER_OVER_A_LINE,
-    "leader_over_a_box": LEADER_OVER_A_BOX,
-    "nearer_to_another": NEARER_TO_ANOTHER,
-    "clearly": CLEARLY,
-}
 
 
 def explorer_study(inputs: ReportInputs, contents: ReportContents) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from outlier_moe import __version__
+from outlier_moe.plots.labels import RULES
 from outlier_moe.plots.theme import CATEGORY, INK, Theme, theme_config
 from outlier_moe.report.charts import Picture, comparison_pictures, model_pictures
-from outlier_moe.report.explorer import COLUMNS, HORIZONTAL, LABEL_RULES, VERTICAL, explorer_study
+from outlier_moe.report.explorer import COLUMNS, HORIZONTAL, VERTICAL, explorer_study
 from outlier_moe.report.findings import confidence_level, findings
 from outlier_moe.report.first_look import first_look
 from outlier_moe.report.inputs import ReportContents, ReportInputs, read_contents
@@ -58,7 +59,7 @@ def write_report(inputs: ReportInputs, path: Path, *, vega_bundle: str) -> None:
         bundle=Markup(vega_bundle),
         script=Markup(_script()),
         themes=as_json({theme: theme_config(theme) | {"background": None} for theme in get_args(Theme)}),
-        label_rules=as_json(LABEL_RULES),
+        label_rules=as_json(RULES._asdict()),
         study=as_json(explorer_study(inputs, contents)),
         counts=_counts(contents),
         blobs={

@@ -5,10 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from outlier_moe.report.inputs import ReportContents, ReportedModel, ReportInputs
-from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
+from outlier_moe.report.tables import Table, plain_table
 from outlier_moe.statistics.routing import most_striking
 from outlier_moe.terminal.figures import plain
-from outlier_moe.terminal.presentation import Column
 
 MOST_EXPERTS = 10
 
@@ -29,11 +28,6 @@ STATISTICS = {
     "outlier_routing": (
         "Do outlier tokens go to other experts?",
         "Layer by layer, with the sequences as the units of the test.",
-    ),
-    "expert_routing": (
-        "Which experts outlier tokens go to",
-        f"Of each model the {MOST_EXPERTS} experts whose shares of the layer's outlier tokens and of its other tokens"
-        " differ most for their numbers; the file has all experts.",
     ),
 }
 """The tables of statistics that the page shows if they are there, by the names of their files."""
@@ -63,31 +57,10 @@ def statistics_tables(inputs: ReportInputs, contents: ReportContents) -> list[Ta
 
 
 def _selected(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows to show: of tables of experts, which may have tens of thousands, those that their text names."""
+    """The rows to show; of a table in which nothing was tested none."""
     if "p_value" in frame.columns and "reason" in frame.columns and frame["p_value"].is_null().all():
-        # Nothing was tested: the findings say why, once.
         return frame.head(0)
-    match name:
-        case "super_experts":
-            return frame.filter("is_above")
-        case "expert_routing":
-            return most_striking(frame).group_by("model", maintain_order=True).head(MOST_EXPERTS)
-        case _:
-            return frame
-
-
-_ROUTING = {
-    "layer": Column("layer", "count"),
-    "expert": Column("expert", "count"),
-    "kind": Column("kind"),
-    "outlier_share": Column("of the outlier tokens (%)", "percent"),
-    "rest_share": Column("of the other tokens (%)", "percent"),
-    "outlier_lift": Column("lift", "decimal"),
-    "n_outlier_tokens": Column("outlier tokens", "count"),
-    "n_layer_outlier_tokens": Column("of", "count"),
-    "n_tokens": Column("tokens", "count"),
-    "n_layer_tokens": Column("of", "count"),
-}
+    return frame.filter("is_above") if name == "super_experts" else frame
 
 
 def routing_table(inputs: ReportInputs, model: ReportedModel) -> Table | None:
@@ -101,20 +74,9 @@ def routing_table(inputs: ReportInputs, model: ReportedModel) -> Table | None:
     what = f"outlier tokens (|x| ≥ {plain(of_model['magnitude'][0], 6)} at mlp_in)"
     text = (
         f"The {len(shown)} of {len(rows):,} experts whose shares of the layer's {what} and of its other tokens differ"
-        " most for their numbers; lift is the one share over the other."
+        " most for their numbers; lift is the one share over the other. The file has all experts."
         if len(rows)
         else f"In each layer all tokens or none are {what}, so that there is nothing to compare."
     )
-    return Table(
-        id=f"routing-{model.name}",
-        title="Experts that outlier tokens go to, or keep away from",
-        text=text,
-        heads=[(column.title, column.style != "text") for column in _ROUTING.values()],
-        rows=[
-            [
-                Cell(column.written(row[name]), sort_key(row[name]), "" if column.style == "text" else "number")
-                for name, column in _ROUTING.items()
-            ]
-            for row in shown.iter_rows(named=True)
-        ],
-    )
+    title = "Experts that outlier tokens go to, or keep away from"
+    return plain_table(f"routing-{model.name}", title, text, shown.drop("model", "magnitude"))

@@ -8,7 +8,7 @@ import polars as pl
 
 from outlier_moe.plots.upcycling import upcycling_charts
 from outlier_moe.report.charts import Picture, PictureGroup
-from outlier_moe.report.tables import Cell, Table
+from outlier_moe.report.tables import Cell, Table, plain_table
 from outlier_moe.terminal.presentation import Column
 from outlier_moe.upcycling.summary import BOUNDARY, boundary_for_people
 
@@ -70,21 +70,10 @@ def _samples(samples: pl.DataFrame | None) -> Table | None:
     """What the trained models write."""
     if samples is None or samples.is_empty():
         return None
-    heads = ["pair", "seed", "arm", "phase", "prompt", "continuation"]
-    rows = samples.select(heads).with_columns(pl.col(pl.String).str.replace_all("\n", "↵")).iter_rows()
-    return Table(
-        id="upcycling-samples",
-        title="What the trained models go on with",
-        text="Always the likeliest token; phase 1 is the dense model that all arms start from.",
-        heads=[(head, head in ("seed", "phase")) for head in heads],
-        rows=[
-            [
-                Cell(str(value), str(value), "wrap" if head in ("prompt", "continuation") else "")
-                for head, value in zip(heads, row, strict=True)
-            ]
-            for row in rows
-        ],
-    )
+    shown = samples.select("pair", "seed", "arm", "phase", "prompt", "continuation")
+    shown = shown.with_columns(pl.col(pl.String).str.replace_all("\n", "↵"))
+    text = "Always the likeliest token; phase 1 is the dense model that all arms start from."
+    return plain_table("upcycling-samples", "What the trained models go on with", text, shown)
 
 
 def _text(summary: pl.DataFrame) -> str:

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float64
 
-from outlier_moe.plots.labels import LINE_HEIGHT, PlacedLabel, place_labels, text_width
+from outlier_moe.plots.labels import RULES, PlacedLabel, place_labels, text_width
 
 WIDTH, HEIGHT, SIZE, RADIUS = 320.0, 240.0, 11.0, 5.0
 Box = tuple[float, float, float, float]
 
 
 def box_of(place: PlacedLabel, name: str) -> Box:
-    across, down = text_width(name, SIZE) / 2, SIZE * LINE_HEIGHT / 2
+    across, down = text_width(name, SIZE) / 2, SIZE * RULES.line_height / 2
     return place.x - across, place.y - down, place.x + across, place.y + down
 
 

@@ -18,7 +18,7 @@ from outlier_moe.report.findings import findings
 from outlier_moe.report.first_look import first_look
 from outlier_moe.report.inputs import ReportInputs, read_contents
 from outlier_moe.report.page import write_report
-from outlier_moe.report.statistics_tables import statistics_tables
+from outlier_moe.report.statistics_tables import routing_table, statistics_tables
 from outlier_moe.report.tables import comparison_tables, provenance_table
 from outlier_moe.statistics import study_tests
 from outlier_moe.statistics.degenerate import with_degenerate
@@ -199,8 +199,9 @@ def test_statistics_show_every_row_of_the_models_compared(study: ReportInputs) -
 
 def test_the_experts_that_stand_out_are_shown(study: ReportInputs, tmp_path: Path) -> None:
     told = with_statistics(study)
-    assert [row[:3] for row in shown_rows(told)["expert_routing"]][0] == [MOE[0], "1", "0"]
-    assert len(shown_rows(told)["expert_routing"]) == 10
+    table = routing_table(told, next(model for model in read_contents(told).models if model.name == MOE[0]))
+    assert table is not None and len(table.rows) == 10
+    assert [cell.text for cell in table.rows[0][:4]] == ["1", "0", "routed", "0.9"]
     page = page_of(told, tmp_path)
     assert "The 10 of 30 experts whose shares" in page
     assert f'id="table-routing-{MOE[0]}"' in page
