@@ -15,6 +15,7 @@ from outlier_moe.commands.tables import degenerate_note, read_table, tell_degene
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.statistics.degenerate import MARK, with_degenerate
 from outlier_moe.tables import files as table_files
+from outlier_moe.tables.titles import COMPARED
 from outlier_moe.terminal.figures import with_ends
 from outlier_moe.terminal.presentation import Column, show_frame, terminal_width
 from outlier_moe.terminal.table_formats import latex_table, markdown_table
@@ -35,11 +36,6 @@ COLUMNS = {
 }
 _INTERVALS = ("n_systematic", "layer_fraction_mean", "position_fraction_mean")
 _ALWAYS = ("total_params_b", "active_params_b", *_INTERVALS)
-_PLOTS = {
-    "n_systematic": "systematic features",
-    "layer_fraction_mean": "layers affected, mean (%)",
-    "position_fraction_mean": "positions affected, mean (%)",
-}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -230,7 +226,8 @@ def _plot(models: pl.DataFrame, *, is_beside: bool) -> None:
         stream.write(", ".join(f"{letter} {model}" for model, letter in marks.items()) + "\n")
     for preset in models["preset"].unique(maintain_order=True):
         rows = models.filter(preset=preset).with_columns(pl.col("layer_fraction_mean", "position_fraction_mean") * 100)
-        for figure, title in _PLOTS.items():
+        for figure in _INTERVALS:
+            title = COMPARED[figure].axis
             if rows[figure].is_null().all():
                 sys.stderr.write(f"Not plotted: no model has {title} by {preset}.\n")
                 continue
@@ -241,7 +238,7 @@ def _plot(models: pl.DataFrame, *, is_beside: bool) -> None:
                     x="total_params_b",
                     y=figure,
                     title=f"{title}, {preset}",
-                    x_title="total parameters (billions)",
+                    x_title=COMPARED["total_params_b"].axis,
                     width=width,
                     has_colour=stream.isatty(),
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -181,37 +181,31 @@ def _what_is_missing(models: list[ReportedModel]) -> list[LeftOut]:
     silent = [model.name for model in models if model.facts["perplexity"] is None]
     if silent:
         found.append(LeftOut("pictures against perplexity", f"no loss was recorded for {', '.join(silent)}"))
-    found += _other_floors(models)
-    found += _other_versions(models)
+    found += _other_runs(models)
     # Not left out, but said: what the recordings say of themselves.
     found += [LeftOut(model.name, caveat) for model in models for caveat in model.recording.run.get("caveats", [])]
     return found
 
 
-def _other_floors(models: list[ReportedModel]) -> list[LeftOut]:
-    by_floor: dict[float, list[str]] = defaultdict(list)
+def _by_value(models: list[ReportedModel], value: Callable[[Mapping[str, Any]], Any]) -> dict[Any, str]:
+    """The models with each value of something in their run.json."""
+    names: dict[Any, list[str]] = defaultdict(list)
     for model in models:
-        by_floor[model.recording.run["floor"]].append(model.name)
-    if len(by_floor) < 2:
-        return []
-    top = max(by_floor)
-    names = ", ".join(by_floor[top])
-    return [
-        LeftOut(
-            f"magnitudes below {plain(top, 6)}",
-            f"{names} recorded nothing below that floor, so that sliders start there",
-        )
-    ]
+        names[value(model.recording.run)].append(model.name)
+    return {key: ", ".join(of) for key, of in sorted(names.items())}
 
 
-def _other_versions(models: list[ReportedModel]) -> list[LeftOut]:
-    """Not left out, but said: libraries compute the same model with other rounding."""
+def _other_runs(models: list[ReportedModel]) -> list[LeftOut]:
+    """What recordings with other floors or libraries, which round otherwise, do not allow."""
     found = []
+    floors = _by_value(models, lambda run: run["floor"])
+    if len(floors) > 1:
+        top, names = [*floors.items()][-1]
+        reason = f"{names} recorded nothing below that floor, so that sliders start there"
+        found.append(LeftOut(f"magnitudes below {plain(top, 6)}", reason))
     for library in ("outlier_moe", "transformers", "torch"):
-        by_version: dict[str, list[str]] = defaultdict(list)
-        for model in models:
-            by_version[str(model.recording.run.get("versions", {}).get(library, "unknown"))].append(model.name)
-        if len(by_version) > 1:
-            listed = "; ".join(f"{version}: {', '.join(names)}" for version, names in sorted(by_version.items()))
-            found.append(LeftOut(f"exact equality across versions of {library}", f"recorded with {listed}"))
+        versions = _by_value(models, lambda run, of=library: str(run.get("versions", {}).get(of, "unknown")))
+        if len(versions) > 1:
+            said = "; ".join(f"{version}: {names}" for version, names in versions.items())
+            found.append(LeftOut(f"exact equality across versions of {library}", f"recorded with {said}"))
     return found
