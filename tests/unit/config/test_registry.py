@@ -21,7 +21,7 @@ from outlier_moe.config.registry import (
 )
 from outlier_moe.errors import StudyError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "workflow/schemas/models.schema.yaml"
 RULES = ROOT / "workflow/rules/common.smk"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from outlier_moe.config.yaml_files import load_validated, read_yaml, validate
 from outlier_moe.errors import StudyError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
