@@ -16,6 +16,8 @@ container: "docker://python:3.11-bookworm"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/sweep_choices.smk"
+include: "workflow/rules/nodes.smk"
 include: "workflow/rules/keeping.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/tokenize.smk"

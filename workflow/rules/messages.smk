@@ -40,7 +40,12 @@ def told_rule_of_many():
 
 def told_results():
     """The results that are there, and what was asked for, a line each."""
-    asked = {str(file) for job in workflow.dag.targetjobs for file in job.output}
+    outputs = outputs_by_rule()
+    asked = {
+        path
+        for target in workflow.dag_settings.targets
+        for path in outputs.get(target, [target])
+    }
     there = {name: path for name, path in RESULTS.items() if Path(path).exists()}
     there |= {
         path: path for path in sorted(asked - {*there.values()}) if Path(path).exists()

@@ -26,7 +26,7 @@ wildcard_constraints:
 rule record_outliers:
     input:
         model="resources/models/{model}",
-        tokens="results/{model}/tokens.arrow",
+        tokens=tokens_to_record,
     output:
         outliers=directory("results/{model}/outliers"),
     log:
@@ -60,7 +60,7 @@ rule record_outliers:
 rule record_shard:
     input:
         model="resources/models/{model}",
-        tokens="results/{model}/tokens.arrow",
+        tokens=tokens_to_record,
     output:
         outliers=temp(directory("results/{model}/shards/{shard}-of-{n_shards}")),
     log:

@@ -147,7 +147,7 @@ rule write_report:
         skipped={entry.id: entry.unavailable for entry in CHOSEN if entry.unavailable},
         presets=JUDGED_BY,
         sweeps=list(SWEEP_TABLES),
-        overrides=told_overrides(),
+        overrides=kept_overrides(),
         configfiles=[
             os.path.relpath(path) for path in workflow.config_settings.configfiles
         ],
