@@ -1,4 +1,4 @@
-"""Work that is done with fewer inputs at once if memory runs out: what is neither training nor `record`'s own loop."""
+"""Work that goes on with less at once when memory runs out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from transformers import PreTrainedModel
 
 from outlier_moe.machine.devices import free_cached_memory, is_out_of_memory
@@ -13,6 +14,25 @@ from outlier_moe.machine.devices import free_cached_memory, is_out_of_memory
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+
+
+def within_memory(work: Callable[[], Found], *, take_less: Callable[[Exception], None], device: torch.device) -> Found:
+    """What some work gives, begun anew with less as often as memory runs out.
+
+    Args:
+        work: The work.
+        take_less: Makes the next attempt smaller, or raises if there is no smaller one.
+        device: Where memory is freed before it.
+    """
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            take_less(error)
+        # Outside of the handler, which holds on to what the failed work had computed.
+        free_cached_memory(device)
 
 
 class FittingChunk:
@@ -29,13 +49,10 @@ class FittingChunk:
 
     def run(self, work: Callable[[int], Found]) -> Found:
         """What some work gives that takes so many inputs at once; it is begun anew with half of them if need be."""
-        while True:
-            try:
-                return work(self.size)
-            except Exception as error:
-                if not is_out_of_memory(error) or self.size == 1:
-                    raise
-            # Outside of the handler, which holds on to what the failed work had computed.
-            self.size //= 2
-            log.warning("memory ran out: going on with %d inputs at once", self.size)
-            free_cached_memory(self.model.device)
+        return within_memory(lambda: work(self.size), take_less=self._halve, device=self.model.device)
+
+    def _halve(self, error: Exception) -> None:
+        if self.size == 1:
+            raise error
+        self.size //= 2
+        log.warning("memory ran out: going on with %d inputs at once", self.size)

@@ -18,7 +18,8 @@ from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.definitions.record_options import Dtype, RecordOptions
 from outlier_moe.definitions.taps import View
 from outlier_moe.errors import StudyError
-from outlier_moe.machine.devices import asked_dtype, free_by_card, free_cached_memory, is_out_of_memory
+from outlier_moe.machine.devices import asked_dtype, free_by_card
+from outlier_moe.machine.fitting import within_memory
 from outlier_moe.machine.heap import freed_memory_kept
 from outlier_moe.planning.workload import TOKENS_PER_CHUNK
 from outlier_moe.recording.experts import StoredExperts
@@ -167,30 +168,29 @@ def record_resident(
         advance(first * sequence_length)
         chunk = min(chunk, folder.chunk or chunk)
     observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
+
+    def run_next() -> list[float]:
+        nonlocal observer
+        rows = torch.from_numpy(tokens[first : first + chunk].astype(np.int64)).to(device)
+        observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
+        return _run_chunk(model, structure, rows)
+
+    def halve(error: Exception) -> None:
+        nonlocal chunk
+        if chunk == 1:
+            raise _one_sequence_too_large(sequence_length) from error
+        chunk //= 2
+        log.warning("memory ran out: going on with %d sequences at a time", chunk)
+
     with freed_memory_kept(), observation(structure, options, lambda: observer):
         while first < n_sequences:
-            rows = torch.from_numpy(tokens[first : first + chunk].astype(np.int64)).to(device)
-            observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
-            losses = None
-            try:
-                losses = _run_chunk(model, structure, rows)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if chunk == 1:
-                    raise _one_sequence_too_large(sequence_length) from error
-            if losses is None:
-                # Outside of the handler, which holds on to what the chunk had computed.
-                chunk //= 2
-                log.warning("memory ran out: going on with %d sequences at a time", chunk)
-                free_cached_memory(device)
-                continue
+            losses = within_memory(run_next, take_less=halve, device=device)
             finished = _finished(observer, losses)
             if folder is not None:
                 folder.keep(finished, chunk=chunk)
             _write(finished, options, writer)
-            first += len(rows)
-            advance(rows.numel())
+            first += len(losses)
+            advance(len(losses) * sequence_length)
     return chunk
 
 

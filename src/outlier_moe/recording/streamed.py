@@ -17,7 +17,8 @@ from jaxtyping import UInt32
 
 from outlier_moe.definitions.record_options import Dtype, RecordOptions
 from outlier_moe.errors import StudyError
-from outlier_moe.machine.devices import asked_dtype, free_cached_memory, is_out_of_memory
+from outlier_moe.machine.devices import asked_dtype
+from outlier_moe.machine.fitting import within_memory
 from outlier_moe.recording.resident import initial_chunk
 from outlier_moe.recording.resume import ResumeFolder
 from outlier_moe.recording.streamed_chunks import StreamedChunks, StreamOptions
@@ -82,22 +83,28 @@ def record_streamed(
     """
     run = _identity(store, tokens, options)
     chunk = _first_chunk(store, tokens, options, stream, run)
-    while True:
-        folder = None if stream.resume is None else ResumeFolder(stream.resume, {**run, "chunk": chunk})
-        chunks = StreamedChunks(
-            store, tokens, options, writer, chunk=chunk, advance=advance, stream=stream, folder=folder
-        )
-        try:
-            chunks.run()
-        except CannotResumeError as reason:
-            _start_anew(stream.resume, reason, has_written=chunks.has_written)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            chunk = _halved(chunk, tokens.shape[1], error, has_written=chunks.has_written)
-        else:
-            return StreamedRun(chunk, store.bytes_read, chunks.n_resumed)
-        free_cached_memory(store.skeleton.placement.device)
+    chunks: StreamedChunks | None = None
+
+    def run_all() -> StreamedRun:
+        nonlocal chunks
+        while True:
+            folder = None if stream.resume is None else ResumeFolder(stream.resume, {**run, "chunk": chunk})
+            chunks = StreamedChunks(
+                store, tokens, options, writer, chunk=chunk, advance=advance, stream=stream, folder=folder
+            )
+            try:
+                chunks.run()
+            except CannotResumeError as reason:
+                _start_anew(stream.resume, reason, has_written=chunks.has_written)
+            else:
+                return StreamedRun(chunk, store.bytes_read, chunks.n_resumed)
+
+    def halve(error: Exception) -> None:
+        nonlocal chunk
+        has_written = chunks is not None and chunks.has_written
+        chunk = _halved(chunk, tokens.shape[1], error, has_written=has_written)
+
+    return within_memory(run_all, take_less=halve, device=store.skeleton.placement.device)
 
 
 def _first_chunk(

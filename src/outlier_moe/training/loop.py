@@ -21,13 +21,13 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.optim import Optimizer
 
-from outlier_moe.machine.devices import free_cached_memory, is_out_of_memory
+from outlier_moe.machine.fitting import within_memory
+from outlier_moe.machine.progress import progress_bar
 from outlier_moe.tables.whole_outputs import remove_whole
 from outlier_moe.training.checkpoints import FOLDER, Resumed, load_checkpoint, save_checkpoint
 from outlier_moe.training.devices import accelerator_for
 from outlier_moe.training.history import TrainingHistory
 from outlier_moe.training.options import TrainingOptions
-from outlier_moe.training.progress import training_progress
 from outlier_moe.training.schedule import lr_fraction, note_peaks, set_learning_rates
 from outlier_moe.training.steps import Batch, BatchSource, LossFunction
 
@@ -116,11 +116,11 @@ def forget_state(folder: Path) -> None:
 def _all_steps(run: _Run, history: TrainingHistory, save: Callable[[Resumed], None]) -> int | None:
     """Take the steps that are left; returns the one at which the run diverged, if it did."""
     options, label = run.options, run.task.label
-    with training_progress(label, n_steps=options.n_steps, n_done=run.n_done, unit=options.unit) as advance:
+    with progress_bar(label, options.n_steps, "steps", n_done=run.n_done, seconds_between=60.0) as advance:
         while run.n_done < options.n_steps:
             row = run.step()
             history.add(row)
-            advance(row)
+            advance(1, f"loss {row['loss']:.4f}, {row['units_per_s']:,.0f} {options.unit}/s")
             if run.diverged is not None:
                 log.warning("%s: diverged in step %d: %s", label, run.n_done + 1, run.diverged)
                 return run.n_done
@@ -225,17 +225,14 @@ class _Run:
             self.diverged = str(error)
 
     def _gradients(self, batch: Batch) -> dict[str, Any]:
-        while True:
-            try:
-                return self._accumulated(batch)
-            except Exception as error:
-                if not is_out_of_memory(error) or self.n_accumulate >= _size(batch):
-                    raise
-                self.n_accumulate = min(2 * self.n_accumulate, _size(batch))
-                log.warning("memory ran out: going on with batches in %d parts", self.n_accumulate)
-            # Outside of the handler, which holds on to what the failed part had computed.
+        def take_less(error: Exception) -> None:
+            if self.n_accumulate >= _size(batch):
+                raise error
+            self.n_accumulate = min(2 * self.n_accumulate, _size(batch))
+            log.warning("memory ran out: going on with batches in %d parts", self.n_accumulate)
             self.model.zero_grad(set_to_none=True)
-            free_cached_memory(self.accelerator.device)
+
+        return within_memory(lambda: self._accumulated(batch), take_less=take_less, device=self.accelerator.device)
 
     def _accumulated(self, batch: Batch) -> dict[str, Any]:
         """The gradients of a batch, part by part; returns the means of loss and figures."""

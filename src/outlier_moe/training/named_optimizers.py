@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from outlier_moe.errors import StudyError
-from outlier_moe.training.optimizers import adamw
+from outlier_moe.training.optimizers import adamw, decayed_groups
 from outlier_moe.training.options import OptimizerName
 
 MOMENTUM = 0.9
@@ -131,21 +131,12 @@ def named_optimizers(
     if name == "muon":
         hidden = hidden_matrices(model, layers)
         muon = MuonOfParts(hidden.matrices, hidden.fused, lr=lr, weight_decay=weight_decay)
-        return [muon, AdamW(_groups(hidden.others, weight_decay), lr=adamw_lr, betas=(0.9, 0.95), fused=True)]
+        return [muon, AdamW(decayed_groups(hidden.others, weight_decay), lr=adamw_lr, betas=(0.9, 0.95), fused=True)]
     if name == "sgd":
         # Its decay is part of the gradient, which momentum counts 1 / (1 - momentum) times in the end.
-        groups = _groups(model.parameters(), weight_decay * (1 - MOMENTUM))
+        groups = decayed_groups(model.parameters(), weight_decay * (1 - MOMENTUM))
         return [SGD(groups, lr=lr, momentum=MOMENTUM)]
-    return [_of_library(name, _groups(model.parameters(), weight_decay), lr)]
-
-
-def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    chosen = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in chosen if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in chosen if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    return [_of_library(name, decayed_groups(model.parameters(), weight_decay), lr)]
 
 
 def _of_library(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from outlier_moe.machine.progress import token_progress
-from outlier_moe.machine.time_left import SparseLines
+from outlier_moe.machine.progress import SparseLines, token_progress
 
 
 def test_lines_come_now_and_then_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,9 +39,8 @@ def test_a_terminal_has_a_bar_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.getvalue() == ""
 
 
-def test_a_recording_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("outlier_moe.machine.progress.SECONDS_BETWEEN_LINES", 0.0)
-    with token_progress("tiny", 96) as advance:
+def test_a_recording_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with token_progress("tiny", 96, seconds_between=0.0) as advance:
         advance(0)
         advance(32)
         advance(64)
