@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
+import torch
 from torch import Tensor
 
 from outlier_moe.architectures.moe_hooks import ExpertOutputs
 from outlier_moe.architectures.moe_parts import Experts
 from outlier_moe.definitions.ladder import Ladder
+
+
+def ordered_output(outputs: ExpertOutputs) -> Tensor:
+    """The outputs by sequence, position and choice, copied."""
+    ordered = torch.empty_like(outputs.output).index_copy_(0, outputs.pair, outputs.output)
+    return ordered.reshape(*outputs.expert.shape, -1)
 
 
 def counts_at_edges(magnitudes: Sequence[float], ladder: Ladder) -> list[int]:
@@ -37,7 +44,7 @@ def expert_rows(
     work: dict[tuple[int, int, int], list[dict[str, Any]]] = defaultdict(list)
     for call in outputs:
         n_sequences, n_positions, n_choices = call.expert.shape
-        output = call.ordered_output()
+        output = ordered_output(call)
         for s in range(n_sequences):
             for p in range(n_positions):
                 for c in range(n_choices):

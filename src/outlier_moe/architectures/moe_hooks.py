@@ -51,11 +51,6 @@ class ExpertOutputs:
     router_scores: Float[Tensor, "sequence position candidate"] | None
     """What the router gives for every expert, before a choice: logits, for Gemma 4 probabilities. None if unknown."""
 
-    def ordered_output(self) -> Float[Tensor, "sequence position choice feature"]:
-        """The outputs by sequence, position and choice, copied."""
-        ordered = torch.empty_like(self.output).index_copy_(0, self.pair, self.output)
-        return ordered.reshape(*self.expert.shape, -1)
-
 
 ObserveExperts = Callable[[ExpertOutputs], None]
 

@@ -7,9 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-
-STATUS = Path("/proc/self/status")
 
 # Names of malloc.h, and what the thresholds have risen to once a process has freed a large tensor.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -52,12 +49,3 @@ def freed_memory_kept() -> Iterator[None]:
         library.mallopt(M_MMAP_THRESHOLD, USUAL_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, 2 * USUAL_BYTES)
         library.malloc_trim(0)
-
-
-def anonymous_bytes() -> int | None:
-    """Memory of the process that is no file's; None where the system does not say."""
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), None)

@@ -83,11 +83,6 @@ class ModelSizes:
         """The model in memory."""
         return sum(portion.computed for portion in (*self.layers, self.rest, self.towers))
 
-    @property
-    def copied_bytes(self) -> int:
-        """What of it is not the file's own bytes."""
-        return sum(portion.copied for portion in (*self.layers, self.rest, self.towers))
-
 
 def model_sizes(
     config: PreTrainedConfig, *, dtype: Dtype = "checkpoint", trust_remote_code: bool = False

@@ -199,8 +199,3 @@ def _refuse_misfit(shape: list[int], geometry: Geometry, *, file: Path) -> None:
         raise StudyError(
             "The images do not fit the classifier.", file=file, key=key, expected=expected, got=got, remedy=remedy
         )
-
-
-def image_facts(folder: Path) -> Mapping[str, object]:
-    """What the images of a folder are."""
-    return json.loads((folder / FACTS).read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ _KEY = ["preset", "first_token", "figure"]
 class BootstrapOptions:
     """How a model is resampled."""
 
-    n_resamples: int = 10_000
+    n_resamples: int = 2000
     """Draws of as many sequences as there are, with replacement."""
     seed: int = 0
     """Decides the draws."""

@@ -19,6 +19,9 @@ from outlier_moe.tables.recording import Recording
 
 SIZES = (1, 2, 4, 8, 16)
 
+MOST_CHOICES = 500
+"""Choices of some of a model's sequences that stand for all of them."""
+
 
 def choices(n_sequences: int, size: int, *, most: int, seed: int) -> Int64[np.ndarray, "choice sequence"]:
     """All choices of `size` sequences (1 where a sequence is taken), or `most` random ones if there are more."""
@@ -39,7 +42,7 @@ def stability(
     *,
     model: str,
     sizes: tuple[int, ...] = SIZES,
-    most_choices: int = 2000,
+    most_choices: int = MOST_CHOICES,
     seed: int = 0,
     tables: Iterable[SequenceTables] | None = None,
 ) -> pl.DataFrame:

@@ -32,8 +32,6 @@ from outlier_moe.tables.recording import read_recording
 
 log = logging.getLogger(__name__)
 
-MOST_CHOICES = 500
-"""Choices of 4 or 8 of a model's sequences that stand for all of them."""
 
 REVISION = 2
 """Raised when the same counts give other resamples, so that kept ones are not taken for them."""
@@ -136,7 +134,7 @@ def _of_model(
         before.keep(resampled, presets)
     log.info("%s: %d figures resampled, by %d of %d presets", model, len(resampled), len(moved), len(presets))
     closer = [table for table in tables if table.preset in looked_at]
-    return resampled, stability(recording, looked_at, model=model, most_choices=MOST_CHOICES, tables=closer)
+    return resampled, stability(recording, looked_at, model=model, tables=closer)
 
 
 def _in_order(resamples: pl.DataFrame, presets: list[Preset]) -> pl.DataFrame:

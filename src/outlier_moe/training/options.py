@@ -17,6 +17,8 @@ class TrainingOptions:
 
     n_steps: int
     """Optimiser steps."""
+    checkpoint_every: int
+    """Steps between checkpoints; the last step has one as well."""
     n_warmup_steps: int = 0
     """Steps over which the learning rate rises from 0 to its peak."""
     final_lr_fraction: float = 0.0
@@ -25,8 +27,6 @@ class TrainingOptions:
     """Gradients are scaled down to this norm; None leaves them."""
     n_accumulate: int = 1
     """Parts that a batch is cut into, one after the other through the model. Out of memory doubles it."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints; the last step has one as well."""
     visit_at: tuple[int, ...] | None = None
     """Numbers of steps done at which the model is visited, beside the start; None for the checkpoints."""
     seed: int = 0

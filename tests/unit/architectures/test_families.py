@@ -16,6 +16,7 @@ from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.architectures.tap_hooks import tap_hooks
 from outlier_moe.errors import StudyError
 from tests import zoo
+from tests.moe_twin import ordered_output
 from tests.tap_oracle import Read, merged, read_by_the_projections
 
 N_SEQUENCES, N_POSITIONS = zoo.tokens().shape
@@ -167,7 +168,7 @@ def check_experts(seen: Observed) -> None:
         assert outputs.router_scores is not None
         assert outputs.router_scores.shape[:2] == (N_SEQUENCES, N_POSITIONS)
         if experts.form == "indexed":
-            whole = (outputs.ordered_output() * outputs.gate.unsqueeze(-1)).sum(dim=2)
+            whole = (ordered_output(outputs) * outputs.gate.unsqueeze(-1)).sum(dim=2)
             torch.testing.assert_close(whole.flatten(0, 1), seen.experts[layer].reshape(N_TOKENS, -1))
 
 
@@ -186,7 +187,7 @@ def check_block(name: str, seen: Observed) -> None:
             # Llama 4 weights what the experts read, JetMoE adds a bias in the end.
             gate = torch.ones_like(outputs.gate) if experts.form == "dense" else outputs.gate
             factor = vars(block)["routed_scaling_factor"] if name in SCALED and not outputs.shared else 1.0
-            total += factor * (outputs.ordered_output() * gate.unsqueeze(-1)).sum(dim=2).flatten(0, 1)
+            total += factor * (ordered_output(outputs) * gate.unsqueeze(-1)).sum(dim=2).flatten(0, 1)
         if experts.form == "sorted":
             total += block.get_parameter("bias")
         torch.testing.assert_close(total, seen.blocks[layer].reshape(N_TOKENS, -1))

@@ -13,6 +13,7 @@ from outlier_moe.architectures.moe_parts import find_experts, find_routers
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.errors import StudyError
 from tests import zoo
+from tests.moe_twin import ordered_output
 
 # Each form, the families outside transformers' interface for experts, and what is odd inside it.
 ODD = ["llama4_text", "dbrx", "jetmoe", "longcat_flash", "step3p7", "nemotron_h", "inkling2_text", "gpt_oss"]
@@ -84,7 +85,7 @@ def test_each_output_is_the_experts_own(name: str) -> None:
     for outputs in seen:
         module = find_experts(structure)[outputs.layer].module
         for token, (numbers, own) in enumerate(
-            zip(outputs.expert.flatten(0, 1).tolist(), outputs.ordered_output().flatten(0, 1), strict=True)
+            zip(outputs.expert.flatten(0, 1).tolist(), ordered_output(outputs).flatten(0, 1), strict=True)
         ):
             for choice, number in enumerate(numbers):
                 expected = expert_by_expert(module, read[outputs.layer][token], number)
@@ -104,7 +105,7 @@ def test_a_shared_expert_has_its_own_gate() -> None:
         own = layer.get_submodule("shared_expert")(read[0])
         gate = layer.get_submodule("shared_expert_gate")(read[0]).sigmoid()
     assert set(shared.expert.flatten().tolist()) == {zoo.N_EXPERTS}
-    assert torch.equal(shared.ordered_output().flatten(0, 2), own)
+    assert torch.equal(ordered_output(shared).flatten(0, 2), own)
     assert torch.equal(shared.gate.flatten(0, 1), gate)
     assert shared.router_scores is None
 
@@ -131,7 +132,7 @@ def test_identity_experts_give_back_what_they_read() -> None:
     assert at.any()
     assert not at.all()
     expected = read[0].unsqueeze(1).expand(-1, 2, -1)[at]
-    assert torch.equal(outputs.ordered_output().flatten(0, 1)[at], expected)
+    assert torch.equal(ordered_output(outputs).flatten(0, 1)[at], expected)
 
 
 def test_skipped_tokens_have_a_gate_of_zero() -> None:
@@ -157,7 +158,7 @@ def test_llama4_weights_what_its_experts_read() -> None:
             x = read[0][token] * gates[token, choice]
             gate, up = (x @ experts.get_parameter("gate_up_proj")[number]).chunk(2, dim=-1)
             expected = (up * nn.functional.silu(gate)) @ experts.get_parameter("down_proj")[number]
-            torch.testing.assert_close(outputs.ordered_output().flatten(0, 1)[token, choice], expected)
+            torch.testing.assert_close(ordered_output(outputs).flatten(0, 1)[token, choice], expected)
 
 
 @pytest.mark.parametrize(
@@ -233,4 +234,4 @@ def test_only_tokens_of_other_sequences_differ() -> None:
     whole, alone = record(structure), record(structure, zoo.tokens()[1:])
     for both, one in zip(whole, alone, strict=True):
         assert torch.equal(both.expert[1:], one.expert)
-        torch.testing.assert_close(both.ordered_output()[1:], one.ordered_output())
+        torch.testing.assert_close(ordered_output(both)[1:], ordered_output(one))

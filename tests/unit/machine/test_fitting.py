@@ -46,7 +46,9 @@ def test_what_does_not_fit_alone_and_other_errors_are_told() -> None:
 def test_full_precision_is_that_of_the_weights_inside_of_autocast() -> None:
     model, x = new_vit(*VIT).eval(), torch.randn(3, 1, 8, 8)
     plain = model(pixel_values=x).logits
-    with accelerator_for(TrainingOptions(n_steps=1, precision="bfloat16", device="cpu")) as accelerator:
+    with accelerator_for(
+        TrainingOptions(n_steps=1, checkpoint_every=1, precision="bfloat16", device="cpu")
+    ) as accelerator:
         wrapped = accelerator.prepare(model)
         assert not torch.equal(wrapped(pixel_values=x).logits, plain)
         with in_full_precision(model):

@@ -21,7 +21,9 @@ def test_what_is_there_after_the_imports_is_not_looked_through_again() -> None:
     assert not any(made is tracked for tracked in gc.get_objects())
 
 
-@pytest.mark.parametrize("module", ["statistics.comparison", "statistics.study_checks", "report.page", "judging.edge_counts"])
+@pytest.mark.parametrize(
+    "module", ["statistics.comparison", "statistics.study_checks", "report.page", "judging.edge_counts"]
+)
 def test_light_stages_start_without(module: str) -> None:
     heavy = {"scipy.stats", "torch", "numba", "pandas"}
     told = f"import sys, outlier_moe.{module}; print(*({heavy} & set(sys.modules)))"

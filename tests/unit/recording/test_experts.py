@@ -21,6 +21,7 @@ from outlier_moe.definitions.taps import Tap
 from outlier_moe.recording.experts import ExpertObserver, MoeTables, load_cv, load_entropy
 from outlier_moe.tables import moe as schemas_moe
 from tests import moe_twin, zoo
+from tests.moe_twin import ordered_output
 
 LADDER = Ladder(1.0)
 WIDTH = 3
@@ -171,7 +172,7 @@ def test_sequences_may_come_in_any_chunks(raw: Raw) -> None:
 def _one(seen: ExpertOutputs, sequence: int) -> ExpertOutputs:
     chosen = slice(sequence, sequence + 1)
     expert, gate = seen.expert[chosen], seen.gate[chosen]
-    return _in_order(seen.shared, expert, gate, seen.ordered_output()[chosen], list(range(expert.numel())))
+    return _in_order(seen.shared, expert, gate, ordered_output(seen)[chosen], list(range(expert.numel())))
 
 
 def test_mlp_in_is_needed() -> None:

@@ -265,7 +265,7 @@ def test_waiting_takes_no_processor_time(tmp_path: Path) -> None:
 
 
 def test_the_schedule_warms_up_and_ends_where_it_should() -> None:
-    options = TrainingOptions(n_steps=10, n_warmup_steps=4, final_lr_fraction=0.1)
+    options = TrainingOptions(n_steps=10, checkpoint_every=10, n_warmup_steps=4, final_lr_fraction=0.1)
     fractions = [lr_fraction(step, options) for step in range(11)]
     assert fractions[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
     assert fractions[10] == pytest.approx(0.1)
