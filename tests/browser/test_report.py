@@ -327,14 +327,14 @@ def test_a_chart_of_nothing_says_why(browser: Chrome, study_folder: Path) -> Non
     said = "return document.querySelector('#explorer-' + arguments[0] + ' .empty')?.textContent ?? null"
     marks = "return document.querySelectorAll('#explorer-scatter .mark-symbol.role-mark path').length"
     nothing = {
-        ("survey2025", "peak_largest"): "of which the page holds no values",
-        ("dettmers2022", "n_pairs"): "counts features, and no (feature, sequence) pairs",
-        ("sun2024", "position_fraction_mean"): "counts no positions",
+        ("survey2025", "peak_largest"): "largest |x| of these features",
+        ("dettmers2022", "n_pairs"): "(feature, sequence) pairs",
+        ("sun2024", "position_fraction_mean"): "positions affected, mean (%)",
     }
-    for (preset, figure), reason in nothing.items():
+    for (preset, figure), title in nothing.items():
         choose(browser, "explorer-preset", preset)
         choose(browser, "explorer-y", figure)
-        assert reason in browser.execute_script(said, "scatter")
+        assert title in browser.execute_script(said, "scatter")
     choose(browser, "explorer-y", "n_systematic")
     assert browser.execute_script(said, "scatter") is None
     assert browser.execute_script(marks) > 0

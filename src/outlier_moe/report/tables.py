@@ -200,41 +200,25 @@ def text_name(run: Mapping[str, Any]) -> str:
 
 def provenance_table(models: list[ReportedModel]) -> Table:
     """Where every model's figures came from."""
-    heads = [
-        "model",
-        "source",
-        "dtype",
-        "device",
-        "mode",
-        "text",
-        "sequences",
-        "floor",
-        "transformers",
-        "torch",
-        "time (s)",
-    ]
     rows = []
     for model in models:
         run = model.recording.run
-        versions = run.get("versions", {})
-        source = run.get("source", {})
-        where = source.get("repo") or source.get("package") or source.get("path") or source.get("kind") or "–"
+        versions, source = run.get("versions", {}), run.get("source", {})
+        where = source.get("repo") or source.get("package") or source.get("path") or source.get("kind")
         revision = str(source.get("revision") or source.get("version") or "")[:12]
-        told = [
-            model.name,
-            f"{where}@{revision}" if revision else str(where),
-            run.get("dtype", "–"),
-            run.get("device", "–"),
-            run.get("mode", "–"),
-            text_name(run),
-            f"{run['n_sequences']} × {run['sequence_length']}",
-            plain(run["floor"], 6),
-            versions.get("transformers", "–"),
-            versions.get("torch", "–"),
-            f"{run['time_run_s']:.0f}" if "time_run_s" in run else "–",
-        ]
-        rows.append([Cell(str(text), str(text)) for text in told])
-    return Table("provenance-table", "Where the figures come from", "", [(head, False) for head in heads], rows)
+        row = {
+            "model": model.name,
+            "source": f"{where}@{revision}" if where and revision else where,
+            **{name: run.get(name) for name in ("dtype", "device", "mode")},
+            "text": text_name(run),
+            "sequences": f"{run['n_sequences']} × {run['sequence_length']}",
+            "floor": plain(run["floor"], 6),
+            **{library: versions.get(library) for library in ("transformers", "torch")},
+            "time (s)": f"{run['time_run_s']:.0f}" if "time_run_s" in run else None,
+        }
+        rows.append({name: None if value is None else str(value) for name, value in row.items()})
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return plain_table("provenance-table", "Where the figures come from", "", frame)
 
 
 def run_documents(models: list[ReportedModel]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import polars as pl
 from jaxtyping import Float64
 
 from outlier_moe.statistics.comparable import false_discovery_rates, on_one_text
-from outlier_moe.statistics.transition import Evidence, Transition, TransitionOptions, Verdict, judged, transition
+from outlier_moe.statistics.transition import Evidence, Transition, TransitionOptions, Verdict, transition, verdict_of
 from outlier_moe.statistics.trend_models import TrendFit
 from outlier_moe.tables.tested import PhaseTransition, TrendComparison
 
@@ -174,11 +174,11 @@ def corrected(found: Sequence[Transition], *, level: float) -> list[Corrected]:
     ).to_list()
     families = zip(dependence[:n], dependence[n : 2 * n], dependence[2 * n :], strict=True)
     q_values = [Evidence(change, either, order, None) for change, either, order in families]
-    rises = [judged(of, q, level=level) == "rise" for of, q in zip(found, q_values, strict=True)]
+    rises = [verdict_of(of, q, level=level) == "rise" for of, q in zip(found, q_values, strict=True)]
     beyond = [of.p_value_beyond_line if is_rise else None for of, is_rise in zip(found, rises, strict=True)]
     of_line = false_discovery_rates(pl.Series("p", beyond, pl.Float64)).to_list()
     q_values = [q._replace(beyond_line=line) for q, line in zip(q_values, of_line, strict=True)]
-    return [Corrected(q, judged(of, q, level=level)) for of, q in zip(found, q_values, strict=True)]
+    return [Corrected(q, verdict_of(of, q, level=level)) for of, q in zip(found, q_values, strict=True)]
 
 
 def _columns(of: Corrected) -> dict[str, Any]:

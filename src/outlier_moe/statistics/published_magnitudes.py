@@ -9,7 +9,7 @@ import polars as pl
 
 from outlier_moe.definitions.taps import VIEW_OF, Tap, View
 from outlier_moe.statistics.published import OWN, Recorded, other_checkpoint, other_index
-from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
+from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, is_within, rows_of, verdict_columns
 from outlier_moe.tables.recording import Recording
 from outlier_moe.terminal.figures import plain
 
@@ -88,11 +88,14 @@ def _rank_verdict(
 ) -> dict[str, Any]:
     """Whether a feature stands out at its tap, which no particular token at the start is needed for."""
     if found.is_empty():
-        return {**judged(False, _BELOW_FLOOR), "measured": None}
+        return {**verdict_columns(False, _BELOW_FLOOR), "measured": None}
     rank = int(found["rank"].item())
     is_systematic, by = _systematic_by(row["tap"], row["feature"], systematic, facts, options)
     stands_out = rank <= options.top or is_systematic
-    return {**judged(stands_out, f"rank {rank} of the tap's peaks{by}"), "measured": float(found["peak"].item())}
+    return {
+        **verdict_columns(stands_out, f"rank {rank} of the tap's peaks{by}"),
+        "measured": float(found["peak"].item()),
+    }
 
 
 def _value_verdict(row: dict[str, Any], found: pl.DataFrame, facts: Recorded, options: VerifyOptions) -> dict[str, Any]:
@@ -104,12 +107,12 @@ def _value_verdict(row: dict[str, Any], found: pl.DataFrame, facts: Recorded, op
         reason = f"published {place}; the recorded sequences begin with other tokens"
         return {**incomparable(reason), "measured": measured}
     if measured is None:
-        return {**judged(False, _BELOW_FLOOR), "measured": None}
+        return {**verdict_columns(False, _BELOW_FLOOR), "measured": None}
     value, is_bound = abs(row["value"]), _is_bound(row)
-    near = measured >= value / options.factor if is_bound else within(measured, value, options.factor)
+    near = measured >= value / options.factor if is_bound else is_within(measured, value, options.factor)
     where = "at first tokens" if at_first else "anywhere"
     reason = f"|x| {plain(measured)} {where}, published {'at least ' if is_bound else ''}{plain(value, 6)}"
-    return {**judged(near, reason), "measured": measured}
+    return {**verdict_columns(near, reason), "measured": measured}
 
 
 def _published_without_bos(row: dict[str, Any]) -> bool:
@@ -159,5 +162,5 @@ def maxima(recording: Recording, facts: Recorded, options: VerifyOptions) -> Ite
             measured = float(sites["top_magnitude"].cast(pl.Float64).max() or 0.0)  # type: ignore[arg-type]
             n_tokens = facts.n_sequences * facts.sequence_length
             reason = f"|x| {plain(measured, 5)} in the residual stream over {n_tokens:,} tokens"
-            near = within(measured, key["published"], options.factor_of_maxima)
-            yield {**key, **judged(near, f"{reason}; theirs is over some 17 million"), "measured": measured}
+            near = is_within(measured, key["published"], options.factor_of_maxima)
+            yield {**key, **verdict_columns(near, f"{reason}; theirs is over some 17 million"), "measured": measured}

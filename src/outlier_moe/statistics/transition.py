@@ -164,7 +164,7 @@ def transition(
         fits=fits,
     )
     found = found._replace(is_abrupt=_is_abrupt(found.best, float(np.ptp(x))))
-    return found._replace(verdict=judged(found, found.evidence, level=options.level))
+    return found._replace(verdict=verdict_of(found, found.evidence, level=options.level))
 
 
 def _is_abrupt(best: TrendFit | None, x_range: float) -> bool:
@@ -173,7 +173,7 @@ def _is_abrupt(best: TrendFit | None, x_range: float) -> bool:
     return best.width is None or best.width <= x_range / 2
 
 
-def judged(found: Transition, evidence: Evidence, *, level: float) -> Verdict | None:
+def verdict_of(found: Transition, evidence: Evidence, *, level: float) -> Verdict | None:
     """What a figure does along an axis, as far as evidence at that level says; None without a test.
 
     Args:

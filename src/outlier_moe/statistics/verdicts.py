@@ -39,12 +39,12 @@ def rows_of(name: Any, facts: Recorded) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def within(measured: float, published: float, factor: float) -> bool:
+def is_within(measured: float, published: float, factor: float) -> bool:
     """Whether a measured magnitude is a published one up to a factor, either way."""
     return published / factor <= measured <= published * factor
 
 
-def judged(is_reproduced: bool, reason: str) -> dict[str, Any]:
+def verdict_columns(is_reproduced: bool, reason: str) -> dict[str, Any]:
     """The columns of a figure that could be compared."""
     verdict: Verdict = "reproduced" if is_reproduced else "not reproduced"
     return {"verdict": verdict, "reason": reason}

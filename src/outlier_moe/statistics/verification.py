@@ -25,7 +25,7 @@ from outlier_moe.statistics.published import Recorded, other_checkpoint, other_i
 from outlier_moe.statistics.published_magnitudes import known_outliers, maxima
 from outlier_moe.statistics.reference import reference_table
 from outlier_moe.statistics.super_experts import SuperExperts, forming_layers, super_experts
-from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, judged, rows_of, within
+from outlier_moe.statistics.verdicts import VerifyOptions, incomparable, is_within, rows_of, verdict_columns
 from outlier_moe.tables.checked import Verification
 from outlier_moe.tables.recording import Recording
 from outlier_moe.tables.schemas import first_token_enum
@@ -125,8 +125,8 @@ def _super_verdict(row: dict[str, Any], found: SuperExperts, facts: Recorded) ->
             "measured": measured,
         }
     if this is None:
-        return {**judged(False, f"the expert has no token; {reason}"), "measured": None}
-    return {**judged(this["is_super"], reason), "measured": measured}
+        return {**verdict_columns(False, f"the expert has no token; {reason}"), "measured": None}
+    return {**verdict_columns(this["is_super"], reason), "measured": measured}
 
 
 def _peak_verdict(row: dict[str, Any], found: SuperExperts, options: VerifyOptions) -> dict[str, Any]:
@@ -135,9 +135,9 @@ def _peak_verdict(row: dict[str, Any], found: SuperExperts, options: VerifyOptio
     if unclear := _unclear(row):
         return {**incomparable(unclear), "measured": measured}
     if measured is None:
-        return {**judged(False, "the expert has no token"), "measured": None}
-    near = within(measured, float(row["peak"]), options.factor)
-    return {**judged(near, f"|x| {plain(measured)}, published {plain(row['peak'], 6)}"), "measured": measured}
+        return {**verdict_columns(False, "the expert has no token"), "measured": None}
+    near = is_within(measured, float(row["peak"]), options.factor)
+    return {**verdict_columns(near, f"|x| {plain(measured)}, published {plain(row['peak'], 6)}"), "measured": measured}
 
 
 _PAIR = {
@@ -194,5 +194,7 @@ def _survey(
             near = abs(measured - value) <= most
             yield {
                 **key,
-                **judged(near, f"{plain(measured)} here, {plain(value, 6)} published; tolerance {plain(most, 3)}"),
+                **verdict_columns(
+                    near, f"{plain(measured)} here, {plain(value, 6)} published; tolerance {plain(most, 3)}"
+                ),
             }

@@ -12,7 +12,7 @@ from scipy import stats
 
 from outlier_moe.statistics.phase_transition import MEASURES, corrected, phase_transitions
 from outlier_moe.statistics.reference import reference_table
-from outlier_moe.statistics.transition import Evidence, Transition, TransitionOptions, judged, transition
+from outlier_moe.statistics.transition import Evidence, Transition, TransitionOptions, transition, verdict_of
 from outlier_moe.statistics.trend_models import TrendFit
 from outlier_moe.tables.comparison import ModelResample
 from tests.unit.statistics.comparison_rows import model_rows
@@ -76,13 +76,13 @@ def test_a_jump_takes_more_than_a_line() -> None:
         np.arange(16.0), np.where(np.arange(16) < 8, 0.2, 0.9) + 0.01 * (np.arange(16) % 3), options=QUICK
     )
     sure = found.evidence
-    assert judged(found, sure, level=0.05) == "jump"
-    assert judged(found, sure._replace(beyond_line=0.06), level=0.05) == "rise"
-    assert judged(found, sure._replace(beyond_line=None), level=0.05) == "rise"
-    assert judged(found._replace(is_abrupt=False), sure, level=0.05) == "rise"
+    assert verdict_of(found, sure, level=0.05) == "jump"
+    assert verdict_of(found, sure._replace(beyond_line=0.06), level=0.05) == "rise"
+    assert verdict_of(found, sure._replace(beyond_line=None), level=0.05) == "rise"
+    assert verdict_of(found._replace(is_abrupt=False), sure, level=0.05) == "rise"
     # Kendall's tau alone says nothing of a jump.
-    assert judged(found, sure._replace(change=0.06), level=0.05) == "rise"
-    assert judged(found, Evidence(0.06, 0.06, 0.06, 0.01), level=0.05) == "none"
+    assert verdict_of(found, sure._replace(change=0.06), level=0.05) == "rise"
+    assert verdict_of(found, Evidence(0.06, 0.06, 0.06, 0.01), level=0.05) == "none"
 
 
 def test_a_jump_of_some_size_is_found_wherever_its_p_value_can_be_small() -> None:

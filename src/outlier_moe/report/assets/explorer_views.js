@@ -139,20 +139,12 @@ async function mostFeatures() {
 // Why no model has a mark for the chosen figures.
 function whyNoMarks(results) {
   if (results.length === 0) return "No model is chosen.";
-  if (results.every(({ model }) => (model[state.x] ?? null) === null)) {
-    return `No model shown has a known ${QUANTITIES[state.x].title}.`;
+  for (const name of [state.x, state.y]) {
+    if (results.every(({ model, figures }) => ({ ...model, ...(figures ?? {}) })[name] == null)) {
+      return `No model shown has ${QUANTITIES[name].title} by this definition at these thresholds.`;
+    }
   }
-  if (results.every(({ figures }) => figures === null)) {
-    return "No model shown was recorded where this definition looks.";
-  }
-  const isFixed = BY_PRESET.get(state.preset).shape === null;
-  const isPooled = isFixed || results.every(({ counts }) => counts?.isPooled);
-  if (state.y === "n_pairs" && isPooled) return "This definition counts features, and no (feature, sequence) pairs.";
-  if (state.y === "peak_largest" && !isPooled) {
-    return "This definition counts (feature, sequence) pairs, of which the page holds no values. Its table under Tables has the largest |x| at the study's thresholds.";
-  }
-  if (state.y.startsWith("position") && isFixed) return "This definition counts no positions.";
-  return "No model shown has a systematic feature at these thresholds.";
+  return "No model shown has both figures.";
 }
 
 async function drawScatter(results) {
