@@ -51,19 +51,25 @@ def _ordered(answers: pl.DataFrame) -> pl.DataFrame:
     return answers.select(_SHOWN).sort(pl.col("figure").replace_strict(_ORDER), maintain_order=True)
 
 
-def standing_out(answers: pl.DataFrame) -> dict[str, str]:
+def standing_out(tables: Mapping[str, pl.DataFrame]) -> dict[str, str]:
     """What is found of each question that was tested, in both moments or in one.
 
     Args:
-        answers: What `differences` or `slopes` gave.
+        tables: Those of `scale_sweep.summary.SweepTables`, by name.
     """
+    differ = _found(differences(tables["comparisons"]), {"higher": "higher", "lower": "lower"})
+    go = _found(slopes(tables["trends"]), {"higher": "rising", "lower": "falling"})
+    return differ | {f"{who} with size": text for who, text in go.items()}
+
+
+def _found(answers: pl.DataFrame, words: Mapping[str, str]) -> dict[str, str]:
     said = {}
     for (who,), rows in answers.drop_nulls("q_value").group_by("who", maintain_order=True):
         found = rows.filter(pl.col("verdict").is_in(["higher", "lower"]))
         moments = found.group_by("figure", "verdict", maintain_order=True).agg(pl.col("moment").sort())
         figures = moments.group_by("moment", "verdict", maintain_order=True).agg("figure")
         parts = [
-            f"{listed(MOMENTS[moment] for moment in when)} {verdict}: {listed(SWEPT[name].words for name in names)}"
+            f"{listed(map(MOMENTS.__getitem__, when))} {words[verdict]}: {listed(SWEPT[name].words for name in names)}"
             for when, verdict, names in figures.rows()
         ]
         n, least = rows["figure"].n_unique(), plain(rows["q_value"].min(), 2)  # type: ignore[arg-type]

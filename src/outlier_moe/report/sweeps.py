@@ -9,7 +9,7 @@ import polars as pl
 
 from outlier_moe.plots.sweep import sweep_charts
 from outlier_moe.report.charts import Picture, PictureGroup
-from outlier_moe.report.sweep_answers import answer_tables, caveats, differences, slopes, standing_out
+from outlier_moe.report.sweep_answers import answer_tables, caveats, standing_out
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
 from outlier_moe.scale_sweep.moments import MOMENTS
 from outlier_moe.tables.titles import SWEPT
@@ -77,7 +77,7 @@ def sweep_pictures(sweeps: Mapping[str, Sweep], study: Mapping[str, Any] | None 
                 _TITLES[name],
                 _text(tables),
                 pictures,
-                statements=standing_out(differences(tables["comparisons"])) | standing_out(slopes(tables["trends"])),
+                statements=standing_out(tables),
                 tables=answer_tables(name, tables),
                 caveats=caveats(name, tables, study or {}),
             )

@@ -99,6 +99,9 @@ def with_ends(
     factor = 100 if style.startswith("percent") else 1
     unit = "%" if style == "percent_sign" else ""
     numbers = [float(number) * factor for number in (value, low, high)]
+    if style == "significant" and 0 < max(map(abs, numbers)) < SMALLEST:
+        # Rounding errors, mostly: no reader counts thirty zeros.
+        return Estimate(*(plain(number, OF_INTERVALS, signed=signed) for number in numbers))
     least = _digits(numbers) if style == "significant" else DIGITS[style]
     form = "+z" if signed else "z"
     least = least if digits is None else digits

@@ -28,13 +28,17 @@ def compared(*rows: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides=_NUMBERS)
 
 
+def found(comparisons: pl.DataFrame) -> dict[str, str]:
+    return standing_out({"comparisons": comparisons, "trends": SweepTrend.create_empty()})
+
+
 def test_what_is_found_is_said_with_its_moments_and_direction() -> None:
     rows = [pair(name, moment, 0.3, "higher") for name in ("hoyer", "peak") for moment in ("end", "matched")]
     turned = [
         pair("kurtosis_of_feature_rms", "end", 0.3, "higher"),
         pair("kurtosis_of_feature_rms", "matched", -1, "lower"),
     ]
-    parts = standing_out(differences(compared(*rows, *turned)))[WHO].split("; ")
+    parts = found(compared(*rows, *turned))[WHO].split("; ")
     assert sorted(parts) == [
         "at matched loss lower: kurtosis of feature RMS",
         "at the end and at matched loss higher: Hoyer's sparseness and largest |x|",
@@ -43,11 +47,11 @@ def test_what_is_found_is_said_with_its_moments_and_direction() -> None:
 
 
 def test_what_no_test_finds_is_counted_with_the_least_q_and_what_is_not_tested_is_not_spoken_of() -> None:
-    lines = standing_out(differences(compared(pair("hoyer", "end", 0.3, "none"), pair("peak", "end", 0.1, "none"))))
+    lines = found(compared(pair("hoyer", "end", 0.3, "none"), pair("peak", "end", 0.1, "none")))
     assert "2 figures" in lines[WHO] and lines[WHO].endswith("0.2")
-    assert standing_out(differences(compared(pair("hoyer", "end", 0.3, None)))) == {}
+    assert found(compared(pair("hoyer", "end", 0.3, None))) == {}
     turned = pair("peak", "matched", 0.3, "either_sign", q_value=0.01)
-    assert "largest" not in standing_out(differences(compared(turned)))[WHO]
+    assert "largest" not in found(compared(turned))[WHO]
 
 
 def test_the_pairs_of_all_scales_are_asked_where_there_are_several() -> None:

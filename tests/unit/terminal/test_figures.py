@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from outlier_moe.terminal.figures import Estimate, StyleOfNumber, p_value, plain, power_of_ten, with_ends
 
 number = st.floats(-1e6, 1e6) | st.floats(-1, 1) | st.integers(0, 200_000).map(float)
+# Smaller ones have powers of ten.
+number = number.filter(lambda value: value == 0 or abs(value) >= 1e-6)
 
 
 def read(text: str) -> Decimal:
@@ -41,6 +43,12 @@ def test_an_estimate_is_shown_inside_its_interval(ordered: list[float], style: S
     for text, exact in zip(shown, (value, low, high), strict=True):
         assert float(read(text)) == pytest.approx(factor * exact, abs=0.5001)
         assert not (read(text) == 0 and text.startswith(("-", "+")))
+
+
+def test_rounding_errors_have_powers_of_ten() -> None:
+    shown = with_ends(-1.41e-32, -8.09e-32, 5.27e-32, "significant", signed=True)
+    assert (shown.value, shown.interval) == ("-1.41 × 10⁻³²", "-8.09 × 10⁻³² to +5.27 × 10⁻³²")
+    assert with_ends(0.0, 0.0, 0.0, "significant").value == "0"
 
 
 def test_ends_that_would_look_the_same_give_all_three_more_digits() -> None:
