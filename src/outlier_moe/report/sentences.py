@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from outlier_moe.terminal.figures import Number, StyleOfNumber, p_value, with_ends
+from outlier_moe.terminal.figures import Number, StyleOfNumber, with_ends
 
 
 class Finding(NamedTuple):
@@ -43,8 +43,3 @@ def with_interval(value: Number, low: Number | None, high: Number | None, style:
 def percent(share: float) -> str:
     """A share as it is spoken of."""
     return f"{100 * share:g} %"
-
-
-def q_value(q: float | None) -> str:
-    """A q-value in brackets; nothing without one."""
-    return "" if q is None else f" (q {p_value(q)})"

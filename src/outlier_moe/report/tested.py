@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_moe.report.sentences import Finding, counted, listed, percent, q_value, with_interval
+from outlier_moe.report.sentences import Finding, counted, listed, percent, with_interval
 from outlier_moe.statistics.published import is_own
 from outlier_moe.tables.titles import COMPARED
 from outlier_moe.terminal.figures import p_value, plain
@@ -18,13 +18,13 @@ _QUESTIONS = {
     "matched_active_params_b": "MoE in pairs of like active parameters",
     "matched_perplexity": "MoE in pairs of like perplexity",
     "sparsity_of_moe": "MoE models with a larger active share",
-    "sparsity_of_all": "all models with a larger active share",
+    "sparsity_of_all": "models of both kinds with a larger active share",
 }
 _COMPARED = {
-    "higher": "More features",
-    "lower": "Fewer features",
-    "none": "No difference seen",
-    "too_few": "Too few to tell",
+    "higher": "more features",
+    "lower": "fewer features",
+    "none": "no difference seen",
+    "too_few": "too few to tell",
 }
 
 
@@ -40,29 +40,22 @@ def dense_and_moe(rows: pl.DataFrame, tests: pl.DataFrame | None) -> Finding | N
         return None
     text = f"The median MoE model has {plain(medians['moe'])} systematic features, the median dense model"
     text += f" {plain(medians['dense'])}."
-    details: list[str] = []
-    verdicts: dict[str, list[str]] = {}
+    details = []
     if tests is not None:
         chosen = tests.filter(pl.col("verdict").is_not_null(), pl.col("test") != "spearman", y="n_systematic")
         for question, words in _QUESTIONS.items():
-            for row in chosen.filter(question=question).rows(named=True):
-                verdicts.setdefault(_COMPARED[row["verdict"]], []).append(words)
-                details.append(f"{words}: {_compared(row)}")
-    text += "".join(f" {verdict}: {listed(where)}." for verdict, where in verdicts.items())
+            found = chosen.filter(question=question).rows(named=True)
+            details += [f"{words}: {_compared(row)}" for row in found]
     n_dense, n_moe = (len(rows.filter(kind=kind)) for kind in ("dense", "moe"))
-    basis = f"n = {n_dense} dense and {n_moe} MoE models{_family(tests)}"
+    over = "; two-sided rank tests, q over all of the table" if details else ""
+    basis = f"n = {n_dense} dense and {n_moe} MoE models{over}"
     return Finding("Dense against MoE", text, basis, details=tuple(details))
 
 
 def _compared(row: Mapping[str, Any]) -> str:
     n = row["n_dense"] + row["n_moe"] if row["n_pairs"] is None else row["n_pairs"]
     effect = with_interval(row["effect"], row["low"], row["high"], "decimal")
-    return f"{_COMPARED[row['verdict']].lower()} (n = {n}, effect {effect}, q {p_value(row['q_value'])})"
-
-
-def _family(tests: pl.DataFrame | None) -> str:
-    n = 0 if tests is None else tests["q_value"].count()
-    return f"; two-sided rank tests, q over all {n} of the table" if n else ""
+    return f"{_COMPARED[row['verdict']]} (n = {n}, effect {effect}, q {p_value(row['q_value'])})"
 
 
 _SEEN = {
@@ -108,9 +101,15 @@ def _along(row: Mapping[str, Any]) -> str:
         where = with_interval(row["location"], row["location_low"], row["location_high"], "significant")
         text += f" at {where}, from {_amount(row['y'], row['before'])} to {_amount(row['y'], row['after'])}"
     if row["verdict"] == "none" and row["detectable_jump"] is not None:
-        text += f", one of {_amount(row['y'], row['detectable_jump'])} would be in {percent(row['power'])} of studies"
-    known = [q for name in ("q_value", "q_value_either", "kendall_q_value") if (q := row[name]) is not None]
-    return f"{text}{q_value(min(known, default=None))}"
+        text += f", though a jump of {_amount(row['y'], row['detectable_jump'])} would be"
+        text += f" in {percent(row['power'])} of such studies"
+    q_values = {
+        "a change": row["q_value_either"] if row["verdict"] == "fall" else row["q_value"],
+        "a step on a line": row["q_value_beyond_line"],
+        "Kendall's τ": row["kendall_q_value"],
+    }
+    said = ", ".join(f"of {name} {p_value(q)}" for name, q in q_values.items() if q is not None)
+    return f"{text} (q {said})"
 
 
 def _place(row: Mapping[str, Any]) -> str:

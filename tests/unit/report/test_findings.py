@@ -106,7 +106,6 @@ def test_each_question_has_its_verdict() -> None:
     assert len(found.details) == 3
     for detail, verdict, n in zip(found.details, verdicts, (17, 3, 9), strict=True):
         assert verdict in detail and numbers(detail) == [n, -0.5, -0.8, 0.1, 0.4]
-        assert f"{verdict.capitalize()}: " in found.sentence
     assert dense_and_moe(MODELS.head(1), tests) is None
 
 
@@ -124,17 +123,26 @@ ALONG: dict[str, Any] = {
     "after": 0.9,
     "q_value": 0.04,
     "q_value_either": 0.5,
+    "q_value_beyond_line": None,
     "kendall_q_value": 0.7,
     "detectable_jump": 0.25,
 }
 
 
 def test_jumps_are_counted_by_verdict_with_their_places() -> None:
-    rows = table(ALONG, {"verdict": "jump"}, {"x": "perplexity"}, {"y": "n_systematic", "verdict": "too_few"})
+    rows = table(
+        ALONG,
+        {"verdict": "jump", "q_value_beyond_line": 0.03},
+        {"x": "perplexity"},
+        {"y": "n_systematic", "verdict": "too_few"},
+        {"x": "active_params_b", "verdict": "fall"},
+    )
     found = jumps(rows)
-    assert found is not None and numbers(found.sentence) == [1, 3, 1, 3]
-    assert numbers(found.details[0]) == [6.4, 2, 8, 30, 90, 0.04]
-    assert numbers(found.details[1]) == [25, 80, 0.04]
+    assert found is not None and numbers(found.sentence) == [1, 4, 1, 4]
+    assert numbers(found.details[0]) == [6.4, 2, 8, 30, 90, 0.04, 0.03, 0.7]
+    assert numbers(found.details[1]) == [25, 80, 0.04, 0.7]
+    [fall] = [line for line in found.details if "fall" in line and "falling" not in line]
+    assert numbers(fall) == [0.5, 0.7], "the change is one in either direction"
     assert jumps(rows.with_columns(verdict=pl.lit(None, pl.String))) is None, "nothing was tested"
     assert jumps(None) is None
 
