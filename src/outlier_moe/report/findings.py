@@ -73,7 +73,9 @@ def _ends(intervals: pl.DataFrame | None) -> Ends:
 
 def _figure(row: Mapping[str, Any], figure: str, ends: Ends) -> str:
     low, high = ends.get((row["model"], figure), (None, None))
-    return with_interval(row[figure], low, high, "count" if figure == "n_systematic" else "percent_sign")
+    if figure == "n_systematic":
+        return with_interval(row[figure], low, high, "count")
+    return f"{with_interval(row[figure], low, high, 'percent')} %"
 
 
 def _from_to(rows: pl.DataFrame, figure: str, ends: Ends) -> str:

@@ -26,7 +26,7 @@ _HEADS = {
     "positions (%)": True,
     "|x| / median there": True,
     "one int8 scale there": False,
-    "largest of": True,
+    "systematic features": True,
 }
 
 

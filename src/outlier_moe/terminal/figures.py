@@ -8,9 +8,9 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 Number = float | int
-StyleOfNumber = Literal["count", "percent", "percent_sign", "magnitude", "decimal", "significant"]
+StyleOfNumber = Literal["count", "percent", "magnitude", "decimal", "significant"]
 
-DIGITS: dict[StyleOfNumber, int] = {"count": 0, "percent": 1, "percent_sign": 0, "magnitude": 1, "decimal": 2}
+DIGITS: dict[StyleOfNumber, int] = {"count": 0, "percent": 1, "magnitude": 1, "decimal": 2}
 """Digits behind the point of each style; of `significant` the largest number has three digits in all."""
 SIGNIFICANT = 4
 OF_INTERVALS = 3
@@ -92,12 +92,11 @@ def with_ends(
         value: The estimate.
         low: The interval's lower end.
         high: Its upper end.
-        style: How a figure of its kind is written; `percent` and `percent_sign` take fractions.
+        style: How a figure of its kind is written; `percent` takes fractions.
         signed: Whether numbers above 0 have their sign.
         digits: Digits behind the point, in place of the style's.
     """
-    factor = 100 if style.startswith("percent") else 1
-    unit = "%" if style == "percent_sign" else ""
+    factor = 100 if style == "percent" else 1
     numbers = [float(number) * factor for number in (value, low, high)]
     if style == "significant" and 0 < max(map(abs, numbers)) < SMALLEST:
         # Rounding errors, mostly: no reader counts thirty zeros.
@@ -110,7 +109,7 @@ def with_ends(
         shown = [_unsigned_zero(f"{number:{form},.{behind}f}") for number in numbers]
         if shown[1] != shown[2] or low == high:
             break
-    return Estimate(*(f"{text}{unit}" for text in shown))
+    return Estimate(*shown)
 
 
 def _digits(numbers: Sequence[float]) -> int:

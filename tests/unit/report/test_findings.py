@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_the_comparison(study: ReportInputs) -> None:
     assert all(rows["model"][place] in found["How many"].sentence for place in (0, -1))
     shares = numbers(found["How far they reach"].sentence)
     expected = [rows[f"{of}_fraction_mean"] for of in ("layer", "position")]
-    assert shares == [round(100 * end) for of in expected for end in (of.min(), of.max())]  # type: ignore[operator]
+    assert shares == [round(100 * end, 1) for of in expected for end in (of.min(), of.max())]  # type: ignore[operator,arg-type]
     medians = [rows.filter(kind=kind)["n_systematic"].median() for kind in ("moe", "dense")]
     assert numbers(found["Dense against MoE"].sentence) == medians
     massive = study.models.filter(preset="sun2024", first_token="included")

@@ -19,11 +19,11 @@ number = number.filter(lambda value: value == 0 or abs(value) >= 1e-6)
 
 def read(text: str) -> Decimal:
     """A number as a person reads it."""
-    return Decimal(text.replace(",", "").removesuffix("%"))
+    return Decimal(text.replace(",", ""))
 
 
 def behind_the_point(text: str) -> int:
-    return len(text.removesuffix("%").partition(".")[2])
+    return len(text.partition(".")[2])
 
 
 @given(
@@ -31,7 +31,7 @@ def behind_the_point(text: str) -> int:
     style=st.sampled_from(get_args(StyleOfNumber)),
     signed=st.booleans(),
 )
-@example(ordered=[0.6381, 0.6385, 0.6391], style="percent_sign", signed=False)
+@example(ordered=[0.6381, 0.6385, 0.6391], style="percent", signed=False)
 @example(ordered=[-0.0, 0.0, 0.0], style="decimal", signed=True)
 def test_an_estimate_is_shown_inside_its_interval(ordered: list[float], style: StyleOfNumber, signed: bool) -> None:
     low, value, high = ordered
@@ -39,7 +39,7 @@ def test_an_estimate_is_shown_inside_its_interval(ordered: list[float], style: S
     assert read(shown.low) <= read(shown.value) <= read(shown.high)
     # A zero has no sign, and all have as many digits.
     assert len({behind_the_point(text) for text in shown}) == 1
-    factor = 100 if style.startswith("percent") else 1
+    factor = 100 if style == "percent" else 1
     for text, exact in zip(shown, (value, low, high), strict=True):
         assert float(read(text)) == pytest.approx(factor * exact, abs=0.5001)
         assert not (read(text) == 0 and text.startswith(("-", "+")))
@@ -52,7 +52,7 @@ def test_rounding_errors_have_powers_of_ten() -> None:
 
 
 def test_ends_that_would_look_the_same_give_all_three_more_digits() -> None:
-    assert with_ends(0.63852, 0.6381, 0.6391, "percent_sign") == Estimate("63.9%", "63.8%", "63.9%")
+    assert with_ends(0.63852, 0.6381, 0.6391, "percent") == Estimate("63.9", "63.8", "63.9")
     assert with_ends(12, 11.9, 12.2, "count") == Estimate("12.0", "11.9", "12.2")
     assert with_ends(12, 12, 12, "count") == Estimate("12", "12", "12")
     assert str(with_ends(1234.5, 1000, 1500, "significant")) == "1,234 [1,000 to 1,500]"
