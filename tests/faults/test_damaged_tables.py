@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from outlier_moe.config.registry import FilesSource
 from outlier_moe.definitions.presets import Preset, definition_facts
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.edge_counts import CountShape, read_edge_counts, write_edge_counts
 from outlier_moe.judging.filtering import systematic_features
+from outlier_moe.sources.corpora import fetch_corpus, read_corpus
+from outlier_moe.sources.tokenization import TokenTable, read_tokens, tokens_sha256, write_tokens
 from outlier_moe.statistics.comparison import ComparedModel, compare_models
 from outlier_moe.tables.files import CHECKSUM, read_table, schema_facts, table_facts, write_table
 from outlier_moe.tables.moe import Expert, Router
 from outlier_moe.tables.recording import Recording, read_recording
 from outlier_moe.tables.schemas import tap_enum
 from tests.recordings import made_up_activations, write_recording
+from tests.unit.sources.entries import corpus_entry
 
 PRESETS = [Preset("dettmers2022", "systematic", "linear_inputs", 6.0)]
 FACTS = {"model": "m", "kind": "dense", "family": "llama", "total_params_b": 0.1, "active_params_b": 0.1}
@@ -38,6 +45,8 @@ READERS: dict[str, Callable[[Recording], object]] = {
     "outliers/routers.parquet": Recording.routers,
     "systematic.parquet": lambda recording: read_table(recording.directory.parent / "systematic.parquet"),
     "models.parquet": lambda recording: read_table(recording.directory.parent / "models.parquet"),
+    "text.parquet": lambda recording: read_corpus(recording.directory.parent / "text.parquet"),
+    "tokens.arrow": lambda recording: read_tokens(recording.directory.parent / "tokens.arrow"),
 }
 
 
@@ -59,6 +68,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(systematic, folder / "systematic.parquet", definition_facts(PRESETS) | told)
     compared = ComparedModel(FACTS | UNKNOWN, recording, systematic.filter("is_systematic"))
     write_table(compare_models([compared], PRESETS).models, folder / "models.parquet", definition_facts(PRESETS))
+    entry = corpus_entry(FilesSource((str(folder / "words.txt"),)), 100)
+    (folder / "words.txt").write_text("A word, and another one.")
+    fetch_corpus(entry, folder / "text.parquet")
+    tokens = np.arange(12, dtype=np.uint32).reshape(2, 6)
+    facts = {"n_sequences": 2, "sequence_length": 6, "end_of_text_token": 0, "tokens_sha256": tokens_sha256(tokens)}
+    write_tokens(TokenTable(tokens, facts), folder / "tokens.arrow")
     return folder
 
 
@@ -84,11 +99,22 @@ def test_every_flipped_bit_is_noticed_by_name(study: Path) -> None:
         path.write_bytes(whole)
         assert told.value.file == path
         assert told.value.key == CHECKSUM
-        assert "snakemake --force" in str(told.value.remedy)
+        assert re.search("snakemake --force|Remove the file", str(told.value.remedy))
+
+
+def test_every_bit_of_what_says_where_tokens_come_from_is_noticed(study: Path) -> None:
+    """A changed digest of the text or of the tokenizer would tell other models' recordings to be of another text."""
+    path = study / "tokens.arrow"
+    start = path.read_bytes().rindex(b"end_of_text_token")
+    for byte in range(start, start + 40):
+        whole = flip(path, 8 * byte)
+        with pytest.raises(StudyError, match="damaged"):
+            read_tokens(path)
+        path.write_bytes(whole)
 
 
 def test_a_flip_in_the_checksum_or_its_name_is_noticed_too(study: Path) -> None:
-    for name in ("outliers/any_layer.arrow", "models.parquet"):
+    for name in ("outliers/any_layer.arrow", "models.parquet", "tokens.arrow"):
         path = study / name
         start = path.read_bytes().rindex(b"outlier_moe.crc32=")
         for byte in range(start, start + 26):
@@ -120,6 +146,14 @@ def test_a_table_of_before_there_were_checksums_is_read(study: Path, tmp_path: P
     table.write_parquet(old)
     assert read_table(old).equals(table)
     assert table_facts(old) == {}
+    tokens = study / "tokens.arrow"
+    with pa.ipc.open_file(tokens) as reader:
+        rows = reader.read_all()
+    facts = schema_facts(rows.schema)
+    rows = rows.replace_schema_metadata({"outlier_moe": json.dumps(facts)})
+    with pa.ipc.new_file(tmp_path / "tokens.arrow", rows.schema) as writer:
+        writer.write_table(rows)
+    assert read_tokens(tmp_path / "tokens.arrow").metadata == facts
 
 
 def test_an_empty_or_cut_file_is_told(study: Path, tmp_path: Path) -> None:

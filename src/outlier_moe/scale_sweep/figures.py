@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from outlier_moe.definitions.presets import Preset
+from outlier_moe.tables.files import made_again, read_table
 from outlier_moe.tables.recording import read_recording
 from outlier_moe.tables.sweeps import FIGURES, OUTLIER_FIGURES
 from outlier_moe.upcycling.checkpoint_recording import RECORDED, filter_checkpoints
@@ -53,7 +54,7 @@ def metrics_of_run(run: Path, presets: Sequence[Preset], *, default: str) -> pl.
         presets: The definitions of an outlier feature.
         default: The one whose count the summary shows.
     """
-    tables = [pl.read_parquet(run / "measures.parquet")]
+    tables = [read_table(run / "measures.parquet", remedy=made_again(run))]
     recordings = run / "recordings"
     if any(recordings.glob("step_*")):
         outliers = filter_checkpoints(recordings, presets)

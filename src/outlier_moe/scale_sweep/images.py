@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from outlier_moe.errors import StudyError
 from outlier_moe.scale_sweep.image_sources import LabelledImages, read_cifar10, read_digits, read_idx
 from outlier_moe.scale_sweep.study import Geometry, misfits
+from outlier_moe.tables.files import write_table
 from outlier_moe.tables.whole_outputs import whole_directory
 from outlier_moe.training.steps import Batch, BatchSource
 
@@ -77,7 +78,7 @@ def prepare_images(output: Path, options: ImageOptions) -> None:
         scaled = kinds.parts["train"].images.astype(np.float64) / 255
         axes = (0, 2, 3)
         facts |= {"mean": scaled.mean(axis=axes).tolist(), "std": np.maximum(scaled.std(axis=axes), 1e-6).tolist()}
-        kinds.split.write_parquet(partial / SPLIT)
+        write_table(kinds.split, partial / SPLIT)
         (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     log.info("%s: %s", options.source, ", ".join(f"{facts[f'n_{part}']} {part}" for part in PARTS))
 

@@ -16,6 +16,7 @@ from outlier_moe.scale_sweep.runs import last_loss
 from outlier_moe.scale_sweep.scaling_rules import measured_steps, saving_interval, tuning_steps, warmup_steps
 from outlier_moe.scale_sweep.study import rates_of
 from outlier_moe.scale_sweep.subjects import OptimizerOptions, RunOptions, Subject, SweptModel
+from outlier_moe.tables.files import read_table, write_table
 from outlier_moe.tables.sweeps import GridEdge
 from outlier_moe.tables.whole_outputs import remove_whole, whole_file
 from outlier_moe.training.options import TrainingOptions
@@ -129,7 +130,7 @@ def try_rates(
         )
     table = pl.DataFrame(rows, schema_overrides={"diverged_at": pl.Int64, "validation_loss_nats": pl.Float64})
     with whole_file(output) as partial:
-        table.with_columns(is_chosen=pl.int_range(pl.len()) == best_rate(table)).write_parquet(partial)
+        write_table(table.with_columns(is_chosen=pl.int_range(pl.len()) == best_rate(table)), partial)
     remove_whole(work)
 
 
@@ -162,7 +163,7 @@ def best_rate(tried: pl.DataFrame) -> int:
 
 def chosen_rate(learning_rates: Path) -> ChosenRate:
     """The chosen rate of a table that `try_rates` wrote."""
-    tried = pl.read_parquet(learning_rates)
+    tried = read_table(learning_rates)
     return ChosenRate(tried.filter("is_chosen")["multiple"].item(), grid_edge(tried))
 
 

@@ -13,7 +13,7 @@ from outlier_moe.scale_sweep.figures import TARGET, SweptRun, figures_over_steps
 from outlier_moe.scale_sweep.matched_loss import Curve, of_each_optimizer, of_each_two
 from outlier_moe.scale_sweep.moments import MOMENTS, at_moments, target_loss
 from outlier_moe.tables.completing import completed
-from outlier_moe.tables.files import read_table
+from outlier_moe.tables.files import made_again, read_table
 from outlier_moe.tables.sweeps import COST, SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
 from outlier_moe.training.history import TABLE
 
@@ -124,7 +124,7 @@ def _of_steps(history: Path, facts: Mapping[str, Any]) -> dict[str, float | None
     """What weight decay and clipping came to over a run's steps; of the one that diverged nothing."""
     if facts["diverged_at"] is not None:
         return {"decay_alone": None, "clipped_share": None}
-    steps, limit = pl.read_parquet(history), facts.get("max_gradient_norm")
+    steps, limit = read_table(history, remedy=made_again(history.parent)), facts.get("max_gradient_norm")
     clipped = None if limit is None else pl.col("gradient_norm") > limit
     return steps.select(
         decay_alone=(1 - pl.col("learning_rate") * facts["optimizer_weight_decay"]).product(),

@@ -12,6 +12,7 @@ from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.machine.fitting import FittingChunk
 from outlier_moe.scale_sweep.measures import FeatureMeter, Row, clocked, weight_ranks
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject
+from outlier_moe.tables.files import write_table
 from outlier_moe.tables.whole_outputs import whole_file
 from outlier_moe.training.devices import in_full_precision
 from outlier_moe.training.loop import Visit
@@ -51,7 +52,7 @@ def visits_of(subject: Subject, structure: DecoderStructure, work: Path, options
                 rows += weight_ranks(structure) + features.rows()
         table = pl.DataFrame([(n_done, *_finite(row)) for row in rows], schema=_SCHEMA, orient="row")
         with whole_file(work / MEASURES / f"{_name(n_done)}.parquet") as partial:
-            table.write_parquet(partial)
+            write_table(table, partial)
 
     return visit
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,10 @@ from outlier_moe.config.registry import CorpusEntry
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.documents import read_documents
 from outlier_moe.tables import schemas
+from outlier_moe.tables.files import read_table, table_facts, write_table
 from outlier_moe.tables.whole_outputs import whole_file
 
-METADATA = "outlier_moe"
-"""The key of the file's metadata under which this project keeps its own, as JSON."""
+_FETCH_AGAIN = "Remove the file and fetch the text again."
 
 
 class Corpus(NamedTuple):
@@ -62,9 +61,7 @@ def fetch_corpus(entry: CorpusEntry, path: Path) -> None:
     }
     rows = pl.DataFrame({"document": range(len(documents)), "text": documents})
     with whole_file(path) as partial:
-        schemas.Document.validate(rows, cast=True).write_parquet(
-            partial, compression="zstd", metadata={METADATA: json.dumps(metadata)}
-        )
+        write_table(schemas.Document.validate(rows, cast=True), partial, metadata)
 
 
 def _cut(documents: Iterable[str], max_characters: int) -> Iterator[str]:
@@ -110,11 +107,12 @@ def read_corpus(path: Path) -> Corpus:
         StudyError: If the file is missing, damaged, or was changed since it was fetched.
     """
     try:
-        metadata = json.loads(pl.read_parquet_metadata(path)[METADATA])
-        documents = schemas.Document.validate(pl.read_parquet(path))["text"].to_list()
+        documents = schemas.Document.validate(read_table(path, remedy=_FETCH_AGAIN))["text"].to_list()
+        metadata = table_facts(path)
+        is_whole = documents_sha256(documents) == metadata["corpus_sha256"]
     except (OSError, pl.exceptions.PolarsError, ValidationError, SchemaError, KeyError, ValueError) as error:
         raise _broken(path, got=f"{type(error).__name__}: {error}") from error
-    if documents_sha256(documents) != metadata["corpus_sha256"]:
+    if not is_whole:
         raise _broken(path, got="documents of another SHA-256 than the file says")
     return Corpus(documents, metadata)
 
@@ -125,5 +123,5 @@ def _broken(path: Path, *, got: str) -> StudyError:
         file=path,
         expected="the Parquet file that fetch_corpus writes",
         got=got,
-        remedy="Remove the file and fetch the text again.",
+        remedy=_FETCH_AGAIN,
     )

@@ -24,13 +24,13 @@ from outlier_moe.sources.corpora import Corpus, read_corpus
 from outlier_moe.sources.origin import read_origin
 from outlier_moe.sources.study_tokenizer import StudyTokenizer, load_tokenizer
 from outlier_moe.tables import schemas
+from outlier_moe.tables.files import check_table, schema_facts, seal, with_facts
 from outlier_moe.tables.whole_outputs import whole_file
 
 log = logging.getLogger(__name__)
 
 Bos = Literal["tokenizer", "always", "never"]
 
-METADATA = b"outlier_moe"
 DOCUMENTS_PER_BATCH = 16
 
 
@@ -240,10 +240,12 @@ def write_tokens(table: TokenTable, path: Path) -> None:
     sequence, position = np.indices(table.tokens.shape, dtype=np.uint16).reshape(2, -1)
     frame = pl.DataFrame({"sequence": sequence, "position": position, "token": table.tokens.reshape(-1)})
     rows = schemas.Token.validate(frame).to_arrow()
-    rows = rows.replace_schema_metadata({METADATA: json.dumps(table.metadata)})
+    rows = rows.cast(with_facts(rows.schema, table.metadata))
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with whole_file(path) as partial, pa.ipc.new_file(partial, rows.schema, options=options) as writer:
-        writer.write_table(rows)
+    with whole_file(path) as partial:
+        with pa.ipc.new_file(partial, rows.schema, options=options) as writer:
+            writer.write_table(rows)
+        seal(partial)
 
 
 def read_tokens(path: Path) -> TokenTable:
@@ -252,9 +254,11 @@ def read_tokens(path: Path) -> TokenTable:
     Raises:
         StudyError: If the file is missing, truncated or damaged, or was changed since it was written.
     """
+    remedy = "Remove the file and tokenise the corpus again."
     try:
+        check_table(path, remedy=remedy)
         with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-            metadata = json.loads((reader.schema.metadata or {})[METADATA])
+            metadata = schema_facts(reader.schema)
             rows = reader.read_all()
         frame = schemas.Token.validate(pl.DataFrame(rows))
         shape = (metadata["n_sequences"], metadata["sequence_length"])
@@ -270,6 +274,6 @@ def read_tokens(path: Path) -> TokenTable:
             file=path,
             expected="the whole Arrow file that tokenize_corpus writes",
             got=f"{type(error).__name__}: {error}",
-            remedy="Remove the file and tokenise the corpus again.",
+            remedy=remedy,
         ) from error
     return TokenTable(tokens, metadata)

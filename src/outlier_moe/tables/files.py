@@ -31,6 +31,8 @@ FACTS = "outlier_moe"
 CHECKSUM = "outlier_moe.checksum"
 """The key that has the checksum."""
 _MARK = b"outlier_moe.crc32="
+# What the facts of a file with a checksum say; those of an earlier version do not.
+_IS_SEALED = b'"checksum": "crc32"'
 _ZEROS = b"00000000"
 _MARKED = re.compile(re.escape(_MARK) + b"([0-9a-f]{8})")
 _PIECE = 2**22
@@ -136,8 +138,8 @@ def _damage(path: Path, size: int, time_ns: int) -> tuple[str, str] | None:
         found = list(_MARKED.finditer(content))
         said = {match[1].decode() for match in found}
         if not said:
-            # A name that is there without the other: the checksum itself is what was hit.
-            if content.find(FACTS.encode()) >= 0:
+            # Facts that speak of one: the checksum itself is what was hit.
+            if content.find(_IS_SEALED) >= 0:
                 return "a checksum", "none that can be read"
             log.info("%s is of an earlier version and has no checksum: damage may go unseen", path)
             return None
@@ -175,9 +177,15 @@ def made_again(path: Path) -> str:
 
 def table_facts(path: Path) -> dict[str, Any]:
     """What a Parquet table was made by; nothing for one of an earlier version."""
-    return json.loads(pl.read_parquet_metadata(path).get(FACTS, "{}"))
+    return _facts(pl.read_parquet_metadata(path).get(FACTS, "{}"))
 
 
 def schema_facts(schema: pa.Schema) -> dict[str, Any]:
     """The same of an Arrow file's table."""
-    return json.loads((schema.metadata or {}).get(FACTS.encode(), b"{}"))
+    return _facts((schema.metadata or {}).get(FACTS.encode(), b"{}"))
+
+
+def _facts(told: str | bytes) -> dict[str, Any]:
+    facts = json.loads(told)
+    facts.pop("checksum", None)
+    return facts

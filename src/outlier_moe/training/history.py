@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_moe.tables.files import write_table
 from outlier_moe.tables.whole_outputs import whole_file
 
 LINES = "training_history.jsonl"
@@ -46,7 +47,7 @@ class TrainingHistory:
         """Write the lines as Parquet too."""
         table = pl.DataFrame(self.rows(), infer_schema_length=None)
         with whole_file(self.folder / TABLE) as partial:
-            table.write_parquet(partial)
+            write_table(table, partial)
         return table
 
 

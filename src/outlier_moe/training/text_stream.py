@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.checkpoint_files import small_files
-from outlier_moe.sources.corpora import METADATA, documents_sha256, read_corpus
+from outlier_moe.sources.corpora import documents_sha256, read_corpus
 from outlier_moe.sources.hub import download, resolve_model
 from outlier_moe.sources.tokenizer_files import open_tokenizer
 from outlier_moe.tables import schemas
+from outlier_moe.tables.files import write_table
 from outlier_moe.tables.whole_outputs import whole_directory
 from outlier_moe.training.steps import Batch, BatchSource
 
@@ -173,9 +174,7 @@ def _refuse_short(stream: np.ndarray, options: TextOptions, *, part: str, corpus
 def _write_corpus(documents: Sequence[str], path: Path, metadata: dict[str, Any]) -> None:
     rows = pl.DataFrame({"document": range(len(documents)), "text": documents})
     own = {"n_documents": len(documents), "is_cut": False, "corpus_sha256": documents_sha256(documents)}
-    schemas.Document.validate(rows, cast=True).write_parquet(
-        path, metadata={METADATA: json.dumps({**metadata, **own, "part": "held-out"})}
-    )
+    write_table(schemas.Document.validate(rows, cast=True), path, {**metadata, **own, "part": "held-out"})
 
 
 def token_windows(stream: Path, *, batch_size: int, sequence_length: int, seed: int, phase: int = 0) -> BatchSource:

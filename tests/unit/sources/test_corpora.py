@@ -23,6 +23,7 @@ from outlier_moe.config.registry import FilesSource, HubDatasetSource, PydocTopi
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.corpora import documents_sha256, fetch_corpus, read_corpus
 from outlier_moe.sources.documents import chapters
+from outlier_moe.tables.files import table_facts
 from tests.hub_server import HubServer, hub_environment
 from tests.unit.sources.entries import corpus_entry
 
@@ -244,7 +245,7 @@ def test_a_fetched_text_that_was_changed_or_cut_off(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 999)
     fetched(tmp_path, str(tmp_path / "a.txt"))
     path = tmp_path / "text.parquet"
-    whole, metadata = path.read_bytes(), pl.read_parquet_metadata(path)
+    whole, facts = path.read_bytes(), table_facts(path)
     damages = [whole[:-20], whole[: len(whole) // 2], b"", None]
     for damaged in damages:
         path.write_bytes(damaged) if damaged is not None else path.unlink()
@@ -252,7 +253,7 @@ def test_a_fetched_text_that_was_changed_or_cut_off(tmp_path: Path) -> None:
             read_corpus(path)
         assert caught.value.file == path
     rows = pl.DataFrame({"document": [0], "text": ["y" * 999]}, schema_overrides={"document": pl.UInt32})
-    rows.write_parquet(path, metadata={"outlier_moe": metadata["outlier_moe"]})
+    rows.write_parquet(path, metadata={"outlier_moe": json.dumps(facts)})
     with pytest.raises(StudyError, match="cannot be read"):
         read_corpus(path)
     rows.write_parquet(path)

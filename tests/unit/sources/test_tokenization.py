@@ -22,6 +22,7 @@ from outlier_moe.sources import tokenization
 from outlier_moe.sources.corpora import documents_sha256, fetch_corpus
 from outlier_moe.sources.origin import Origin, write_origin
 from outlier_moe.sources.tokenization import Bos, read_tokens, tokenize_corpus
+from outlier_moe.tables.files import schema_facts
 
 VOCABULARY = 300
 WORDS = "the quick brown fox jumps over a lazy dog and does not mind it at all 0 12 345".split()
@@ -399,7 +400,7 @@ def rewritten(path: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any
     with pa.ipc.open_file(str(path)) as reader:
         table = reader.read_all()
     columns = {name: table[name].to_numpy().copy() for name in table.column_names}
-    metadata = json.loads(table.schema.metadata[b"outlier_moe"])
+    metadata = schema_facts(table.schema)
     change(columns, metadata)
     changed = pa.table(columns).replace_schema_metadata({b"outlier_moe": json.dumps(metadata)})
     with pa.ipc.new_file(str(path), changed.schema) as writer:
