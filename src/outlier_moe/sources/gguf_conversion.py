@@ -30,7 +30,7 @@ from outlier_moe.sources.gguf_tokenizer import gguf_tokenizer
 
 log = logging.getLogger(__name__)
 
-CONVERSION = 1
+CONVERSION = 2
 """Raised when a conversion would come out differently, so that an older one in the cache is not taken."""
 
 _SAMPLE = "At 10:45,  12 of the 1 234 children's\n\n  3 books (“déjà vu”) were gone <|im_start|>!"

@@ -23,8 +23,11 @@ _FIELDS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-    "rope.freq_base": "rope_theta",
+    "expert_weights_norm": "norm_topk_prob",
 }
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps", "norm_epsilon")
+# Layers of the models whose queries llama.cpp divides by another width than a head's; no file says so.
+_LARGE_GEMMAS = {"gemma2": 46, "gemma3": 62}
 # Architectures whose keys of that name mean something else.
 _OTHERWISE = {"gemma4", "qwen35", "qwen35moe", "lfm2"}
 # Factors that no configuration of a family that transformers reads from GGUF has; 0 and 1 change nothing.
@@ -54,6 +57,16 @@ def refuse_unknown_architecture(reader: GGUFReader, file: Path) -> None:
             got="a vision projector (mmproj)" if architecture == "clip" or kind == "mmproj" else kind,
             remedy="Name the language model's file; an adapter has to be merged into it first (llama-export-lora).",
         )
+    pooling = value(reader, f"{architecture}.pooling_type", 0)
+    if pooling or value(reader, f"{architecture}.attention.causal", True) is False:
+        raise StudyError(
+            "A GGUF file is of an embedding or ranking model, and no decoder language model.",
+            file=file,
+            key=f"{architecture}.{'pooling_type' if pooling else 'attention.causal'}",
+            expected="none, or 0" if pooling else "true",
+            got=pooling or False,
+            remedy="Take the language model that it was made from: of this one no loss is defined.",
+        )
     # Two names by which transformers lists an architecture under another spelling.
     known = {*GGUF_SUPPORTED_ARCHITECTURES, "qwen2moe", "qwen3moe", "gpt-oss", "minimax-m2"} - {"general", "tokenizer"}
     if architecture not in known and not is_gguf_arch_supported(architecture):
@@ -80,9 +93,8 @@ def complete_config(config: PreTrainedConfig, reader: GGUFReader, file: Path) ->
         if key.startswith(f"{architecture}.")
     }
     if architecture not in _OTHERWISE:
-        for key, field in _FIELDS.items():
-            if key in said and field != "rope_theta" and hasattr(config, field) and not isinstance(said[key], list):
-                setattr(config, field, said[key])
+        _complete_fields(config, said)
+        _complete_gemma(config, architecture)
         _complete_rope(config, said, file)
         _refuse_partial_rotation(config, said, file)
     for key in _SCALES:
@@ -90,6 +102,29 @@ def complete_config(config: PreTrainedConfig, reader: GGUFReader, file: Path) ->
             raise _no_place(file, f"{architecture}.{key}", said[key])
     _complete_llama3(config, reader, file)
     return config
+
+
+def _complete_fields(config: PreTrainedConfig, said: Mapping[str, Any]) -> None:
+    """Take over what goes by one field, also where transformers looks for it under another key."""
+    for key, field in _FIELDS.items():
+        # A family's own name for a field is no field.
+        if key in said and field in vars(config) and not isinstance(said[key], list):
+            # Files of Phi-4 have a window of 0, for none.
+            setattr(config, field, said[key] or (None if field == "sliding_window" else said[key]))
+    epsilons = {said[key] for end in ("rms_", "") if (key := f"attention.layer_norm_{end}epsilon") in said}
+    if len(epsilons) == 1:
+        (epsilon,) = epsilons
+        for field in _EPSILONS:
+            if hasattr(config, field):
+                setattr(config, field, epsilon)
+
+
+def _complete_gemma(config: PreTrainedConfig, architecture: str) -> None:
+    """What Gemma's queries are divided by, as llama.cpp knows it by heart."""
+    if architecture in _LARGE_GEMMAS:
+        is_large = config.num_hidden_layers == _LARGE_GEMMAS[architecture]
+        width = config.hidden_size // config.num_attention_heads if is_large else config.head_dim
+        config.query_pre_attn_scalar = width
 
 
 def _no_place(file: Path, key: str, got: Any) -> StudyError:
@@ -107,15 +142,25 @@ def _rope(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _complete_rope(config: PreTrainedConfig, said: Mapping[str, Any], file: Path) -> None:
-    """How rotary positions are stretched: linearly is taken over, any other way that is not there is refused."""
-    kind = said.get("rope.scaling.type", "none")
+    """Base and stretching of rotary positions: linear is taken over, any other way that is not there is refused."""
     rope = _rope(config)
-    if kind in ("none", rope.get("rope_type")):
-        return
-    if kind == "linear" and "rope.scaling.factor" in said:
-        config.rope_parameters = {**rope, "rope_type": "linear", "factor": float(said["rope.scaling.factor"])}
-        return
-    raise _no_place(file, "rope.scaling.type", kind)
+    # Where local and global layers rotate otherwise, the file's keys are of the global ones.
+    by_layers = rope if "full_attention" in rope else {"full_attention": rope}
+    own = by_layers["full_attention"] = dict(by_layers["full_attention"])
+    if "rope.freq_base" in said and "rope_theta" in own:
+        own["rope_theta"] = float(said["rope.freq_base"])
+    if "rope.freq_base_swa" in said and "sliding_attention" in rope:
+        rope["sliding_attention"] = {**rope["sliding_attention"], "rope_theta": float(said["rope.freq_base_swa"])}
+    kind, factor = said.get("rope.scaling.type", "none"), said.get("rope.scaling.factor", said.get("rope.scale_linear"))
+    if "rope.scaling.type" not in said and factor not in (None, 0, 1):
+        # As llama.cpp takes files without a kind.
+        kind = "linear"
+    if kind == "linear" and factor is not None:
+        own |= {"rope_type": "linear", "factor": float(factor)}
+    elif kind not in ("none", own.get("rope_type")):
+        raise _no_place(file, "rope.scaling.type", kind)
+    if own:
+        config.rope_parameters = rope if by_layers is rope else own
 
 
 def _refuse_partial_rotation(config: PreTrainedConfig, said: Mapping[str, Any], file: Path) -> None:

@@ -18,6 +18,7 @@ from outlier_moe.config.registry import GgufSource, GgufWheelSource
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.configs import find_config
 from outlier_moe.planning.sizes import model_sizes
+from outlier_moe.sources.gguf_conversion import gguf_config
 from outlier_moe.sources.gguf_parts import join_parts
 from outlier_moe.sources.models import fetch_model, open_checkpoint
 from outlier_moe.sources.origin import read_origin
@@ -209,11 +210,67 @@ def test_linear_stretching_goes_into_the_configuration(tmp_path: Path) -> None:
     assert (rope["rope_type"], rope["factor"]) == ("linear", 4.0)
 
 
+def config_of(path: Path, architecture: str, n_layers: int = 2, /, **said: float) -> Any:
+    """The configuration that a file's metadata gives; it has no tensors."""
+    writer = gguf.GGUFWriter(path, architecture)
+    plain = {"context_length": 128, "embedding_length": 256, "feed_forward_length": 512, "block_count": n_layers}
+    plain |= {"attention.head_count": 4, "attention.head_count_kv": 2}
+    for key, number in {**plain, **{key.replace("__", "."): number for key, number in said.items()}}.items():
+        kind = gguf.GGUFValueType.FLOAT32 if isinstance(number, float) else gguf.GGUFValueType.UINT32
+        writer.add_key_value(f"{architecture}.{key}", number, kind)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(VOCABULARY)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return gguf_config(path)
+
+
+def test_what_transformers_overlooks_in_a_familys_metadata_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    for architecture, rotated in (("starcoder2", 64), ("stablelm", 16)):
+        config = config_of(path, architecture, rope__dimension_count=rotated, rope__freq_base=123456.0)
+        assert config.rope_parameters["rope_theta"] == 123456.0
+    assert config_of(path, "falcon", attention__layer_norm_epsilon=0.25).layer_norm_epsilon == 0.25
+    assert config_of(path, "falcon", attention__key_length=64).head_dim == 64
+    # As the files of Phi-4 say that there is no window.
+    assert config_of(path, "phi3", attention__sliding_window=0, rope__dimension_count=64).sliding_window is None
+    assert config_of(path, "llama", rope__scale_linear=4.0).rope_parameters["factor"] == 4.0
+
+
+def test_the_queries_of_gemma_are_divided_as_in_its_size(tmp_path: Path) -> None:
+    heads = {"attention__key_length": 32}
+    for architecture, n_layers, width in (
+        ("gemma2", 46, 64),
+        ("gemma2", 26, 32),
+        ("gemma3", 62, 64),
+        ("gemma3", 34, 32),
+    ):
+        config = config_of(tmp_path / "a.gguf", architecture, n_layers, **heads)
+        assert config.query_pre_attn_scalar == width
+
+
+def test_gemmas_global_layers_are_stretched_and_no_others(tmp_path: Path) -> None:
+    def linear(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+        writer.add_key_length(64)
+
+    write_gguf(tmp_path / "a.gguf", architecture="gemma3", more=linear)
+    rope = gguf_config(tmp_path / "a.gguf").rope_parameters
+    assert rope["full_attention"] == {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
+    assert rope["sliding_attention"] == {"rope_type": "default", "rope_theta": 10000.0}
+    assert rope.keys() == {"full_attention", "sliding_attention"}
+
+
 @pytest.mark.parametrize(
     ("more", "key"),
     [
         (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope.scaling.type"),
         (lambda writer: writer.add_logit_scale(0.5), "logit_scale"),
+        (lambda writer: writer.add_pooling_type(gguf.PoolingType.LAST), "pooling_type"),
+        (lambda writer: writer.add_causal_attention(False), "attention.causal"),
         (lambda writer: writer.add_type("adapter"), "general.type"),
         (lambda writer: writer.add_type("mmproj"), "general.type"),
     ],
