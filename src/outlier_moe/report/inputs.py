@@ -183,8 +183,11 @@ def _what_is_missing(models: list[ReportedModel]) -> list[LeftOut]:
         found.append(LeftOut("pictures against perplexity", f"no loss was recorded for {', '.join(silent)}"))
     found += _other_runs(models)
     # Not left out, but said: what the recordings say of themselves.
-    found += [LeftOut(model.name, caveat) for model in models for caveat in model.recording.run.get("caveats", [])]
-    return found
+    said: dict[str, list[str]] = defaultdict(list)
+    for model in models:
+        for caveat in model.recording.run.get("caveats", []):
+            said[caveat].append(model.name)
+    return found + [LeftOut(", ".join(names), caveat) for caveat, names in said.items()]
 
 
 def _by_value(models: list[ReportedModel], value: Callable[[Mapping[str, Any]], Any]) -> dict[Any, str]:

@@ -135,6 +135,9 @@ def test_another_floor_and_another_version(
     assert left_out(higher, caplog) == {
         "magnitudes below 4": f"{name} recorded nothing below that floor, so that sliders start there"
     }
+    alike = with_run(study, tmp_path / "one", MOE[0], caveats=["no such token"])
+    alike = with_run(alike, tmp_path / "other", MOE[1], caveats=["no such token"])
+    assert left_out(alike, caplog) == {", ".join(MOE): "no such token"}, "the same of several models is said once"
     newer = with_run(study, tmp_path / "version", name, versions={"torch": "9.9"})
     said = left_out(newer, caplog)["exact equality across versions of torch"]
     assert f"9.9: {name}" in said
