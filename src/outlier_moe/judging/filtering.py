@@ -10,6 +10,7 @@ import polars as pl
 from outlier_moe.definitions.presets import FIRST_TOKENS, FirstToken, Preset
 from outlier_moe.definitions.taps import TAPS, VIEWS, View
 from outlier_moe.errors import StudyError
+from outlier_moe.judging.rule import is_massive, is_systematic
 from outlier_moe.tables import schemas
 from outlier_moe.tables.recording import Recording, damage_told
 
@@ -132,7 +133,7 @@ def _massive_of(rows: pl.LazyFrame, recording: Recording, preset: Preset) -> pl.
     return (
         rows.filter(pl.col("tap").is_in(VIEWS[preset.view]), pl.col("peak") > preset.magnitude)
         .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
-        .filter(_is_massive(preset, "peak"))
+        .filter(_is_massive("peak", preset))
     )
 
 
@@ -144,9 +145,8 @@ def _massive_among(known: Mapping[float, dict[View, Hits]], recording: Recording
     return massive_rows(recording, preset).collect()
 
 
-def _is_massive(preset: Preset, peak: str) -> pl.Expr:
-    is_above = pl.col(peak) > preset.magnitude
-    return is_above & (pl.col(peak) >= preset.median_ratio * pl.col("median_magnitude"))
+def _is_massive(peak: str, preset: Preset) -> pl.Expr:
+    return is_massive(pl.col(peak), pl.col("median_magnitude"), preset)
 
 
 def unanswered(recording: Recording, presets: list[Preset]) -> str | None:
@@ -234,16 +234,13 @@ def _judged(found: Hits, preset: Preset, shape: _Shape, first_token: FirstToken)
         fraction(counted["n_positions"], positions).alias("position_fraction"),
         preset=pl.lit(preset.name),
         first_token=pl.lit(first_token),
-    ).with_columns(
-        is_systematic=(pl.col("layer_fraction") >= preset.layer_fraction)
-        & (pl.col("position_fraction") >= preset.position_fraction)
-    )
+    ).with_columns(is_systematic=is_systematic(pl.col("layer_fraction"), pl.col("position_fraction"), preset))
 
 
 def _massive(found: pl.DataFrame, preset: Preset, shape: _Shape, first_token: FirstToken) -> pl.DataFrame:
     judged = (
         found.lazy()
-        .filter(_is_massive(preset, "peak" if first_token == "included" else "later_peak"))
+        .filter(_is_massive("peak" if first_token == "included" else "later_peak", preset))
         .sort("layer", "tap", "sequence", maintain_order=True)
         .group_by("feature")
         .agg(n_layers=pl.col("layer").n_unique(), **_peak_columns(first_token))

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int64
 
+from outlier_moe.judging.rule import is_systematic
 from outlier_moe.judging.sequence_tables import SequenceTables, layers_affected
 from outlier_moe.tables import schemas
 
@@ -33,7 +34,7 @@ def _judged(tables: SequenceTables) -> pl.DataFrame:
     affected = layers_affected(sites, tables.preset)
     n_sites = np.bitwise_count(sites).sum(axis=(1, 2), dtype=np.int64)
     positions = tables.positions * (tables.n_sequences if pooled else 1)
-    sequence, feature = np.nonzero(_is_systematic(tables, affected, sums[0] / positions))
+    sequence, feature = np.nonzero(_found(tables, affected, sums[0] / positions))
     at = sequence, feature
     columns: dict[str, np.ndarray] = {
         "feature": feature,
@@ -51,10 +52,9 @@ def _judged(tables: SequenceTables) -> pl.DataFrame:
     )
 
 
-def _is_systematic(
+def _found(
     tables: SequenceTables, affected: Int64[np.ndarray, "sequence feature"], position_fraction: np.ndarray
 ) -> Bool[np.ndarray, "sequence feature"]:
     if tables.preset.rule == "massive":
         return affected > 0
-    enough = (affected / tables.layers >= tables.preset.layer_fraction) & (affected > 0)
-    return enough & (position_fraction >= tables.preset.position_fraction)
+    return is_systematic(affected / tables.layers, position_fraction, tables.preset)

@@ -21,11 +21,11 @@ from outlier_moe.definitions.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
 from outlier_moe.definitions.taps import VIEW_OF, VIEWS, View
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.filtering import Preset
+from outlier_moe.judging.rule import is_massive
 from outlier_moe.tables.files import check_table, made_again, write_table
 from outlier_moe.tables.recording import Recording
 from outlier_moe.tables.schemas import tap_enum, view_enum
 
-FILES = ("counts", "steps", "peaks", "massive")
 _ROWS_OF_A_GROUP = 1 << 16
 _PEAK_COLUMNS = ("view", "sequence", "feature", "peak", "later_peak")
 Side = Literal["", "later_"]
@@ -208,9 +208,7 @@ def _candidates(rows: pl.DataFrame, recording: Recording, massive: list[Preset])
     """Rows that are massive by any of the presets, first tokens included."""
     medians = recording.sites().select("tap", "layer", "sequence", "median_magnitude")
     could_be = [
-        pl.col("tap").is_in(VIEWS[preset.view])
-        & (pl.col("peak") > preset.magnitude)
-        & (pl.col("peak") >= preset.median_ratio * pl.col("median_magnitude"))
+        pl.col("tap").is_in(VIEWS[preset.view]) & is_massive(pl.col("peak"), pl.col("median_magnitude"), preset)
         for preset in massive
     ]
     least = min((preset.magnitude for preset in massive), default=np.inf)

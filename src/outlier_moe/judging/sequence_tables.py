@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float32, Int64, UInt64
 
-from outlier_moe.definitions.taps import VIEWS, View
-from outlier_moe.judging.filtering import FirstToken, Hits, Preset, hits, massive_rows, view_sites, without_first
+from outlier_moe.definitions.presets import FirstToken, Preset
+from outlier_moe.definitions.taps import VIEWS
+from outlier_moe.judging.filtering import view_sites
+from outlier_moe.judging.rule import is_systematic
 from outlier_moe.tables.recording import Recording
 
 WORD = 64
@@ -75,7 +75,7 @@ class SequenceTables:
             kept = most_layers > 0
         else:
             most_positions = self.n_positions.max(axis=0, initial=0) / self.positions
-            kept = (most_layers >= self.preset.layer_fraction) & (most_positions >= self.preset.position_fraction)
+            kept = is_systematic(most_layers, most_positions, self.preset)
         arrays = {name: getattr(self, name)[..., kept] for name in ("sites", "n_values", "n_positions", "peak")}
         return SequenceTables(
             **arrays,
@@ -112,28 +112,6 @@ class ViewShape(NamedTuple):
     """Sites: a tap may not be in every layer."""
 
 
-def sequence_tables(recording: Recording, presets: list[Preset]) -> Iterator[SequenceTables]:
-    """The tables of each preset, first with the first token and then without it.
-
-    Presets that share a view and a magnitude share the reading; one such group is in memory at a time.
-
-    Raises:
-        StudyError: If a view was not recorded, or a threshold is not on the recording's ladder.
-    """
-    groups: dict[tuple[str, View, float, float], list[Preset]] = {}
-    for preset in presets:
-        ratio = preset.median_ratio if preset.rule == "massive" else 0.0
-        groups.setdefault((preset.rule, preset.view, preset.magnitude, ratio), []).append(preset)
-    for alike in groups.values():
-        preset = alike[0]
-        shape = view_shape(recording, preset)
-        found = _massive_hits(recording, preset) if preset.rule == "massive" else hits(recording, alike)[preset.view]
-        for first_token in get_args(FirstToken):
-            arrays = _arrays(found, shape, first_token, by_value=preset.rule == "massive")
-            for each in alike:
-                yield SequenceTables.of(each, first_token, shape, arrays)
-
-
 def view_shape(recording: Recording, preset: Preset) -> ViewShape:
     """The axes of a preset's view of a recording.
 
@@ -151,20 +129,6 @@ def view_shape(recording: Recording, preset: Preset) -> ViewShape:
     )
 
 
-def _massive_hits(recording: Recording, preset: Preset) -> Hits:
-    """Peaks that are massive by the preset; without the first token they must be so by the later peak."""
-    least = preset.median_ratio * pl.col("median_magnitude")
-    sites = (
-        massive_rows(recording, preset)
-        .with_columns(
-            n=pl.lit(1, pl.Int64), first=(pl.col("later_peak") <= preset.magnitude) | (pl.col("later_peak") < least)
-        )
-        .select("tap", "layer", "sequence", "feature", "peak", "later_peak", "n", "first")
-        .collect()
-    )
-    return Hits(sites, sites.select("sequence", "feature", "n", "first").clear())
-
-
 def table_arrays(shape: ViewShape) -> dict[str, np.ndarray]:
     """The arrays of `SequenceTables` before anything is counted."""
     n_sequences, n_words = len(shape.sequences), -(-len(shape.layers) // WORD)
@@ -175,24 +139,3 @@ def table_arrays(shape: ViewShape) -> dict[str, np.ndarray]:
         "n_positions": np.zeros(of_features, np.int64),
         "peak": np.zeros(of_features, np.float32),
     }
-
-
-def _arrays(found: Hits, shape: ViewShape, first_token: FirstToken, *, by_value: bool) -> dict[str, np.ndarray]:
-    """The arrays of `SequenceTables`; `by_value` says that `n` marks a row and counts nothing."""
-    n_taps = len(shape.taps)
-    arrays = table_arrays(shape)
-    rows = without_first(found.sites.lazy(), first_token).collect()
-    sequence = np.searchsorted(shape.sequences, rows["sequence"])
-    feature = rows["feature"].to_numpy()
-    layer = np.searchsorted(shape.layers, rows["layer"])
-    tap = rows["tap"].cast(pl.String).replace_strict(shape.taps, range(n_taps), return_dtype=pl.Int64).to_numpy()
-    bit = np.uint64(1) << (layer % WORD).astype(np.uint64)
-    np.bitwise_or.at(arrays["sites"], (sequence, tap, layer // WORD, feature), bit)
-    largest = rows["peak" if first_token == "included" else "later_peak"].to_numpy()
-    np.maximum.at(arrays["peak"], (sequence, feature), largest)
-    if not by_value:
-        np.add.at(arrays["n_values"], (sequence, feature), rows["n"].to_numpy())
-        union = without_first(found.any_site.lazy(), first_token).collect()
-        at = np.searchsorted(shape.sequences, union["sequence"]), union["feature"].to_numpy()
-        arrays["n_positions"][at] = union["n"]
-    return arrays

@@ -10,6 +10,7 @@ import polars as pl
 
 from outlier_moe.definitions.taps import View
 from outlier_moe.judging.filtering import FirstToken, Preset
+from outlier_moe.judging.rule import is_massive
 from outlier_moe.judging.sequence_counts import SequenceCounts, Side
 from outlier_moe.judging.sequence_tables import WORD, SequenceTables, ViewShape, table_arrays, view_shape
 from outlier_moe.tables.recording import Recording
@@ -76,11 +77,8 @@ def _counted(
 
 
 def _massive(counts: SequenceCounts, shape: ViewShape, preset: Preset, side: Side) -> dict[str, np.ndarray]:
-    peak = pl.col(f"{side}peak")
     rows = counts.massive().filter(
-        pl.col("tap").is_in(shape.taps),
-        peak > preset.magnitude,
-        peak >= preset.median_ratio * pl.col("median_magnitude"),
+        pl.col("tap").is_in(shape.taps), is_massive(pl.col(f"{side}peak"), pl.col("median_magnitude"), preset)
     )
     arrays = table_arrays(shape)
     sequence = np.searchsorted(shape.sequences, rows["sequence"].to_numpy())

@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 
 from outlier_moe.definitions.taps import VIEWS, View
 from outlier_moe.judging.filtering import Preset
-from outlier_moe.judging.sequence_tables import SequenceTables, sequence_tables
+from outlier_moe.judging.sequence_tables import SequenceTables
 from outlier_moe.statistics.resampled_figures import Figures, preset_figures, sequence_figures
 from outlier_moe.tables.comparison import FIGURES, ModelResample
 from outlier_moe.tables.recording import Recording
@@ -61,8 +61,8 @@ def resample_model(
     presets: list[Preset],
     *,
     model: str,
+    tables: Iterable[SequenceTables],
     options: BootstrapOptions | None = None,
-    tables: Iterable[SequenceTables] | None = None,
     known: Mapping[View, Figures] | None = None,
 ) -> pl.DataFrame:
     """Every figure of every preset for each draw of a model's sequences.
@@ -71,8 +71,8 @@ def resample_model(
         recording: The model's tables; nothing else is read, and nothing runs through the model.
         presets: The definitions to judge by.
         model: Its name.
+        tables: The tables of these presets (`stored_tables`).
         options: How it is resampled.
-        tables: The tables of these presets, where they are at hand (`stored_tables`); else the recording is read.
         known: The figures of a view that no threshold moves, where they are at hand (`unmoved_figures`).
 
     Returns:
@@ -93,7 +93,7 @@ def resample_model(
         of_view = sites.filter(pl.col("tap").is_in(VIEWS[view]))
         by_view[view] = sequence_figures(of_view, recording.sequences(), weights)
     rows: dict[tuple[str, str, str], Float64[np.ndarray, " draw"]] = {}
-    for table in sequence_tables(recording, presets) if tables is None else tables:
+    for table in tables:
         figures = {**preset_figures(table, weights), **by_view[table.preset.view]}
         rows |= {(table.preset.name, table.first_token, name): figures[name] for name in FIGURES if name in figures}
     table = _table(rows, n_first=1 + (n_sequences if n_sequences > 1 else 0)).with_columns(

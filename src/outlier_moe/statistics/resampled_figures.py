@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64, Shaped
 
+from outlier_moe.judging.rule import is_systematic
 from outlier_moe.judging.sequence_tables import SequenceTables, layers_affected
 from outlier_moe.statistics.comparison import LARGEST_LOSS
 from outlier_moe.statistics.resample_kernels import GROUP, POOLED, pooled_figures
@@ -109,9 +110,7 @@ def _paired(tables: SequenceTables, weights: Weights) -> dict[str, Float64[np.nd
     n_sites = np.bitwise_count(tables.sites).sum(axis=(1, 2), dtype=np.int64)
     layer_fraction = layers / tables.layers
     position_fraction = tables.n_positions / tables.positions
-    sequence, feature = np.nonzero(
-        (layer_fraction >= preset.layer_fraction) & (position_fraction >= preset.position_fraction) & (layers > 0)
-    )
+    sequence, feature = np.nonzero(is_systematic(layer_fraction, position_fraction, preset))
     at = (sequence, feature)
     quantities = {
         "layer_fraction": layer_fraction[at],

@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 from outlier_moe.definitions.taps import VIEWS, View
 from outlier_moe.judging.filtering import Preset
-from outlier_moe.judging.sequence_tables import SequenceTables, sequence_tables
+from outlier_moe.judging.sequence_tables import SequenceTables
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
 from outlier_moe.tables.comparison import FIGURES, Stability
 from outlier_moe.tables.recording import Recording
@@ -41,10 +41,10 @@ def stability(
     presets: list[Preset],
     *,
     model: str,
+    tables: Iterable[SequenceTables],
     sizes: tuple[int, ...] = SIZES,
     most_choices: int = MOST_CHOICES,
     seed: int = 0,
-    tables: Iterable[SequenceTables] | None = None,
 ) -> pl.DataFrame:
     """Each figure of 1, 2, 4, 8, 16 of a model's sequences: its mean and spread over the choices of them.
 
@@ -52,10 +52,10 @@ def stability(
         recording: The model's tables.
         presets: The definitions to judge by.
         model: Its name.
+        tables: The tables of these presets (`stored_tables`).
         sizes: How many sequences to take; those above what was recorded are left out, and all that were are added.
         most_choices: Where there are more choices, so many random ones (one may come twice) stand for all.
         seed: Decides them.
-        tables: The tables of these presets, where they are at hand (`stored_tables`); else the recording is read.
 
     Returns:
         The table `Stability`.
@@ -71,7 +71,7 @@ def stability(
         view: sequence_figures(sites.filter(pl.col("tap").is_in(VIEWS[view])), sequences, weights) for view in views
     }
     rows = []
-    for table in sequence_tables(recording, presets) if tables is None else tables:
+    for table in tables:
         figures = {**preset_figures(table, weights), **by_view[table.preset.view]}
         names = [name for name in FIGURES if name in figures]
         values = np.stack([figures[name] for name in names])

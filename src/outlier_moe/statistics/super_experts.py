@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from outlier_moe.judging.filtering import Preset
+from outlier_moe.judging.rule import is_massive
 from outlier_moe.tables.checked import FormingLayer, SuperExpert
 from outlier_moe.tables.moe import ExpertKind
 from outlier_moe.tables.recording import Recording
@@ -59,17 +60,14 @@ def forming_layers(recording: Recording, rule: SuperExpertRule | None = None) ->
         The table `FormingLayer`; empty if the residual stream was not recorded or nothing in it is massive.
     """
     rule = rule or SuperExpertRule()
-    preset = rule.massive
     medians = recording.sites().lazy().select("tap", "layer", "sequence", "median_magnitude")
-    is_massive = (pl.col("peak") > preset.magnitude) & (
-        pl.col("peak") >= preset.median_ratio * pl.col("median_magnitude")
-    )
+    massive = is_massive(pl.col("peak"), pl.col("median_magnitude"), rule.massive)
     by_layer = (
         recording.layer_outliers()
         .filter(pl.col("tap") == "residual")
         .join(medians, on=["tap", "layer", "sequence"], validate="m:1")
         .group_by("feature", "layer")
-        .agg(pl.col("peak").max().cast(pl.Float64), is_massive=is_massive.any())
+        .agg(pl.col("peak").max().cast(pl.Float64), is_massive=massive.any())
         .filter(pl.col("is_massive").any().over("feature"))
         .collect()
     )

@@ -16,7 +16,6 @@ from scipy import stats
 
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.filtering import FirstToken, Preset, systematic_features
-from outlier_moe.judging.sequence_tables import sequence_tables
 from outlier_moe.statistics.bootstrap import BootstrapOptions, drawn_weights, resample_model
 from outlier_moe.statistics.comparison import ComparedModel, compare_models
 from outlier_moe.statistics.resampled_figures import preset_figures, sequence_figures
@@ -24,6 +23,7 @@ from outlier_moe.statistics.resampled_intervals import bootstrap_comparison, boo
 from outlier_moe.statistics.stability import choices, stability
 from outlier_moe.tables.recording import Recording
 from tests.recordings import Activations, made_up_activations, write_recording
+from tests.sequence_tables_twin import sequence_tables
 from tests.unit.judging.test_filtering import DETTMERS, PRESETS, SUN, SURVEY, plain_massive, plain_systematic
 
 FEW = BootstrapOptions(n_resamples=400, seed=3)
@@ -37,6 +37,10 @@ FACTS = {
     "top_k": None,
     "routing": None,
 }
+
+
+def resampled(recording: Recording, presets: list[Preset], *, model: str = "one") -> pl.DataFrame:
+    return resample_model(recording, presets, model=model, tables=sequence_tables(recording, presets), options=FEW)
 
 
 def plain_figures(activations: Activations, preset: Preset, first_token: FirstToken, drawn: list[int]) -> dict:
@@ -160,7 +164,7 @@ def test_perplexity_and_kurtosis_of_a_draw(tmp_path: Path) -> None:
 def test_a_missing_loss_leaves_the_perplexity_out(tmp_path: Path) -> None:
     activations = made_up_activations(n_layers=1, shape=(3, 20, 16), seed=0)
     recording = with_losses(write_recording(tmp_path / "outliers", activations), [1.0, None, 4.0])
-    table = bootstrap_comparison(resample_model(recording, [DETTMERS], model="one", options=FEW))
+    table = bootstrap_comparison(resampled(recording, [DETTMERS]))
     row = table.row(by_predicate=(pl.col("figure") == "perplexity") & (pl.col("first_token") == "included"), named=True)
     assert row["estimate"] is None
     assert "does not exist" in row["reason"]
@@ -171,7 +175,7 @@ def test_the_estimates_are_the_comparison(tmp_path: Path) -> None:
     recording = write_recording(tmp_path / "outliers", activations)
     model = ComparedModel(FACTS, recording, systematic_features(recording, PRESETS).filter("is_systematic"))
     compared = compare_models([model], PRESETS).models
-    resamples = resample_model(recording, PRESETS, model="one", options=FEW)
+    resamples = resampled(recording, PRESETS)
     checked = 0
     for row in resamples.iter_rows(named=True):
         if row["figure"] in compared.columns:
@@ -190,7 +194,7 @@ def test_intervals_equal_those_of_scipy(tmp_path: Path, name: str) -> None:
     activations = made_up_activations(n_layers=3, shape=(5, 12, 20), seed=12)
     losses = [1.0, 2.0, 2.5, 4.0, 4.5]
     recording = with_losses(write_recording(tmp_path / "outliers", activations), losses)
-    table = bootstrap_comparison(resample_model(recording, [SURVEY], model="one", options=FEW))
+    table = bootstrap_comparison(resampled(recording, [SURVEY]))
     row = table.filter(first_token="included", figure=name).row(0, named=True)
 
     def figure(drawn: np.ndarray) -> float:
@@ -216,7 +220,7 @@ def test_draws_with_replacement_and_their_seed() -> None:
 def test_one_sequence_has_no_interval_and_says_so(tmp_path: Path) -> None:
     activations = made_up_activations(n_layers=2, shape=(1, 30, 16), seed=0)
     recording = write_recording(tmp_path / "outliers", activations)
-    table = bootstrap_comparison(resample_model(recording, PRESETS, model="one", options=FEW))
+    table = bootstrap_comparison(resampled(recording, PRESETS))
     assert table["low"].null_count() == len(table)
     measured = table.filter(pl.col("estimate").is_not_null())
     assert measured["reason"].str.contains("fewer than two sequences").all()
@@ -226,7 +230,11 @@ def test_nothing_systematic_has_a_count_of_none(tmp_path: Path) -> None:
     activations = made_up_activations(n_layers=2, shape=(3, 30, 16), seed=0)
     recording = write_recording(tmp_path / "outliers", activations)
     impossible = replace(DETTMERS, magnitude=57344.0)
-    table = bootstrap_comparison(resample_model(recording, [impossible], model="one", options=FEW))
+    table = bootstrap_comparison(
+        resample_model(
+            recording, [impossible], model="one", tables=sequence_tables(recording, [impossible]), options=FEW
+        )
+    )
     rows = {row["figure"]: row for row in table.filter(first_token="included").iter_rows(named=True)}
     assert rows["n_systematic"]["estimate"] == 0
     assert rows["n_systematic"]["reason"] == "all resamples give the same figure"
@@ -248,7 +256,9 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFra
         activations = made_up_activations(n_layers=2, shape=(8, 20, 16), seed=len(name))
         recording = with_losses(write_recording(folder / name / "outliers", activations), list(shared + shift))
         recording = replace(recording, run=recording.run | run)
-        tables[name] = resample_model(recording, [DETTMERS], model=name, options=FEW)
+        tables[name] = resample_model(
+            recording, [DETTMERS], model=name, tables=sequence_tables(recording, [DETTMERS]), options=FEW
+        )
     return tables
 
 
@@ -299,7 +309,14 @@ def test_one_model_has_no_pair(two_models: dict[str, pl.DataFrame]) -> None:
 def test_stability_takes_all_choices_or_many(tmp_path: Path) -> None:
     activations = made_up_activations(n_layers=2, shape=(5, 20, 16), seed=0)
     recording = write_recording(tmp_path / "outliers", activations)
-    table = stability(recording, [DETTMERS], model="one", sizes=(2, 4, 8), most_choices=7)
+    table = stability(
+        recording,
+        [DETTMERS],
+        model="one",
+        tables=sequence_tables(recording, [DETTMERS]),
+        sizes=(2, 4, 8),
+        most_choices=7,
+    )
     rows = table.filter(figure="n_systematic", first_token="included").sort("n_sequences")
     assert rows["n_sequences"].to_list() == [2, 4, 5]
     assert rows["n_choices"].to_list() == [7, 5, 1]

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int64, UInt8
 from outlier_moe.definitions.ladder import FLOAT32_SHIFT, N_EDGES, Ladder
 from outlier_moe.definitions.presets import LEAST_LAYER_FRACTION, LEAST_POSITION_FRACTION, CountShape
 from outlier_moe.definitions.taps import VIEWS
+from outlier_moe.judging.rule import Least, is_systematic
 from outlier_moe.tables.recording import Recording
 
 
@@ -65,9 +66,8 @@ def _reaching(
     wholes: EdgeCounts | _Wholes,
 ) -> np.ndarray:
     # Without the first token there is less to count, and less to take the fraction of.
-    return (n_layers[0] / wholes.whole_layers >= wholes.least_layers) & (
-        n_positions[0] / wholes.whole_positions[1] >= wholes.least_positions
-    )
+    least = Least(wholes.least_layers, wholes.least_positions)
+    return is_systematic(n_layers[0] / wholes.whole_layers, n_positions[0] / wholes.whole_positions[1], least)
 
 
 def count_at_edges(

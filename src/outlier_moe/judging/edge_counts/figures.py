@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from outlier_moe.definitions.presets import FirstToken
 from outlier_moe.judging.edge_counts.coding import StoredCounts
+from outlier_moe.judging.rule import Least, is_systematic
 
 
 class Figures(NamedTuple):
@@ -41,13 +42,13 @@ def counted_at(
 ) -> Counted:
     """The counts of `figures_at`, without its figures; the arguments are the same."""
     side = 0 if first_token == "included" else 1
-    fractions = layer_fraction, position_fraction
+    least = Least(layer_fraction, position_fraction)
     layers, positions = counts.at(edge)
-    n = int(_reaches(counts, side, layers[side], positions[side], fractions).sum())
+    n = int(_reaches(counts, side, layers[side], positions[side], least).sum())
     if counts.shape.unit == "feature":
         return Counted(n, None)
     corners = counts.staircases(edge, side)
-    return Counted(int(corners.sign[_reaches(counts, side, corners.n_layers, corners.n_positions, fractions)].sum()), n)
+    return Counted(int(corners.sign[_reaches(counts, side, corners.n_layers, corners.n_positions, least)].sum()), n)
 
 
 def _reaches(
@@ -55,10 +56,9 @@ def _reaches(
     side: int,
     n_layers: Int64[np.ndarray, " _n"],
     n_positions: Int64[np.ndarray, " _n"],
-    fractions: tuple[float, float],
+    least: Least,
 ) -> Bool[np.ndarray, " _n"]:
-    enough = n_layers / counts.whole_layers >= fractions[0]
-    return enough & (n_positions / counts.whole_positions[side] >= fractions[1])
+    return is_systematic(n_layers / counts.whole_layers, n_positions / counts.whole_positions[side], least)
 
 
 def figures_at(
@@ -75,7 +75,7 @@ def figures_at(
     """
     side = 0 if first_token == "included" else 1
     layers, positions = (values[side] for values in counts.at(edge))
-    found = _reaches(counts, side, layers, positions, (layer_fraction, position_fraction))
+    found = _reaches(counts, side, layers, positions, Least(layer_fraction, position_fraction))
     counted = counted_at(
         counts, edge, layer_fraction=layer_fraction, position_fraction=position_fraction, first_token=first_token
     )

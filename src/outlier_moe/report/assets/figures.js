@@ -16,11 +16,14 @@ function medianOf(values, whole) {
   return (sorted[middle - 1] / whole + sorted[middle] / whole) / 2;
 }
 
-// side: 0 includes each sequence's first token, 1 leaves it out.
+// The rule of judging/rule.py. side: 0 includes each sequence's first token, 1 leaves it out.
+function isSystematic(layers, positions, counts, least, side) {
+  return layers / counts.whole_layers >= least.layers && positions / counts.whole_positions[side] >= least.positions;
+}
+
 function systematicAt(counts, edge, thresholds, side) {
   const at = counts.edges[edge];
   if (at === undefined) return { rows: new Uint32Array(0), layers: new Uint16Array(0), positions: new Uint32Array(0) };
-  const whole = counts.whole_positions[side];
   const n = at.layers.length;
   const rows = new Uint32Array(n);
   const layers = new Uint16Array(n);
@@ -29,7 +32,7 @@ function systematicAt(counts, edge, thresholds, side) {
   for (let i = 0; i < n; i++) {
     const layer = at.layers[i] - (side ? at.lost.layers[i] : 0);
     const position = at.positions[i] - (side ? at.lost.positions[i] : 0);
-    if (layer / counts.whole_layers >= thresholds.layers && position / whole >= thresholds.positions) {
+    if (isSystematic(layer, position, counts, thresholds, side)) {
       rows[found] = i;
       layers[found] = layer;
       positions[found++] = position;
@@ -43,10 +46,8 @@ function distinctAt(counts, edge, thresholds, side) {
   if (at === undefined) return 0;
   let distinct = 0;
   for (let i = 0; i < at.layers.length; i++) {
-    const enough =
-      at.layers[i] / counts.whole_layers >= thresholds.layers &&
-      at.positions[i] / counts.whole_positions[side] >= thresholds.positions;
-    if (enough) distinct += at.isCorner[i] ? -1 : 1;
+    const found = isSystematic(at.layers[i], at.positions[i], counts, thresholds, side);
+    if (found) distinct += at.isCorner[i] ? -1 : 1;
   }
   return distinct;
 }
