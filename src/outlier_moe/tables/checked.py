@@ -17,7 +17,7 @@ class FormingLayer(dy.Schema):
     peak = dy.Float64(min=0)
     """The largest |x| there; 0 stands for below the floor."""
     growth = dy.Float64(max=1)
-    """What the layer adds to it, of the largest |x| that the feature has in any layer."""
+    """What the layer adds to the peak, as a share of the largest |x| that the feature has in any layer."""
     is_first = dy.Bool()
     """Whether it is the first layer in which the feature is massive."""
 
@@ -42,11 +42,11 @@ class SuperExpert(dy.Schema):
     peak_position = dy.UInt16()
     n_tokens = dy.UInt64()
     percentile_peak = dy.Float64()
-    """The percentile of all experts' peaks."""
+    """The rule's percentile of all experts' peaks."""
     share_peak = dy.Float64()
-    """The share of the largest peak."""
+    """The rule's share of the largest peak of all experts."""
     n_experts = dy.UInt32()
-    """Experts that the two are taken of."""
+    """Experts that `percentile_peak` and `share_peak` are taken over."""
 
 
 class OutlierRouting(dy.Schema):
@@ -59,23 +59,23 @@ class OutlierRouting(dy.Schema):
     layer = dy.UInt16(primary_key=True)
     magnitude = dy.Float64(primary_key=True)
     n_experts = dy.UInt32()
-    """With a token."""
+    """Experts with a token."""
     n_outlier_pairs = dy.UInt64()
     n_rest_pairs = dy.UInt64()
     n_sequences = dy.UInt32()
-    """With tokens of both kinds: the units of the test."""
+    """Sequences with tokens of both kinds: the units of the test."""
     chi_square = dy.Float64(nullable=True)
-    """Of pairs over experts. No p-value belongs to it, since pairs are not independent."""
+    """Chi-square of pairs over experts, without a p-value, since pairs are not independent."""
     cramers_v = dy.Float64(nullable=True, min=0, max=1)
     """The effect: 0 if outlier tokens go where the others go, 1 if no expert works on both."""
     load_distance = dy.Float64(nullable=True, min=0, max=1)
-    """The same as the total variation distance between the two shares of the load."""
+    """Total variation distance between the loads of outlier tokens and of the others."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
-    """By flipping the signs of the sequences' differences."""
+    """p-value by flipping the signs of the sequences' differences."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """With all layers accounted for (Benjamini-Hochberg)."""
+    """p-value that accounts for all layers (Benjamini-Hochberg)."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
-    """The smallest that the signs of so many sequences can give."""
+    """Smallest p-value that the signs of so many sequences can give."""
     verdict = dy.Enum(["none", "too_few", "differs"], nullable=True)
     """By the q-value. `differs`: outlier tokens go to other experts. `none`: that is not seen, and could have been.
     `too_few`: so few sequences could not show it. Null without a test."""
@@ -105,12 +105,12 @@ class ExpertRouting(dy.Schema):
     rest_share = dy.Float64(nullable=True, min=0)
     """The share of its other tokens; null if there are none."""
     outlier_lift = dy.Float64(nullable=True, min=0, allow_inf=True)
-    """The one over the other; infinite if the expert works on outlier tokens alone."""
+    """`outlier_share` over `rest_share`; infinite if the expert works on outlier tokens alone."""
     n_outlier_tokens = dy.UInt64()
-    """That the expert works on, of `n_layer_outlier_tokens`."""
+    """Outlier tokens that the expert works on, of `n_layer_outlier_tokens`."""
     n_layer_outlier_tokens = dy.UInt64()
     n_tokens = dy.UInt64()
-    """Of both kinds, of `n_layer_tokens`."""
+    """Tokens that the expert works on, of `n_layer_tokens`."""
     n_layer_tokens = dy.UInt64()
 
 
@@ -132,5 +132,5 @@ class Verification(dy.Schema):
     expert = dy.UInt16(nullable=True)
     feature = dy.UInt32(nullable=True)
     published = dy.Float64(nullable=True)
-    """Magnitudes without their sign; percentages as such."""
+    """The published figure: magnitudes without their sign, percentages as such."""
     measured = dy.Float64(nullable=True)

@@ -36,14 +36,14 @@ class ModelResample(dy.Schema):
     figure = dy.Enum(figure_enum.categories, primary_key=True)
     estimate = dy.Float64(nullable=True)
     resamples = dy.List(dy.Float64(nullable=True))
-    """Null where the figure does not exist. Empty if there is but one sequence."""
+    """The figure of each resample; null where it does not exist. Empty for a single sequence."""
     leave_one_out = dy.List(dy.Float64(nullable=True))
     """The figure without each sequence in turn."""
     n_sequences = dy.UInt32()
     seed = dy.UInt64()
     corpus_sha256 = dy.String()
     text_sha256 = dy.String()
-    """Alike for two models if and only if sequence i holds the same tokens for both."""
+    """SHA-256 of the sequences' tokens: equal for two models if and only if they read the same tokens."""
 
 
 class _Interval(dy.Schema):
@@ -55,7 +55,8 @@ class _Interval(dy.Schema):
     high = dy.Float64(nullable=True)
     standard_error = dy.Float64(nullable=True)
     share_below = dy.Float64(nullable=True, min=0, max=1)
-    """Resamples below the estimate; near 1 for what is pooled by union or maximum, which more sequences only raise."""
+    """Share of the resamples below the estimate; near 1 for figures pooled by union or maximum, which more sequences
+    only raise."""
     share_above = dy.Float64(nullable=True, min=0, max=1)
     confidence_level = dy.Float64(min=0, max=1)
     n_sequences = dy.UInt32()
@@ -99,17 +100,17 @@ class Stability(dy.Schema):
     n_choices = dy.UInt32()
     """Choices in which the figure exists."""
     is_exhaustive = dy.Bool()
-    """Whether they are all there are."""
+    """Whether these are all possible choices."""
     mean = dy.Float64(nullable=True)
     standard_deviation = dy.Float64(nullable=True)
-    """Over the choices; null of one choice. Choices overlap, so that it shrinks to 0 at all sequences."""
+    """Standard deviation over the choices; null for one choice. Choices overlap, so it falls to 0 at all sequences."""
     smallest = dy.Float64(nullable=True)
     largest = dy.Float64(nullable=True)
     reason = dy.String(nullable=True)
 
 
 class LeftOut(dy.Schema):
-    """The models that a comparison does not speak of."""
+    """`comparison/left_out.parquet`: the models that were left out of the comparison, and why."""
 
     model = dy.String(primary_key=True)
     reason = dy.String()

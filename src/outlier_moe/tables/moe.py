@@ -22,12 +22,7 @@ kind_enum = pl.Enum(EXPERT_KINDS)
 class Expert(dy.Schema):
     """`outliers/experts.parquet`: one row per (layer, expert, sequence) with a token that the expert works on.
 
-    Experts are numbered as the router numbers them, shared ones after all others. A token counts for an expert if its
-    gate there is not 0. `n_outlier_tokens[k]` counts those whose largest |x| at mlp_in reaches the k-th edge of the
-    ladder from the floor; the list ends at the highest edge that one of them reaches. `peak` is the largest finite |x|
-    of the expert's own output, before the gate; of several the first position, then the lowest feature. `peak_gate` is
-    the gate of the token that has it. Where experts work in a latent space, `peak_feature` is one of that space. A
-    model that computes NaN has NaN among its gates.
+    A token counts for an expert if its gate there is not 0. A model that computes NaN has NaN among its gates.
     """
 
     layer = dy.UInt16(primary_key=True)
@@ -37,8 +32,11 @@ class Expert(dy.Schema):
     n_tokens = dy.UInt16(min=1)
     gate_sum = dy.Float64(allow_nan=True)
     n_outlier_tokens = dy.List(dy.UInt16())
+    """Tokens whose largest |x| at mlp_in reaches each edge of the ladder, from the floor to the highest one reached."""
     peak = dy.Float32(min=0)
+    """Largest finite |x| of the expert's own output, before the gate; of several the first position, lowest feature."""
     peak_feature = dy.UInt32()
+    """Feature of the peak; where experts work in a latent space, a feature of that space."""
     peak_position = dy.UInt16()
     peak_gate = dy.Float32(allow_nan=True)
     n_nonfinite = dy.UInt64()
@@ -51,12 +49,7 @@ class Expert(dy.Schema):
 class Router(dy.Schema):
     """`outliers/routers.parquet`: one row per (layer, sequence) of the layers that have a router.
 
-    The load of an expert is the number of tokens that it works on; `load_entropy` is that of the shares of the load,
-    in units of ln(n_experts): 1 if all are alike; `load_cv` is the loads' standard deviation over their mean; an expert
-    without a token is dead. Both are null if no token was sent to an expert; `n_tokens` are those that were, to at
-    least one. `top_gate_share_sum` adds up, over them, the largest gate's share of the token's gates.
-    `n_outlier_tokens[k]` and `outlier_top_gate_share_sum[k]` count and add up those whose largest |x| at mlp_in
-    reaches the k-th edge of the ladder from the floor.
+    The load of an expert is the number of tokens that it works on. An expert without a token is dead.
     """
 
     layer = dy.UInt16(primary_key=True)
@@ -64,11 +57,13 @@ class Router(dy.Schema):
     n_experts = dy.UInt16(min=1)
     n_choices = dy.UInt16(min=1)
     n_tokens = dy.UInt16()
+    """Tokens that were sent to at least one expert."""
     n_dead = dy.UInt16()
     load_entropy = dy.Float64(min=0, nullable=True)
     load_cv = dy.Float64(min=0, nullable=True)
     top_gate_share_sum = dy.Float64(allow_nan=True)
     n_outlier_tokens = dy.List(dy.UInt16())
+    """Tokens whose largest |x| at mlp_in reaches each edge of the ladder, from the floor to the highest one reached."""
     outlier_top_gate_share_sum = dy.List(dy.Float64(allow_nan=True))
 
     @dy.rule()

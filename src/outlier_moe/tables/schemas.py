@@ -32,6 +32,7 @@ class _Outlier(dy.Schema):
     later_peak = dy.Float32(min=0)
     later_peak_position = dy.UInt16()
     n_positions = dy.List(dy.UInt16(), min_length=1)
+    """Positions with |x| at or above each edge of the ladder, from the floor up to the peak's edge."""
 
     @dy.rule()
     def peak_is_the_larger_of_first_and_later(cls) -> pl.Expr:
@@ -39,11 +40,7 @@ class _Outlier(dy.Schema):
 
 
 class LayerOutlier(_Outlier):
-    """`outliers/layer_*.arrow`: one row per (tap, sequence, feature) whose peak reaches the floor.
-
-    `n_positions[k]` counts the positions with |x| >= the k-th edge from the floor; the list ends at the peak's edge.
-    `later_peak` is the peak over all positions but the first.
-    """
+    """`outliers/layer_*.arrow`: one row per (tap, sequence, feature) whose peak reaches the floor."""
 
     tap = dy.Enum(tap_enum.categories)
 
@@ -89,7 +86,7 @@ class Peak(dy.Schema):
 
 
 class Sequence(dy.Schema):
-    """`outliers/sequences.parquet`: one row a sequence. `loss_nats`: mean next-token loss over its n_tokens - 1."""
+    """`outliers/sequences.parquet`: one row a sequence. Its loss is the mean over n_tokens - 1 next tokens."""
 
     sequence = dy.UInt16(primary_key=True)
     n_tokens = dy.UInt16()
@@ -113,13 +110,13 @@ class Systematic(dy.Schema):
     sequence = dy.UInt16(nullable=True)
     is_systematic = dy.Bool()
     layer_fraction = dy.Float64(min=0, max=1)
-    """Affected layers (or sites, as the preset says) of all."""
+    """Affected layers (or sites, as the preset says) as a share of all."""
     position_fraction = dy.Float64(nullable=True, min=0, max=1)
-    """Positions affected at any site of the view, of all; null for massive activations."""
+    """Positions affected at any site of the view, as a share of all; null for massive activations."""
     position_fraction_per_site = dy.Float64(nullable=True, min=0, max=1)
-    """Positions affected at one site, of all: the mean over the affected sites."""
+    """Positions affected at one site, as a share of all: the mean over the affected sites."""
     n_values = dy.UInt64(nullable=True)
-    """Outlier values over all positions and sites of the view."""
+    """Outlier values of the feature over all positions and sites of the view; null where none are counted."""
     peak = dy.Float32(min=0)
     peak_tap = dy.Enum(tap_enum.categories)
     peak_layer = dy.UInt16()
@@ -128,9 +125,9 @@ class Systematic(dy.Schema):
 
 
 class JudgedFeature(dy.Schema):
-    """`comparison/features.parquet`: every systematic feature of every model, or of one before they are put together.
+    """`comparison/features.parquet`: every systematic feature of every model.
 
-    The columns are those of `Systematic`; where its peak lies is in each model's own table.
+    Where a feature's peak lies is in the model's own `systematic.parquet`.
     """
 
     preset = dy.String()
@@ -157,7 +154,7 @@ class ModelComparison(dy.Schema):
     n_pairs = dy.UInt32(nullable=True)
     """(feature, sequence) pairs, where the preset judges each sequence alone."""
     d_model_share = dy.Float64(min=0, max=1)
-    """Systematic features of all features of the residual stream."""
+    """Systematic features as a share of all features of the hidden state."""
     is_degenerate = dy.Bool()
     """Whether the preset marks at least 90 % of the model's features, and so says nothing of it."""
     layer_fraction_mean = dy.Float64(nullable=True, min=0, max=1)
@@ -171,9 +168,9 @@ class ModelComparison(dy.Schema):
     n_values = dy.UInt64(nullable=True)
     """Outlier values of the systematic features, over all positions and sites."""
     kurtosis_of_feature_rms_mean = dy.Float64(nullable=True)
-    """Of the preset's view: the mean over its sites of each site's mean over the sequences.
+    """Kurtosis of feature RMS over the preset's view: the mean over its sites of each site's mean over the sequences.
 
-    The kurtosis figures are of all positions, the first tokens too, also where features are judged without them."""
+    All kurtosis figures include first tokens, also where features are judged without them."""
     kurtosis_of_feature_rms_median = dy.Float64(nullable=True)
     excess_kurtosis_mean = dy.Float64(nullable=True)
     excess_kurtosis_median = dy.Float64(nullable=True)
@@ -181,24 +178,24 @@ class ModelComparison(dy.Schema):
     total_params_b = dy.Float64()
     active_params_b = dy.Float64()
     active_ratio = dy.Float64(min=0, max=1)
-    """Active of all parameters: 1 for a dense model."""
+    """Active parameters as a share of all: 1 for a dense model."""
     embedding_free_params_b = dy.Float64(nullable=True, min=0)
-    """As counted in the loaded model, token embeddings (and an output layer of its own) aside."""
+    """Parameters of the loaded model in billions, without token embeddings and an output layer of its own."""
     n_experts = dy.UInt32(nullable=True)
     top_k = dy.UInt32(nullable=True)
     n_shared_experts = dy.UInt32(nullable=True)
     routing = dy.String(nullable=True)
     release_date = dy.Date(nullable=True)
     d_model = dy.UInt32()
-    """Features of the widest site."""
+    """Width of the hidden state: features of the widest site."""
     n_layers = dy.UInt32()
     n_sequences = dy.UInt32()
     n_tokens = dy.UInt64()
     corpus_sha256 = dy.String()
     corpus = dy.String(nullable=True)
-    """The text's name in the registry."""
+    """Name of the text in the registry."""
     tokenizer_sha256 = dy.String(nullable=True)
-    """Perplexities are per token: only models with one tokenizer compare exactly."""
+    """SHA-256 of the tokenizer. Perplexities are per token: only models with the same tokenizer compare exactly."""
     floor = dy.Float64()
     n_nonfinite = dy.UInt64()
     """Activations that were NaN or infinite, over all sites; they are in no other figure."""

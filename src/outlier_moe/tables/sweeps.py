@@ -66,8 +66,7 @@ class SweptRunFacts(dy.Schema):
     n_steps = dy.Int64(min=0)
     """Steps that were done."""
     diverged_at = dy.Int64(nullable=True, min=0)
-    """The zero-based step whose loss or gradient was not finite, or behind which a loss on some part of the data is
-    not; null if there is none."""
+    """Step, from 0, whose loss or gradient was not finite, or after which a loss on the data was not; null if none."""
     batch_size = dy.Int64(min=1)
     n_accumulate = dy.Int64(min=1)
     """Parts that a batch was cut into at the end: more than 1 where memory ran out."""
@@ -77,22 +76,23 @@ class SweptRunFacts(dy.Schema):
     lowest was taken; null inside of the grid, or where none was tried."""
     weight_decay = dy.Float64(min=0)
     decay_alone = dy.Float64(nullable=True)
-    """What weight decay alone leaves of a weight that it acts on: the product over the steps of 1 less rate times
-    decay. The same decay takes off more at a higher rate. Null of a run that diverged."""
+    """Share of a weight that weight decay alone would leave: the product over the steps of 1 - rate * decay. Null for a
+    run that diverged."""
     clipped_share = dy.Float64(nullable=True, min=0, max=1)
-    """The share of the steps whose gradient was longer than the limit and cut to it; null without a limit, and of a run
-    that diverged."""
+    """Share of the steps whose gradient was longer than the limit and was cut to it; null without a limit, and for a
+    run that diverged."""
     n_classes = dy.Int64(nullable=True, min=2)
-    """Of the images; null where tokens are told."""
+    """Classes of the images; null for language models."""
     step_time_s = dy.Float64(min=0)
-    """The mean, without the first two: on a CPU processor time of all threads, else by the clock."""
+    """Mean time of a step without the first two, in seconds: on a CPU processor time of all threads, else by the
+    clock."""
     time_training_s = dy.Float64(min=0)
     time_evaluation_s = dy.Float64(min=0)
-    """Of losses and accuracies, at all checkpoints."""
+    """Time of losses and accuracies at all checkpoints, in seconds."""
     time_recording_s = dy.Float64(min=0)
-    """Of outliers."""
+    """Time of recording outliers, in seconds."""
     time_measures_s = dy.Float64(min=0)
-    """Of ranks and sparsity."""
+    """Time of ranks and sparsity, in seconds."""
 
     @dy.rule()
     def known_edge(cls) -> pl.Expr:
@@ -124,21 +124,21 @@ class _OfScale(dy.Schema):
     batch_size = dy.Int64(min=1)
     learning_rate = dy.Float64(min=0)
     grid_edge = dy.String(nullable=True)
-    """As in `runs.parquet`."""
+    """Why the learning rate is not known to be the best, as in `runs.parquet`."""
     n_seeds = dy.Int64(min=1)
     n_diverged = dy.Int64(min=0)
-    """Of the seeds: those are in no mean."""
+    """Seeds whose run diverged; they are in no mean."""
     target_loss_nats = dy.Float64(nullable=True, min=0)
-    """The matched training loss; null if every run of the scale diverged. Two optimisers are compared at one of their
-    own: `comparisons.parquet`."""
+    """The matched training loss, in nats; null if every run of the scale diverged. `comparisons.parquet` compares two
+    optimisers at a loss of their own."""
     start_loss_nats = dy.Float64(nullable=True, min=0)
-    """The training loss before the first step, the mean of the seeds: how far the matched one is from guessing."""
+    """Training loss before the first step, in nats, mean of the seeds: what guessing gives."""
     n_matched = dy.Int64(min=0)
-    """Seeds that have figures there: not those that start at or below it."""
+    """Seeds with figures at the matched loss; a run that starts at or below that loss has none."""
     step_matched = dy.Float64(nullable=True, min=0)
-    """The mean of the steps done there."""
+    """Steps done at the matched loss, mean of the seeds."""
     gap_steps_matched = dy.Float64(nullable=True, min=0)
-    """The steps between the two checkpoints that figures there are read from, of the seed where they are most."""
+    """Steps between the two checkpoints that matched figures are interpolated from: the largest of the seeds."""
 
 
 class _OfCheckpoint(dy.Schema):
@@ -150,10 +150,12 @@ class _OfCheckpoint(dy.Schema):
     step = dy.Int64(primary_key=True, min=0)
 
 
-# `summary.parquet`: a row per (scale, optimizer), the means of its seeds at the end, and at matched loss.
-SweepSummary = type("SweepSummary", (_OfScale,), {**_AT_END, COST: dy.Float64(nullable=True, min=0), **_MATCHED})
-# `dynamics.parquet`: a row per (run, checkpoint).
-SweepCheckpoint = type("SweepCheckpoint", (_OfCheckpoint,), {name: _figure(name) for name in FIGURES})
+_SUMMARY = "`summary.parquet`: a row per (scale, optimizer), the means of its seeds at the end and at matched loss."
+_DYNAMICS = "`dynamics.parquet`: a row per (run, checkpoint), with all figures."
+SweepSummary = type(
+    "SweepSummary", (_OfScale,), {"__doc__": _SUMMARY, **_AT_END, COST: dy.Float64(nullable=True, min=0), **_MATCHED}
+)
+SweepCheckpoint = type("SweepCheckpoint", (_OfCheckpoint,), {"__doc__": _DYNAMICS, **_AT_END})
 
 
 class SweptFigure(dy.Schema):
@@ -170,13 +172,14 @@ class SweptFigure(dy.Schema):
     """Whether the run diverged: its end is the last checkpoint whose loss was a number, and it is in no mean, trend
     or comparison."""
     step = dy.Float64(nullable=True, min=0)
-    """Between two checkpoints where the loss is matched there; null where it is never reached, or from the start."""
+    """Step of the moment. At matched loss it lies between two checkpoints, and is null if that loss is never
+    reached."""
     gap_steps = dy.Float64(nullable=True, min=0)
-    """The steps between those two, from which the value is interpolated; 0 for one of a checkpoint."""
+    """Steps between the two checkpoints that the value is interpolated from; 0 at a checkpoint."""
     value = dy.Float64(nullable=True)
     value_low = dy.Float64(nullable=True)
     value_high = dy.Float64(nullable=True)
-    """The lower and the higher value of those two checkpoints; of one checkpoint the value."""
+    """The higher value of those two checkpoints; the value itself at a checkpoint."""
     reason = dy.String(nullable=True)
     """Why the run has no such moment."""
 
@@ -193,7 +196,7 @@ class SweepTrend(dy.Schema):
     optimizer = dy.String(primary_key=True)
     n_scales = dy.Int64(min=1)
     n_seeds = dy.Int64(min=0)
-    """Those with the figure at every scale."""
+    """Seeds that have the figure at every scale."""
     target_loss_nats = dy.Float64(nullable=True, min=0)
     """At the moment `matched`, the training loss that all of the optimiser's runs at all scales reached, where the
     figures are read. Null at the end."""
@@ -203,23 +206,22 @@ class SweepTrend(dy.Schema):
     """Change of the figure per doubling of the parameters."""
     low = dy.Float64(nullable=True)
     high = dy.Float64(nullable=True)
-    """Student's interval of the slope: the seeds' own slopes are its sample."""
+    """Upper end of Student's interval, over the seeds' own slopes."""
     bootstrap_low = dy.Float64(nullable=True)
     bootstrap_high = dy.Float64(nullable=True)
-    """BCa interval over resampled seeds. Of few it is too narrow: `seed_intervals.SIMULATED` says by how much."""
+    """Upper end of the BCa interval over resampled seeds; too narrow for few seeds (docs/sweeps.md)."""
     bracket_low = dy.Float64(nullable=True)
     bracket_high = dy.Float64(nullable=True)
-    """The least and the greatest slope if each figure had the value of one of the two checkpoints that it is read
-    between. At the end both are the slope."""
+    """The greatest value that the two checkpoints it is read between allow. At the end both brackets are the value."""
     effect = dy.Float64(nullable=True, min=-1, max=1)
-    """Kendall's tau of all runs."""
+    """Kendall's tau of the figure with the size, over all runs."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
-    """Two-sided, by permutation of runs: it takes those of one seed at several scales as independent."""
+    """Two-sided p-value by permutation of runs. Runs of one seed at several scales count as independent."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
-    """The smallest that so many runs with such ties could give."""
+    """Smallest p-value that so many runs with such ties could give."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """With all tests of the family accounted for (Benjamini-Hochberg); null if no p-value of 0.05 could come of the
-    test, which then is in no family."""
+    """p-value that accounts for all tests of the family (Benjamini-Hochberg); null if the test could not give 0.05,
+    however its values lie: it is then in no family."""
     family = dy.String(nullable=True)
     """Which tests the q-value accounts for: those with the same words here. The cost of a step is apart."""
     verdict = dy.Enum(_VERDICTS, nullable=True)
@@ -246,7 +248,7 @@ class SweepComparison(dy.Schema):
     optimizer = dy.String(primary_key=True)
     other = dy.String(primary_key=True)
     n_seeds = dy.Int64(min=0)
-    """Those that intervals are over; 0 if none has a pair at every scale."""
+    """Seeds that the intervals are over; 0 if none has a pair at every scale."""
     n_pairs = dy.Int64(min=1)
     """Pairs of runs of one scale and seed, which share weights and data."""
     target_loss_nats = dy.Float64(nullable=True, min=0)
@@ -255,32 +257,33 @@ class SweepComparison(dy.Schema):
     gap_steps = dy.Float64(nullable=True, min=0)
     """The most steps between two checkpoints that a figure there is read from; null where the target is."""
     difference = dy.Float64()
-    """The mean of optimizer less other."""
+    """Figure of `optimizer` less that of `other`, mean over the pairs."""
     low = dy.Float64(nullable=True)
     high = dy.Float64(nullable=True)
-    """Student's interval: its sample are the seeds' own differences, each the mean over the scales."""
+    """Upper end of Student's interval, over the seeds' own differences, each the mean over the scales."""
     bootstrap_low = dy.Float64(nullable=True)
     bootstrap_high = dy.Float64(nullable=True)
-    """As in `trends.parquet`."""
+    """Upper end of the BCa interval over resampled seeds; too narrow for few seeds (docs/sweeps.md)."""
     bracket_low = dy.Float64(nullable=True)
     bracket_high = dy.Float64(nullable=True)
-    """The same of the difference."""
+    """The greatest difference that the two checkpoints it is read between allow."""
     effect = dy.Float64(nullable=True, min=-1, max=1)
     """The share of the pairs above 0 less the share below."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
-    """Of the signed-rank test, two-sided. Its unit is the pair: at the scale `all` it takes the pairs of one seed at
-    several scales as independent."""
+    """Two-sided p-value of the signed-rank test over pairs. At the scale `all` the pairs of one seed at several scales
+    count as independent."""
     p_value_of_seeds = dy.Float64(nullable=True, min=0, max=1)
-    """At the scale `all`, of the same test of each seed's mean over the scales: never below 2 / 2**n_seeds."""
+    """p-value of the same test over each seed's mean over the scales, at the scale `all`; never below 2 /
+    2**n_seeds."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
-    """The smallest that so many pairs that differ could give."""
+    """Smallest p-value that so many different pairs could give."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """With all tests of the family accounted for (Benjamini-Hochberg); null if no p-value of 0.05 could come of the
-    test, which then is in no family."""
+    """p-value that accounts for all tests of the family (Benjamini-Hochberg); null if the test could not give 0.05,
+    however its values lie: it is then in no family."""
     family = dy.String(nullable=True)
     """Which tests the q-value accounts for: those with the same words here. Single scales, all scales
     and, of each, the cost of a step are apart."""
     verdict = dy.Enum(_VERDICTS, nullable=True)
-    """As in `trends.parquet`, of the difference."""
+    """What the q-value says of the difference, as in `trends.parquet`."""
     reason = dy.String(nullable=True)
     """Why there is no interval, no test, or no q-value."""

@@ -31,16 +31,16 @@ class PhaseTransition(_Question):
     rises, and no jump stands out. `fall`: it falls. `mixed`: it does both. `none`: neither is seen, and a jump could
     have been. `too_few`: nothing is seen, and so few models could not show a jump of any size."""
     p_value = dy.Float64(nullable=True, min=0, max=1)
-    """Permutation test of the best change point; the search over all of them is paid for."""
+    """Permutation test of the best change point; it accounts for the search over all change points."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """The same with all tests of this table accounted for (Benjamini-Hochberg): those of a change point upwards and in
-    either direction, and Kendall's, of every row."""
+    """The same, accounting for all tests of this table (Benjamini-Hochberg): of a change point upwards and in either
+    direction, and Kendall's, in every row."""
     p_value_either = dy.Float64(nullable=True, min=0, max=1)
     q_value_either = dy.Float64(nullable=True, min=0, max=1)
     p_value_beyond_line = dy.Float64(nullable=True, min=0, max=1)
-    """Of a line against a line with a step (permuted residuals, approximate)."""
+    """p-value of a line with a step against a line (permuted residuals, approximate)."""
     q_value_beyond_line = dy.Float64(nullable=True, min=0, max=1)
-    """The same with those of all rows that rise accounted for; null for the others."""
+    """The same, accounting for all rows that rise; null for the others."""
     n_permutations = dy.UInt32()
     is_exact = dy.Bool()
     """Whether these are all orders of the models."""
@@ -48,8 +48,8 @@ class PhaseTransition(_Question):
     """The change point, in units of x: the middle (of logarithms, for parameters) of the gap that it falls into."""
     location_low = dy.Float64(nullable=True)
     location_high = dy.Float64(nullable=True)
-    """95 % of the resamples of the models (and of their sequences, where given); by percentiles, since a place between
-    models moves in steps."""
+    """Upper end: 95 % of the resamples of the models (and of their sequences, where given) lie between, by
+    percentiles."""
     n_resamples = dy.UInt32()
     before = dy.Float64(nullable=True)
     """Mean of y over the models on the weaker side."""
@@ -60,18 +60,18 @@ class PhaseTransition(_Question):
     best_trend = dy.Enum(["constant", "line", "logistic_step", "change_point"], nullable=True)
     """The description with the lowest AICc."""
     kendall_tau = dy.Float64(nullable=True)
-    """With a model's strength: positive if y grows with parameters, or as the perplexity falls."""
+    """Kendall's tau of y with a model's strength: positive if y grows with parameters, or as the perplexity falls."""
     kendall_p_value = dy.Float64(nullable=True, min=0, max=1)
     kendall_q_value = dy.Float64(nullable=True, min=0, max=1)
     level = dy.Float64()
     power = dy.Float64()
     detectable_jump_sd = dy.Float64(nullable=True)
-    """The smallest jump there, in residual standard deviations, whose `p_value` is at most the level so often; null if
-    so few models cannot show any. Before the correction for many tests."""
+    """Smallest jump, in residual standard deviations, that is found with this level and power, before the correction
+    for many tests; null if so few models cannot show any."""
     detectable_jump = dy.Float64(nullable=True)
-    """The same in units of y."""
+    """The same jump in units of y."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)
-    """The smallest p-value that so many models can give, for a jump there."""
+    """Smallest p-value that so many models can give for a jump there."""
     reason = dy.String(nullable=True)
     """Why there is no test."""
 
@@ -85,19 +85,19 @@ class TrendComparison(_Question):
 
     model = dy.Enum(["constant", "line", "logistic_step", "change_point"], primary_key=True)
     n_parameters = dy.UInt32()
-    """The variance of the residuals included."""
+    """Parameters of the description, with the variance of the residuals."""
     rss = dy.Float64(nullable=True, min=0)
     aicc = dy.Float64(nullable=True)
-    """Null if n is at most n_parameters + 1: it is not defined there, and the description not considered."""
+    """AICc; null if n_models is at most n_parameters + 1, where it is not defined."""
     delta_aicc = dy.Float64(nullable=True, min=0)
-    """Above the best."""
+    """AICc above that of the best description."""
     weight = dy.Float64(nullable=True, min=0, max=1)
-    """Akaike weight among those considered."""
+    """Akaike weight among the descriptions considered."""
     before = dy.Float64(nullable=True)
-    """The level at the weak end."""
+    """Value of y at the weak end of the axis."""
     after = dy.Float64(nullable=True)
     location = dy.Float64(nullable=True)
-    """Where a step is, in units of x."""
+    """Where the step is, in units of x."""
     width = dy.Float64(nullable=True)
     """What a logistic step takes from 10 % to 90 %: perplexity, or a factor of the parameters."""
     reason = dy.String(nullable=True)
@@ -160,7 +160,7 @@ class RankTestResult(dy.Schema):
     p_value = dy.Float64(nullable=True, min=0, max=1)
     """Two-sided."""
     q_value = dy.Float64(nullable=True, min=0, max=1)
-    """With all tests of this table accounted for (Benjamini-Hochberg)."""
+    """p-value that accounts for all tests of this table (Benjamini-Hochberg)."""
     is_exact = dy.Bool()
     """Whether the p-value counts all arrangements; else random ones."""
     smallest_p_value = dy.Float64(nullable=True, min=0, max=1)

@@ -14,9 +14,9 @@ from outlier_moe.tables.schemas import tap_enum
 class UpcyclingRun(dy.Schema):
     """`summary.parquet`: one row per (pair, seed, arm).
 
-    Of outlier figures there are three: at the end of phase 1, of the model that it became (`transition`), and at the
-    end. Peak and kurtosis are the residual stream's, the count is that of the study's default preset. What describes
-    experts is null for the control, which has none.
+    Outlier figures are given three times: at the end of phase 1, for the mixture before its training (`transition`),
+    and at the end. Peak and kurtosis are those of the residual stream, the count is by the study's default preset.
+    Columns about experts are null for the control, which has none.
     """
 
     pair = dy.String(primary_key=True)
@@ -30,14 +30,15 @@ class UpcyclingRun(dy.Schema):
     drop_nats = dy.Float64(allow_nan=True, allow_inf=True)
     """`loss_before_nats` minus `final_loss_nats`."""
     largest_logit_difference = dy.Float64(nullable=True, min=0, allow_nan=True, allow_inf=True)
-    """Between the mixture before its training and the dense model, on the frozen probe."""
+    """Largest difference of a logit between the mixture before its training and the dense model, on the same probe."""
     is_equivalent = dy.Bool(nullable=True)
     load_entropy = dy.Float64(nullable=True, min=0, max=1)
-    """At the end, of the held-out tokens: 1 if every expert has as many; the mean over the layers."""
+    """Entropy of the experts' shares of the held-out tokens at the end: 1 if all are alike; the mean over the
+    layers."""
     n_dead = dy.Float64(nullable=True, min=0)
     """Experts without a token: the mean over the layers."""
     expert_distance = dy.Float64(nullable=True, min=0, allow_nan=True)
-    """Between the weights of two experts, over their mean length: the mean over pairs and layers."""
+    """Distance between the weights of two experts over their mean length: the mean over pairs and layers."""
     least_expert_distance = dy.Float64(nullable=True, min=0, allow_nan=True)
     n_twins = dy.Int64(nullable=True, min=0)
     """Pairs of experts of one layer whose weights are equal."""
@@ -54,9 +55,9 @@ class UpcyclingRun(dy.Schema):
     kurtosis_final = dy.Float64(nullable=True)
     excess_kurtosis_final = dy.Float64(nullable=True)
     n_steps = dy.Int64(min=0)
-    """Of phase 2."""
+    """Steps of phase 2."""
     time_s = dy.Float64(min=0)
-    """Of the steps of phase 2."""
+    """Time of the steps of phase 2, in seconds."""
 
 
 class UpcyclingCheckpoint(dy.Schema):
@@ -114,7 +115,7 @@ class UpcyclingStep(dy.Schema):
     learning_rate = dy.Float64(min=0)
     gradient_norm = dy.Float64(nullable=True)
     n_units = dy.Int64(min=1)
-    """Tokens of the step."""
+    """Tokens in the step."""
     units_per_s = dy.Float64(min=0)
     time_s = dy.Float64(min=0)
     n_accumulate = dy.Int64(min=1)
