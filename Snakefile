@@ -1,6 +1,7 @@
 """outlier_moe: outlier features in dense and Mixture-of-Experts transformers.
 
-fetch -> tokenize -> record (the only stage that wants a GPU) -> filter -> compare -> report
+fetch -> tokenize -> record -> count -+-> filter: each model's systematic.parquet
+                   (the GPU)          +-> compare -> intervals, tests, verification -> report
 """
 
 from snakemake.utils import min_version
@@ -11,7 +12,7 @@ min_version("9.0")
 configfile: "config/config.yaml"
 
 
-# Used with --software-deployment-method apptainer only; elsewhere rules run in the environment that snakemake runs in.
+# For --software-deployment-method apptainer only. Otherwise rules run in the environment that snakemake runs in.
 container: "docker://python:3.11-bookworm"
 
 
@@ -50,7 +51,7 @@ rule all:
         rules.lm_scale_sweep.input if "lm_scale_sweep" in EXPERIMENTS else [],
 
 
-# Not part of a usual run: the report has these pictures in it.
+# Not made by `snakemake` alone, since the report already shows these pictures.
 rule plots:
     input:
         rules.all.input,

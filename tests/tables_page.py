@@ -25,7 +25,8 @@ Every table that a study writes, with its columns. This page is written from `sr
 
 Magnitudes are in the units of the model's activations, losses in nats a token, times in seconds, shares from 0 to 1.
 Layers, features, sequences, positions and experts are counted from 0. The columns of a key tell a table's rows apart.
-Tables named `.arrow` are Arrow IPC, all others Parquet. Their metadata has a checksum and the thresholds they were made by.
+Tables named `.arrow` are Arrow IPC, all others Parquet. Their metadata
+has a checksum and the thresholds they were made by.
 
 `run.json` beside a recording has its provenance: versions, hashes, options, device, times and memory.
 """

@@ -1,4 +1,4 @@
-"""The one exception of this project: it says where, what was expected, what came, and what to do."""
+"""The error for a user's mistake: it says where, what was expected, what came, and what to do."""
 
 from __future__ import annotations
 

@@ -176,10 +176,10 @@ def corpus_of(wildcards):
 
 
 def options_of_tokens(wildcards):
-    """How a text becomes a model's tokens; a word more for those that may be shorter than the study's."""
+    """How a text becomes a model's tokens; `shortens` marks a model that may need shorter sequences than the study's."""
     entry, options = REGISTRY.model(wildcards.model), STUDY["tokenize_corpus"]
     is_long_enough = (entry.max_positions or 0) >= options["sequence_length"]
-    # Said only where it decides anything: another parameter would make the tokens, and their recording, again.
+    # Added only where it has an effect: another parameter would make the tokens, and so the recording, again.
     if entry.sequence_length == "study" or is_long_enough:
         return options
     return options | {"shortens": True}

@@ -1,7 +1,7 @@
 # Put the models of the study side by side: one row per model and preset, and a picture.
 #
-# Features are judged here for all models at once, from their counts by sequence; each model's own table of them
-# (filter_systematic) has more columns and the same features.
+# Features are judged here from each model's counts, without waiting for filter_systematic, whose tables have the same
+# features and more columns.
 #
 # INPUTS   results/{model}/outliers/, results/{model}/sequence_counts/ of every model
 # OUTPUTS  results/comparison/models.parquet    one row per (model, preset, first token in or out)
@@ -27,7 +27,7 @@ rule compare_models:
         "logs/compare_models.log",
     benchmark:
         "logs/benchmarks/compare_models.tsv"
-    # What the report waits for goes before pictures and tables of single models.
+    # The report waits for this, so it runs before the pictures and tables of single models.
     priority: 10
     params:
         models=MODELS,

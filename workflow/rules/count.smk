@@ -1,5 +1,5 @@
-# Count what a recording has at every edge of the ladder, once a recording: all that later stages need of it, whatever
-# the thresholds. A changed threshold then reads one edge of these tables, and not the recording.
+# Count each recording at every edge of the ladder, once. Later stages need nothing else for their thresholds: a changed
+# threshold reads another edge of these tables, and not the recording.
 #
 # INPUTS   results/{model}/outliers/
 # OUTPUTS  results/{model}/sequence_counts/   what each sequence counts, from which features are judged and resampled

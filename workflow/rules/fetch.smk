@@ -1,5 +1,5 @@
-# Bring in what the study needs from outside: each model's configuration and tokenizer (its weights too, where they do
-# not come from a hub) and each text, cut to a fixed number of characters so that all tokenizers see the same documents.
+# Fetch each model's configuration and tokenizer (its weights too, unless they come from the hub), and each text. A text is
+# cut to a fixed number of characters, so that all tokenizers see the same documents.
 #
 # INPUTS   config/models.yaml
 # OUTPUTS  resources/models/{model}/          config.json, tokenizer, source.json

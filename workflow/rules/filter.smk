@@ -1,5 +1,5 @@
-# Hold the recorded counts against the definitions of an outlier feature. Thresholds live here and not in record: a
-# changed one reruns this stage and what follows, in seconds.
+# Judge each feature of a model by every preset. A changed threshold makes this table, the comparison and what follows
+# again, in seconds; it never records.
 #
 # INPUTS   results/{model}/outliers/
 # OUTPUTS  results/{model}/systematic.parquet  one row per (preset, first token in or out, feature)

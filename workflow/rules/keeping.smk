@@ -1,5 +1,5 @@
-# What keeps a study from being lost or made twice: each recording is kept under a name of its own before anything runs,
-# and files that a copy has left without their times get them back.
+# Keeps recordings, and lets a copied study rerun nothing. Before anything runs, each recording gets a name of its own.
+# Files of a copy that have lost their times get them back.
 #
 # INPUTS   none
 # OUTPUTS  results/{model}/recordings/, results/.times.json, results/.records/

@@ -1,4 +1,4 @@
-# What a run says: of a target that no rule makes the nearest that one does, and at its end where the results are.
+# What a run prints: the nearest target for a misspelt one, and at the end where the results are.
 #
 # INPUTS   none
 # OUTPUTS  none

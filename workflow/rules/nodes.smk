@@ -1,4 +1,4 @@
-# Where jobs run: the nodes that recordings and training need elsewhere, and who waits for whom on this machine.
+# Where jobs run: the nodes that recordings and training need, and which jobs wait for each other on this machine.
 #
 # INPUTS   config/cluster.yaml, profiles/{runpod,slurm}
 # OUTPUTS  none
@@ -6,7 +6,7 @@
 from outlier_moe.config.cluster import load_cluster, refuse_larger_cap
 from outlier_moe.planning.rented import NodeNeeds, plan_nodes, training_node
 
-# Whether jobs go to other machines: `jobs` is given, as in profiles/runpod and profiles/slurm, and this is none of them.
+# Whether jobs go to other machines: `jobs` is given, as in profiles/runpod and profiles/slurm, and this is no such job.
 ELSEWHERE = workflow.resource_settings.nodes is not None and not workflow.remote_exec
 
 

@@ -1,17 +1,17 @@
-# Run a model over its tokens and count, at each tap and layer, what reaches each magnitude: the only stage that wants a
-# GPU. Its tables answer any threshold from the floor up, so that it need not run again when one changes.
+# Run a model over its tokens and count at each tap and layer what reaches each magnitude. Apart from training this is the
+# only stage that uses a GPU. Its tables answer any threshold from the floor up.
 #
 # INPUTS   resources/models/{model}/, results/{model}/tokens.arrow
 # OUTPUTS  results/{model}/outliers/  layer_*.arrow, any_layer.arrow, sites, peaks, sequences, run.json
 #
-# Of a model on the hub, fetch_model has brought the configuration, the tokenizer, the index and each file's size and
-# hash; the weights come here. Resident, all of them are downloaded into the hub's cache before the run; streamed, each
-# file ahead of its layers: into the cache too, or, with record_outliers.evict, into results/{model}/.outliers.weights,
-# where those of three layers are at a time. An interrupted run downloads what its unfinished layers need.
+# The weights of a model on the hub are downloaded here; fetch_model has brought everything else. A resident run downloads
+# all of them first, into the hub's cache. A streamed run downloads each file just before its layers, into the cache too.
+# With record_outliers.evict it uses results/{model}/.outliers.weights instead, and keeps the files of three layers at a
+# time. An interrupted run downloads what its unfinished layers need.
 #
-# With record_outliers.shards above 1 the sequences are recorded in that many parts, each by a job of its own, and the
-# parts' tables are merged: the same tables, to the last bit where the same sequences go through the model together.
-# Tables that are there keep the number of shards that they were made with.
+# With record_outliers.shards above 1 the sequences are recorded in that many parts, each by its own job, and the parts'
+# tables are merged. The result is the same, bit for bit if the same sequences go through the model together. Existing
+# tables keep the number of shards they were made with.
 
 
 localrules:
@@ -35,7 +35,7 @@ rule record_outliers:
         "logs/benchmarks/record_outliers/{model}.tsv"
     wildcard_constraints:
         model=one_of(model for model in REGISTRY.models if model not in SHARDED),
-    # What a recording waits for, and the recording itself, go before all else.
+    # Recordings take longest, so they and what they wait for run first.
     priority: 100
     threads: workflow.cores
     resources:

@@ -1,10 +1,9 @@
-# Make the results visible: pictures as files, and one page that opens offline. What does not depend on a threshold
-# (each model's counts at every edge, the script that draws) is made once, so that a changed threshold takes seconds.
+# Pictures as files, and the report: one page that opens offline. The script that draws is bundled once.
 #
 # INPUTS   results/{model}/outliers/, edge_counts.json, layer_peaks.parquet, results/comparison/*.parquet
 # OUTPUTS  results/report/index.html        everything in one file: findings, sliders, pictures, tables, provenance
 #          results/comparison/plots/        each picture of all models as png, svg, and a page with tooltips
-#          results/{model}/plots/           each picture of one model (on request)
+#          results/{model}/plots/           each picture of one model (`snakemake plots`)
 
 FRACTIONS = [
     f"{of}-{kind}" for of in ("layers", "positions") for kind in ("mean", "median")

@@ -1,13 +1,13 @@
-# Does the optimiser decide rank, sparsity, generalisation and outliers, and does that hold with scale? Image classifiers
-# (scale_sweep) and small language models (lm_scale_sweep) are trained side by side and measured at every checkpoint.
+# Does the optimiser decide rank, sparsity, generalisation and outliers, and at every scale? Image classifiers (scale_sweep)
+# and small language models (lm_scale_sweep) are trained and measured at every checkpoint.
 #
 #   prepare_images         -> try_learning_rates       -> train_classifier     -> measure_run -> summarise_sweep
 #   tokenize_training_text -> try_language_model_rates -> train_language_model                -> plot_sweep
 #
 # Each (scale, optimizer, seed) is a job of its own, so that a cluster runs them side by side. A training job that is
 # killed goes on from its last checkpoint, which lies beside its outputs. Learning rates are tried once per scale and
-# optimizer; of language models only where there are several. A changed threshold runs measure_run and what comes after
-# it: nothing is trained again.
+# optimizer; for language models only if there are several. A changed threshold makes the output of measure_run and of
+# later stages again, and trains nothing.
 #
 # INPUTS   none (digits), the hub (cifar10) or scale_sweep.images.path (idx); results/upcycle/text
 # OUTPUTS  results/scale_sweep/images/                                 the parts of the images
@@ -22,8 +22,8 @@ from outlier_moe.study.study import FILE
 
 SWEEP_PICTURES = ["performance", "ranks", "sparsity", "outliers", "dynamics"]
 
-# As an input, which a change of it would leave unmade where the images of another source are, it would not be missed.
-# Nodes have the divided images alone.
+# The user's image files are checked here and are no input of a rule: with split images of another source in place,
+# Snakemake would not notice that they are missing. Nodes get the split images only.
 if not workflow.remote_exec:
     try:
         refuse_missing_images(SCALE_SWEEP, file=FILE)

@@ -1,5 +1,5 @@
-# How sure the comparison is, and what it says: intervals from resampled sequences, tests over the models, and each model
-# held against what others published of it. Nothing here reads more of a recording than its sites and experts.
+# The statistics of the comparison: intervals from resampled sequences, tests over the models, and each model held against
+# published figures. Of a recording only sites and experts are read.
 #
 # INPUTS   results/{model}/outliers/, results/{model}/sequence_counts/, results/comparison/*.parquet
 # OUTPUTS  results/comparison/intervals.parquet, differences.parquet, stability.parquet, resamples.parquet
@@ -7,7 +7,7 @@
 #          results/comparison/phase_transitions.parquet, trends.parquet
 #          results/comparison/verification.parquet, super_experts.parquet, outlier_routing.parquet,
 #          expert_routing.parquet
-#          resources/resamples/{model}.parquet  the last resamples of each model, taken again if nothing changed
+#          resources/resamples/{model}.parquet  each model's last resamples, used again if nothing changed
 
 # The tables that the report takes in.
 STATISTICS = expand(

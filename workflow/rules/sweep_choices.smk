@@ -5,7 +5,7 @@
 
 from outlier_moe.scale_sweep.study import chosen_sweep, rates_of
 
-# The sweeps over optimisers and scales, with what the preset gives, and the runs of each.
+# Each sweep with its preset filled in, and its runs.
 SCALE_SWEEP = chosen_sweep(STUDY)
 LM_SCALE_SWEEP = STUDY["lm_scale_sweep"]
 SWEEP_RUNS = {
@@ -22,9 +22,9 @@ SWEEP_RUNS = {
         for seed in LM_SCALE_SWEEP["seeds"]
     ],
 }
-# Of a sweep's choices: which runs there are, and on which images, which are an input; how learning rates are chosen;
-# and what is measured along the way. The first decide no run's figures, the second none but through the chosen rate,
-# and the third not which rate that is.
+# Three kinds of keys in a sweep's section, so that a change makes only what depends on it: which runs there are (no run's
+# figures depend on it; images are an input), how learning rates are chosen (a run depends on the chosen rate only), and
+# what is measured (the choice of the rate does not depend on it).
 OF_SWEEP = ["scales", "d_models", "optimizers", "seeds", "images"]
 OF_GRID = ["multiples", "tuning_share", "tuning_seed"]
 OF_MEASURES = ["n_checkpoints", "n_recorded"]

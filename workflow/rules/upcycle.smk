@@ -5,8 +5,8 @@
 #   -> record_checkpoints -> filter_checkpoints -> summarise_upcycling -> plot_upcycling
 #
 # Each pair of models, seed and arm is trained by jobs of its own, so that a cluster runs them side by side. A training
-# job that is killed goes on from its last checkpoint, which lies beside its outputs. What takes less time than torch
-# takes to start shares a process: an arm is made and proven in one, and all runs of a seed are recorded in one.
+# job that is killed goes on from its last checkpoint, which lies beside its outputs. Steps that are shorter than the start
+# of torch share a process: an arm is made and proven in one, and all runs of a seed are recorded in one.
 #
 # INPUTS   resources/corpora/{corpus}.parquet
 # OUTPUTS  results/upcycle/text/                            tokenizer, train.npy, held_out.npy
@@ -22,7 +22,7 @@ UPCYCLE_RUNS = [
     for seed in UPCYCLE["seeds"]
     for arm in UPCYCLE["arms"]
 ]
-# What is trained of each pair and seed, by its folder there.
+# The folders of trained models, for each pair and seed.
 UPCYCLE_PHASES = ["phase1", *(f"{arm}/phase2" for arm in UPCYCLE["arms"])]
 UPCYCLE_PICTURES = ["losses", "expert-load", "peaks", "kurtosis"]
 

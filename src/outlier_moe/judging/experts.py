@@ -16,13 +16,13 @@ def summarise_experts(
     """What each expert does over all sequences.
 
     Args:
-        experts: Rows of `schemas_moe.Expert`, of one shard or of several.
-        routers: Rows of `schemas_moe.Router` of the same.
+        experts: Rows of `tables.moe.Expert`, of one shard or of several.
+        routers: Rows of `tables.moe.Router` of the same.
         ladder: The ladder that they were counted on.
         magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
 
     Returns:
-        The table `schemas_moe.ExpertSummary`.
+        The table `tables.moe.ExpertSummary`.
 
     Raises:
         StudyError: If the magnitude is no edge, or lies below the floor.
@@ -51,13 +51,13 @@ def summarise_routers(
     """How each router spreads the tokens of all sequences, and the outlier tokens among them.
 
     Args:
-        experts: Rows of `schemas_moe.Expert`, of one shard or of several.
-        routers: Rows of `schemas_moe.Router` of the same.
+        experts: Rows of `tables.moe.Expert`, of one shard or of several.
+        routers: Rows of `tables.moe.Router` of the same.
         ladder: The ladder that they were counted on.
         magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
 
     Returns:
-        The table `schemas_moe.RouterSummary`.
+        The table `tables.moe.RouterSummary`.
 
     Raises:
         StudyError: If the magnitude is no edge, or lies below the floor.

@@ -25,9 +25,9 @@ class MoeTables(NamedTuple):
     """The rows of some sequences."""
 
     experts: pl.DataFrame
-    """Rows of `schemas_moe.Expert`."""
+    """Rows of `tables.moe.Expert`."""
     routers: pl.DataFrame
-    """Rows of `schemas_moe.Router`."""
+    """Rows of `tables.moe.Router`."""
 
 
 class _Peaks(NamedTuple):

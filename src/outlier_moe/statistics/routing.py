@@ -30,7 +30,7 @@ def outlier_routing(
     sequence, and the squared length of the mean is compared.
 
     Args:
-        experts: Rows of `schemas_moe.Expert`.
+        experts: Rows of `tables.moe.Expert`.
         ladder: The ladder that they were counted on.
         magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
         model: Its name.
@@ -66,8 +66,8 @@ def expert_routing(
     """Which experts the outlier tokens are routed to, against the rest.
 
     Args:
-        experts: Rows of `schemas_moe.Expert`.
-        routers: Rows of `schemas_moe.Router` of the same recording.
+        experts: Rows of `tables.moe.Expert`.
+        routers: Rows of `tables.moe.Router` of the same recording.
         ladder: The ladder that they were counted on.
         magnitude: The |x| at mlp_in from which a token is an outlier token: an edge of the ladder.
         model: Its name.

@@ -93,7 +93,7 @@ def super_experts(experts: pl.DataFrame, forming: pl.DataFrame, rule: SuperExper
     """Hold every expert against the rule.
 
     Args:
-        experts: Rows of `schemas_moe.Expert`. Experts without a token have none, and are not among those that the
+        experts: Rows of `tables.moe.Expert`. Experts without a token have none, and are not among those that the
             percentile is taken of.
         forming: The table `FormingLayer` of the same recording.
         rule: The rule.

@@ -50,7 +50,7 @@ def verify(
         recording: The recording.
         systematic: Its table `Systematic`, or the rows of it that are systematic.
         model: The model's id in the registry, by which the survey's rows go.
-        experts: Its rows of `schemas_moe.Expert`; None if there are none.
+        experts: Its rows of `tables.moe.Expert`; None if there are none.
         revision: The revision that the registry asks of the hub.
         copy_of: The repository of which the registry says that the model is a copy.
         published_id: The id by which the survey's rows know it; by default its own.

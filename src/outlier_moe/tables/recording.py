@@ -91,11 +91,11 @@ class Recording:
         return self._read("sequences.parquet", schemas.Sequence)
 
     def experts(self) -> pl.DataFrame | None:
-        """The table `schemas_moe.Expert`; none for a model without experts."""
+        """The table `tables.moe.Expert`; none for a model without experts."""
         return self._of_experts("experts.parquet", schemas_moe.Expert)
 
     def routers(self) -> pl.DataFrame | None:
-        """The table `schemas_moe.Router`; None for a model without routers."""
+        """The table `tables.moe.Router`; None for a model without routers."""
         return self._of_experts("routers.parquet", schemas_moe.Router)
 
     def _of_experts(self, name: str, schema: type[dy.Schema]) -> pl.DataFrame | None:
