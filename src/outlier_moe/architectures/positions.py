@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from outlier_moe.architectures.lengths import FIELDS, Length, Positions, length_for, stated_positions
 from outlier_moe.architectures.model_class import SAME_ARCHITECTURE, config_fields, meta_model, read_config
@@ -22,7 +22,13 @@ _NEAR = frozenset(
 _POSITION_NAMES = re.compile(r"(^|[._])(wpe|pos(ition(s|al)?)?)(?=[._]|$)|positions_embed|embed_pos|pos_enc")
 
 
-def positions_of(config: PreTrainedConfig, *, longer_than: int = 0, trust_remote_code: bool = False) -> Positions:
+def positions_of(
+    config: PreTrainedConfig,
+    *,
+    longer_than: int = 0,
+    trust_remote_code: bool = False,
+    model: PreTrainedModel | None = None,
+) -> Positions:
     """The positions of the model of a configuration.
 
     Args:
@@ -30,6 +36,7 @@ def positions_of(config: PreTrainedConfig, *, longer_than: int = 0, trust_remote
         longer_than: A length that is of interest: a model that is made for it is not built to see whether it has a
             table.
         trust_remote_code: Whether the checkpoint's own code may run.
+        model: The model itself, where it is in memory; else it is built on the meta device if need be.
 
     Raises:
         StudyError: If the configuration belongs to no language model.
@@ -38,17 +45,16 @@ def positions_of(config: PreTrainedConfig, *, longer_than: int = 0, trust_remote
     stated = next((n for field in FIELDS if isinstance(n := getattr(text, field, None), int) and n > 0), None)
     if stated is None or longer_than <= stated:
         return Positions(stated, is_table=False)
-    table = _table(config, text, stated, trust_remote_code=trust_remote_code)
+    if text.model_type in FIXED_FAMILIES:
+        return Positions(stated, is_table=True)
+    table = _table(model or meta_model(config, torch.float32, trust_remote_code=trust_remote_code), stated)
     if table is not None:
         return Positions(table, is_table=True)
     return Positions(None if _sees_near_only(text, stated) else _scaled(text, stated), is_table=False)
 
 
-def _table(config: PreTrainedConfig, text: PreTrainedConfig, stated: int, *, trust_remote_code: bool) -> int | None:
+def _table(model: PreTrainedModel, stated: int) -> int | None:
     """The rows of a model's table of positions; None if it has none."""
-    if text.model_type in FIXED_FAMILIES:
-        return stated
-    model = meta_model(config, torch.float32, trust_remote_code=trust_remote_code)
     token_embedding = model.get_input_embeddings()
     tables = [_rows(module) for name, module in model.named_modules() if _is_table(name, module, token_embedding)]
     tables += [stated for name, tensor in _others(model) if _holds_positions(name, tensor, stated)]

@@ -67,6 +67,19 @@ def has_experts_interface(experts: nn.Module) -> bool:
     return "is_transposed" in vars(experts)
 
 
+@contextmanager
+def experts_implementation_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model back the way in which it computes its experts, whatever the block sets."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    before = [(config, config._experts_implementation) for config in configs]
+    try:
+        yield
+    finally:
+        # Outer ones first: setting one sets those inside it too.
+        for config, implementation in before:
+            config._experts_implementation = implementation
+
+
 def runs_grouped(experts: nn.Module) -> bool:
     """Whether a module of experts runs as transformers' grouped products."""
     return has_experts_interface(experts) and vars(experts)["config"]._experts_implementation == "grouped_mm"

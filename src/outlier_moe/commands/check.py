@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from outlier_moe.config.registry import (
-    DirectorySource,
     GgufSource,
     GgufWheelSource,
     HubSource,
     ModelEntry,
-    ModelSource,
     load_registry,
 )
 from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.machine.start_up import uncollected
+from outlier_moe.sources.named_models import named_model
 from outlier_moe.study.study import validated_study
 from outlier_moe.terminal.presentation import Column, show_frame
 
@@ -34,7 +32,6 @@ COLUMNS = {
     "verdict": Column("verdict"),
     "said": Column("what it is", folds=True),
 }
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Finding(NamedTuple):
@@ -102,33 +99,19 @@ def run(arguments: argparse.Namespace) -> None:
 def _entry(arguments: argparse.Namespace) -> ModelEntry:
     """The model of the registry, or one made of a path or a repository."""
     name = arguments.model
-    path = Path(name).expanduser()
     known = {}
     if arguments.registry.is_file():
         known = load_registry(arguments.registry, arguments.registry_schema).models
     if name in known:
         return known[name]
-    if path.suffix == ".gguf" and path.exists():
-        return _unregistered(GgufSource(path), name)
-    if path.is_dir():
-        is_gguf = any(path.glob("*.gguf")) and not (path / "config.json").exists()
-        return _unregistered(GgufSource(path) if is_gguf else DirectorySource(path), name)
-    if _REPOSITORY.fullmatch(name) and not name.startswith("."):
-        return _unregistered(HubSource(name), name)
+    if (entry := named_model(name)) is not None:
+        return entry
     raise StudyError(
         "There is no such model.",
         file=arguments.registry,
         expected="an id of the registry, a folder, a .gguf file, or owner/name on the hub",
         got=name,
         remedy=nearest(name, known).capitalize() if known else None,
-    )
-
-
-def _unregistered(source: ModelSource, name: str) -> ModelEntry:
-    return ModelEntry(
-        # As a folder may be named.
-        id=name.strip("/").replace("/", "--"),
-        source=source,
     )
 
 

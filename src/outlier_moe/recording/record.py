@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from outlier_moe.recording.finished_chunks import ChunkFolder
 from outlier_moe.recording.kept_recordings import MADE_FROM, KeptRecordings, made_from
 from outlier_moe.recording.resident import load_resident, record_resident
 from outlier_moe.recording.streamed import StreamOptions, load_streamed, record_streamed
-from outlier_moe.recording.writer import RecordingWriter
+from outlier_moe.recording.writer import Decode, RecordingWriter
 from outlier_moe.sources.computing_dtype import settle_dtype
 from outlier_moe.sources.config_labels import model_labels
 from outlier_moe.sources.models import open_checkpoint, stored_values
@@ -46,13 +46,15 @@ from outlier_moe.tables.recording import FORMAT
 log = logging.getLogger(__name__)
 
 
-class _Loaded(NamedTuple):
+class Loaded(NamedTuple):
     """A model, and how it takes all sequences."""
 
     model: PreTrainedModel
     """The model; its weights may be still to come."""
     structure: DecoderStructure
     """Its parts."""
+    device: torch.device
+    """Where it runs."""
     mode: Mode
     """Whole, or layer by layer."""
     run: Callable[[RecordingWriter, Callable[[int], None]], dict[str, Any]]
@@ -97,25 +99,56 @@ def record_outliers(
     # Before the model, which takes longer to load.
     decode = load_tokenizer(model_directory).decode
     loaded = _load(model_directory, tokens, options, origin, made, device=device, resume=resume, weights=weights)
+    facts = {**_part(tokens, options.shard), "source": asdict(origin), "caveats": caveats, MADE_FROM: made}
+    write_recording(output, loaded, tokens, options, facts, name=origin.model, decode=decode, started=started)
+    if kept is not None:
+        kept.keep(output)
+    for folder in (resume, weights):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_recording(
+    output: Path,
+    loaded: Loaded,
+    tokens: TokenTable,
+    options: RecordOptions,
+    facts: Mapping[str, Any],
+    *,
+    name: str,
+    decode: Decode,
+    started: float,
+) -> None:
+    """Send all sequences through a model that is loaded, and write the folder of its recording.
+
+    Args:
+        output: The folder to write; it appears when it is whole.
+        loaded: The model.
+        tokens: The sequences.
+        options: What to record.
+        facts: What run.json says beside what the run itself shows.
+        name: The model's name.
+        decode: What turns tokens into text.
+        started: When loading began, on the monotonic clock, in seconds.
+
+    Raises:
+        StudyError: If one sequence does not fit into memory, or the disk is full.
+    """
     experts = pin_experts(loaded.structure)
     ready = time.monotonic()
-    n_layers = len(loaded.structure.layers)
-    log.info("%s: %d layers on %s, %s, %s", origin.model, n_layers, device, loaded.model.dtype, loaded.mode)
+    n_layers, device = len(loaded.structure.layers), loaded.device
+    log.info("%s: %d layers on %s, %s, %s", name, n_layers, device, loaded.model.dtype, loaded.mode)
     writer = RecordingWriter(
         output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers, ladder=options.ladder
     )
-    with disk_full_is_told(writer.partial), writer, token_progress(origin.model, tokens.tokens.size) as advance:
+    with disk_full_is_told(writer.partial), writer, token_progress(name, tokens.tokens.size) as advance:
         driven = loaded.run(writer, advance)
         run = {
             **_provenance(loaded.model, n_layers, options, tokens),
-            **_part(tokens, options.shard),
+            **facts,
             **driven,
             "d_model": writer.d_model,
-            "model": origin.model,
-            "source": asdict(origin),
-            "caveats": caveats,
+            "model": name,
             "labels": model_labels(loaded.model, loaded.structure)._asdict(),
-            MADE_FROM: made,
             "mode": loaded.mode,
             "experts": experts,
             "device": str(device),
@@ -125,10 +158,6 @@ def record_outliers(
             "peak_memory_bytes": peak_memory_bytes(device),
         }
         writer.finish(run, decode)
-    if kept is not None:
-        kept.keep(output)
-    for folder in (resume, weights):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _caveats(model_directory: Path, tokens: TokenTable, origin: Origin) -> list[str]:
@@ -164,7 +193,7 @@ def _load(
     device: torch.device,
     resume: Path,
     weights: Path,
-) -> _Loaded:
+) -> Loaded:
     how = {"dtype": options.dtype, "device": device, "trust_remote_code": origin.trust_remote_code}
     mode = options.mode
     if mode == "auto":
@@ -184,7 +213,7 @@ def _load(
                 done = record_streamed(store, tokens.tokens, options, writer, advance=advance, stream=settings)
             return {"chunk": done.chunk, "bytes_read": done.bytes_read, "n_layers_resumed": done.n_resumed}
 
-        return _Loaded(store.model, store.structure, "streamed", stream)
+        return Loaded(store.model, store.structure, device, "streamed", stream)
     model = load_resident(open_checkpoint(model_directory), **how)
     structure = find_structure(model)
 
@@ -193,7 +222,7 @@ def _load(
         chunk = record_resident(model, structure, tokens.tokens, options, writer, advance=advance, folder=folder)
         return {"chunk": chunk, "bytes_read": origin.weight_bytes}
 
-    return _Loaded(model, structure, "resident", run_whole)
+    return Loaded(model, structure, device, "resident", run_whole)
 
 
 def _identity(

@@ -42,6 +42,18 @@ def fetch_corpus(entry: CorpusEntry, path: Path) -> None:
     Raises:
         StudyError: If the source refuses the text or lacks it, or there is nothing in it.
     """
+    text = read_text(entry)
+    rows = pl.DataFrame({"document": range(len(text.documents)), "text": text.documents})
+    with whole_file(path) as partial:
+        write_table(schemas.Document.validate(rows, cast=True), partial, text.metadata)
+
+
+def read_text(entry: CorpusEntry) -> Corpus:
+    """A text from its source, as `fetch_corpus` writes it.
+
+    Raises:
+        StudyError: If the source refuses the text or lacks it, or there is nothing in it.
+    """
     key = f"corpora.{entry.id}.source"
     reader = read_documents(entry.source, key=key)
     documents = list(_cut(reader.documents, entry.max_characters))
@@ -59,9 +71,7 @@ def fetch_corpus(entry: CorpusEntry, path: Path) -> None:
         "n_characters": n_characters,
         "corpus_sha256": documents_sha256(documents, key=key),
     }
-    rows = pl.DataFrame({"document": range(len(documents)), "text": documents})
-    with whole_file(path) as partial:
-        write_table(schemas.Document.validate(rows, cast=True), partial, metadata)
+    return Corpus(documents, metadata)
 
 
 def _cut(documents: Iterable[str], max_characters: int) -> Iterator[str]:

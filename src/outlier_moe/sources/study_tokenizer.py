@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 from outlier_moe.architectures.model_class import SAME_ARCHITECTURE, config_fields, read_config
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.origin import read_origin
-from outlier_moe.sources.tokenizer_files import open_tokenizer
+from outlier_moe.sources.tokenizer_files import OpenedTokenizer, open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +73,29 @@ def load_tokenizer(model_directory: Path) -> StudyTokenizer:
     """
     trusted = read_origin(model_directory).trust_remote_code
     config = _text_config(model_directory, trusted)
-    opened = open_tokenizer(model_directory, trust_remote_code=trusted)
+    return study_tokenizer(open_tokenizer(model_directory, trust_remote_code=trusted), config, model_directory)
+
+
+def study_tokenizer(opened: OpenedTokenizer, config: Mapping[str, Any], folder: Path) -> StudyTokenizer:
+    """A tokenizer with what the study asks of it.
+
+    Args:
+        opened: The tokenizer.
+        config: The configuration of the model's text part.
+        folder: Where its files lie, if they do.
+
+    Raises:
+        StudyError: If it names no end-of-text token.
+    """
     tokenizer = opened.tokenizer
     with_special = tokenizer("a")["input_ids"]
     bos = _single(tokenizer.bos_token_id)
-    end_of_text = _end_of_text(tokenizer, config, model_directory)
+    end_of_text = _end_of_text(tokenizer, config, folder)
     return StudyTokenizer(
         tokenizer=tokenizer,
         kind=opened.kind,
         note=opened.note,
-        sha256=_sha256(tokenizer, model_directory, [bos, end_of_text, *with_special]),
+        sha256=_sha256(tokenizer, folder, [bos, end_of_text, *with_special]),
         end_of_text=end_of_text,
         bos=bos,
         adds_bos=bos is not None and len(with_special) > 0 and with_special[0] == bos,
@@ -106,7 +119,7 @@ def _single(token: Any) -> int | None:
     return token[0] if isinstance(token, list) else token
 
 
-def _end_of_text(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any], model_directory: Path) -> int:
+def _end_of_text(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any], model_directory: Path) -> int:
     for token in (_single(tokenizer.eos_token_id), _single(config.get("eos_token_id"))):
         if token is not None:
             return token

@@ -115,12 +115,44 @@ def tokenize_corpus(
         shortens=shortens,
         trust_remote_code=origin.trust_remote_code,
     )
-    layout = Layout(n_sequences, length.n_tokens, _bos_token(tokenizer, bos, model_directory))
+    layout = Layout(n_sequences, length.n_tokens, bos_token(tokenizer, bos, model_directory))
+    table = tokenized(text, tokenizer, layout, bos=bos, corpus=corpus, model_directory=model_directory, cache=cache)
+    made_by = {"asked_length": sequence_length} if length.n_tokens < sequence_length else {}
+    if length.note is not None:
+        made_by |= {"length_note": length.note}
+        log.warning("%s: %s", origin.model, length.note)
+    write_tokens(table._replace(metadata={**table.metadata, **made_by}), output)
+
+
+def tokenized(
+    text: Corpus,
+    tokenizer: StudyTokenizer,
+    layout: Layout,
+    *,
+    bos: Bos,
+    corpus: Path | str,
+    model_directory: Path,
+    cache: Path | None = None,
+) -> TokenTable:
+    """A text as tokens, and what they were made from.
+
+    Args:
+        text: The text.
+        tokenizer: The model's tokenizer.
+        layout: The shape of the sequences.
+        bos: What was asked of their start.
+        corpus: How to name the text in a message.
+        model_directory: How to name the model in a message.
+        cache: A folder in which models with the same tokenizer find each other's tokens.
+
+    Raises:
+        StudyError: If the text is too short, or has a token that the model does not know.
+    """
     metadata = {
         "corpus_sha256": text.metadata["corpus_sha256"],
         "tokenizer_sha256": tokenizer.sha256,
-        "n_sequences": n_sequences,
-        "sequence_length": length.n_tokens,
+        "n_sequences": layout.n_sequences,
+        "sequence_length": layout.sequence_length,
         "bos": bos,
         "bos_token": layout.bos_token,
         "end_of_text_token": tokenizer.end_of_text,
@@ -130,12 +162,7 @@ def tokenize_corpus(
     _refuse_unknown_tokens(table, tokenizer, model_directory)
     # Not in the cache: another model may have the same tokenizer without a need for its own file's.
     made_by = {"tokenizer": tokenizer.kind, "tokenizer_note": tokenizer.note}
-    if length.n_tokens < sequence_length:
-        made_by |= {"asked_length": sequence_length}
-    if length.note is not None:
-        made_by |= {"length_note": length.note}
-        log.warning("%s: %s", origin.model, length.note)
-    write_tokens(table._replace(metadata={**table.metadata, **made_by}), output)
+    return table._replace(metadata={**table.metadata, **made_by})
 
 
 def _from_cache_or(make: Callable[[], TokenTable], metadata: dict[str, Any], cache: Path | None) -> TokenTable:
@@ -155,7 +182,12 @@ def _from_cache_or(make: Callable[[], TokenTable], metadata: dict[str, Any], cac
     return table
 
 
-def _bos_token(tokenizer: StudyTokenizer, bos: Bos, model_directory: Path) -> int | None:
+def bos_token(tokenizer: StudyTokenizer, bos: Bos, model_directory: Path) -> int | None:
+    """What each sequence starts with; None for nothing.
+
+    Raises:
+        StudyError: If BOS is asked of a tokenizer that has none.
+    """
     if bos == "never" or (bos == "tokenizer" and not tokenizer.adds_bos):
         return None
     if tokenizer.bos is None:
@@ -170,7 +202,7 @@ def _bos_token(tokenizer: StudyTokenizer, bos: Bos, model_directory: Path) -> in
 
 
 def _tokenized(
-    text: Corpus, tokenizer: StudyTokenizer, layout: Layout, metadata: dict[str, Any], corpus: Path
+    text: Corpus, tokenizer: StudyTokenizer, layout: Layout, metadata: dict[str, Any], corpus: Path | str
 ) -> TokenTable:
     stream = token_stream(text.documents, tokenizer, n_needed=layout.n_needed)
     if len(stream.tokens) < layout.n_needed:
@@ -201,7 +233,7 @@ def token_stream(documents: Sequence[str], tokenizer: StudyTokenizer, *, n_neede
     return TokenStream(np.concatenate([np.empty(0, np.uint32), *pieces]), len(pieces))
 
 
-def _too_short(text: Corpus, layout: Layout, n_available: int, corpus: Path) -> StudyError:
+def _too_short(text: Corpus, layout: Layout, n_available: int, corpus: Path | str) -> StudyError:
     fits = n_available // layout.n_from_text
     fewer = f"lower tokenize_corpus.n_sequences to {fits}" if fits else "lower tokenize_corpus.sequence_length"
     more = (
