@@ -21,6 +21,7 @@ from outlier_moe.commands import (
     models,
     nodes,
     plan,
+    record,
     sweep,
     top,
     upcycling,
@@ -99,6 +100,7 @@ def _parser() -> Parser:
     top.add_parser(commands, shared, registered)
     models.add_parser(commands, shared, registered)
     check.add_parser(commands, shared, registered)
+    record.add_parser(commands)
     compare.add_parser(commands)
     verify.add_parser(commands, shared)
     plan.add_parser(commands)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from outlier_moe.definitions.taps import View
+from outlier_moe.errors import StudyError, nearest
 
 FirstToken = Literal["included", "excluded"]
 FIRST_TOKENS: tuple[FirstToken, ...] = ("included", "excluded")
@@ -38,6 +39,21 @@ class Preset:
     """Least fraction of the positions affected."""
     median_ratio: float = 1000.0
     """For `massive`: least ratio of |x| to the median magnitude of the hidden state."""
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("dettmers2022", "systematic", "linear_inputs", 6.0),
+        Preset("survey2025", "systematic", "linear_inputs", 6.0, "sites", "feature_sequence"),
+        Preset("residual", "systematic", "residual", 6.0),
+        Preset("scale_free", "systematic", "residual_rms", 6.0),
+        Preset("sun2024", "massive", "residual", 100.0),
+    )
+}
+"""The definitions of the literature, by name, with their published thresholds."""
+
+DEFAULT_PRESET = "dettmers2022"
 
 
 def presets(study: Mapping[str, Any]) -> list[Preset]:
@@ -73,3 +89,50 @@ class CountShape(NamedTuple):
 def shape_of(preset: Preset) -> CountShape | None:
     """The counts that a preset is judged by; None for massive activations, which are no matter of counts."""
     return CountShape(preset.view, preset.layers, preset.unit) if preset.rule == "systematic" else None
+
+
+def preset_named(
+    name: str,
+    *,
+    magnitude: float | None = None,
+    layer_fraction: float | None = None,
+    position_fraction: float | None = None,
+) -> Preset:
+    """A definition of the literature, with thresholds of one's own where they are given.
+
+    Args:
+        name: Its name.
+        magnitude: The |x| from which a value counts; None for the published one.
+        layer_fraction: The least fraction of the layers affected, likewise.
+        position_fraction: The least fraction of the positions affected, likewise.
+
+    Raises:
+        StudyError: If there is no such definition, it has no such threshold, or a fraction is none.
+    """
+    if name not in PRESETS:
+        raise StudyError(
+            f"There is no preset '{name}'.",
+            key="preset",
+            expected=", ".join(PRESETS),
+            got=name,
+            remedy=nearest(str(name), PRESETS).capitalize(),
+        )
+    preset = PRESETS[name]
+    thresholds = {
+        "magnitude": magnitude,
+        "layer_fraction": layer_fraction,
+        "position_fraction": position_fraction,
+    }
+    given = {key: value for key, value in thresholds.items() if value is not None}
+    for key, value in given.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "magnitude":
+            # Whether it is an edge that was counted is the recording's to say.
+            expected, is_right = "a positive number", is_number and 0 < value < float("inf")
+        elif preset.rule == "massive":
+            expected, is_right = f"no {key}: {name} judges by magnitude alone", False
+        else:
+            expected, is_right = "a number above 0, and at most 1", is_number and 0 < value <= 1
+        if not is_right:
+            raise StudyError("A threshold cannot be judged by.", key=key, expected=expected, got=repr(value))
+    return replace(preset, **{key: float(value) for key, value in given.items()})
