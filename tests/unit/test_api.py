@@ -34,7 +34,6 @@ from outlier_moe.definitions.presets import PRESETS, presets
 from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.count_recording import CountFiles, count_recording
-from outlier_moe.planning.workload import Workload
 from outlier_moe.recording.record import record_outliers
 from outlier_moe.sources import given_tokens
 from outlier_moe.sources.corpora import fetch_corpus
@@ -242,13 +241,11 @@ def test_models_are_compared_as_the_workflow_compares_them(study: Study, tmp_pat
         assert refused.value.remedy
 
 
-def test_definitions_and_defaults_are_those_of_the_study() -> None:
+def test_definitions_and_the_embedded_text_are_those_of_the_study() -> None:
     study = validated_study(read_yaml(ROOT / "config/config.yaml"), ROOT / "workflow/schemas/config.schema.yaml")
     assert list(PRESETS.values()) == presets(study)
     registry = load_registry(ROOT / "config/models.yaml", ROOT / "workflow/schemas/models.schema.yaml")
     assert given_tokens.EMBEDDED == registry.corpus(given_tokens.EMBEDDED.id)
-    workload = Workload()
-    assert (given_tokens.N_SEQUENCES, given_tokens.SEQUENCE_LENGTH) == (workload.n_sequences, workload.sequence_length)
 
 
 def _with(ids: np.ndarray, value: int) -> np.ndarray:

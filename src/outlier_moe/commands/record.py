@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import get_args
 
 from outlier_moe.config.registry import CorpusEntry, FilesSource
-from outlier_moe.definitions.record_options import Device, Dtype, ModeOption, checked_options
+from outlier_moe.definitions.record_options import (
+    N_SEQUENCES,
+    SEQUENCE_LENGTH,
+    Device,
+    Dtype,
+    ModeOption,
+    checked_options,
+)
 from outlier_moe.errors import StudyError
 from outlier_moe.machine.start_up import uncollected
 from outlier_moe.sources.named_models import named_entry
@@ -40,9 +47,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("path_or_id", metavar="PATH_OR_ID", help="a folder, a .gguf file, or owner/name on the hub")
     parser.add_argument("--text", type=Path, help=".txt, .jsonl or .parquet (default: the text that comes with Python)")
     parser.add_argument("--out", type=Path, help=f"the folder to write (default: {OUT}/ and the model's name)")
-    parser.add_argument("--sequences", type=int, metavar="N", help="default: 16, or as many as the text has")
     parser.add_argument(
-        "--sequence-length", type=int, metavar="L", help="tokens; default: 2048, or as many as the model was made for"
+        "--sequences", type=int, metavar="N", help=f"default: {N_SEQUENCES}, or as many as the text has"
+    )
+    parser.add_argument(
+        "--sequence-length",
+        type=int,
+        metavar="L",
+        help=f"tokens (default: {SEQUENCE_LENGTH}, or the model's)",
     )
     for name, kind in (("mode", ModeOption), ("dtype", Dtype), ("device", Device)):
         first = get_args(kind)[0]

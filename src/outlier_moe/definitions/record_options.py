@@ -15,6 +15,11 @@ Dtype = Literal["checkpoint", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 ModeOption = Literal["auto", "resident", "streamed"]
 
+N_SEQUENCES = 16
+"""Sequences of a text, if nobody says."""
+SEQUENCE_LENGTH = 2048
+"""Tokens of each, if nobody says."""
+
 
 @dataclass(frozen=True)
 class RecordOptions:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from outlier_moe.definitions.record_options import Dtype
+from outlier_moe.definitions.record_options import N_SEQUENCES, SEQUENCE_LENGTH, Dtype
 from outlier_moe.definitions.taps import TAPS, VIEW_OF, Tap
 
 DeviceType = Literal["cpu", "cuda", "mps"]
@@ -27,9 +27,9 @@ CROSS_ENTROPY_BYTES = 4 * 2**20
 class Workload:
     """The tokens of a study and what is recorded of them."""
 
-    n_sequences: int = 16
+    n_sequences: int = N_SEQUENCES
     """Sequences."""
-    sequence_length: int = 2048
+    sequence_length: int = SEQUENCE_LENGTH
     """Tokens of each."""
     taps: tuple[Tap, ...] = TAPS
     """Where activations are read."""

@@ -14,6 +14,7 @@ import torch
 from outlier_moe.architectures.lengths import KEY, Length
 from outlier_moe.architectures.positions import model_length
 from outlier_moe.config.registry import CorpusEntry, ModelEntry, PydocTopicsSource
+from outlier_moe.definitions.record_options import N_SEQUENCES, SEQUENCE_LENGTH
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.corpora import Corpus, documents_sha256, read_text
 from outlier_moe.sources.study_tokenizer import StudyTokenizer, load_tokenizer
@@ -23,10 +24,6 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = CorpusEntry("pydoc-topics", PydocTopicsSource(), max_characters=400_000)
 """The text that comes with Python: what is recorded on if nothing is given."""
-N_SEQUENCES = 16
-"""Sequences of a text, if nobody says; fewer if the text has no more."""
-SEQUENCE_LENGTH = 2048
-"""Tokens of a sequence of a text, if nobody says; fewer if the model was made for no more."""
 MOST = 2**16 - 1
 """Sequences, and positions of one: tables keep them as 16-bit numbers."""
 
