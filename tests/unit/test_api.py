@@ -105,7 +105,7 @@ def test_the_package_is_light_until_something_is_asked_of_it() -> None:
     assert done.stdout.startswith("['compare', 'load', 'record']")
     assert not {"torch", "transformers", "polars", "numpy", "altair"} & set(done.stdout.split())
     with pytest.raises(AttributeError):
-        _ = om.recrod  # type: ignore[attr-defined]
+        _ = om.recorded  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("way", ["memory", "path", "streamed"])
@@ -285,7 +285,7 @@ def _with(ids: np.ndarray, value: int) -> np.ndarray:
         ([TEXT], {"bos": "maybe"}, "bos"),
         ([TEXT], {"bos": "always"}, "tokenize_corpus.bos"),
         ([TEXT], {"tokenizer": "gpt2"}, "tokenizer"),
-        (IDS, {"flor": 3.0}, "flor"),
+        (IDS, {"floors": 3.0}, "floors"),
         (IDS, {"floor": 3.3}, "floor"),
         (IDS, {"floor": "3"}, "floor"),
         (IDS, {"taps": ["residul"]}, "taps"),
