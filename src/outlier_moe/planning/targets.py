@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import islice, product
@@ -74,7 +74,7 @@ def _readable(output: str) -> str:
 def _remedy(target: str, by_rule: Mapping[str, Sequence[str]], models: Collection[str]) -> str:
     outputs = [output for each in by_rule.values() for output in each]
     if target in models:
-        return f"To judge a model: snakemake results/{target}/systematic.parquet"
+        return f"To judge a model: snakemake {_table_of(target, outputs)}"
     relative = _relative(target)
     if relative != target and any(_matches(relative, output) for output in outputs):
         return f"Targets are named from the study's folder: snakemake {relative}"
@@ -89,7 +89,13 @@ def _remedy(target: str, by_rule: Mapping[str, Sequence[str]], models: Collectio
     named = nearest(target, [*by_rule, *models])
     if named.startswith("did you mean"):
         return named[0].upper() + named[1:]
-    return "snakemake --list-target-rules lists rules. A model's table: results/MODEL/systematic.parquet"
+    return f"snakemake --list-target-rules lists rules. A model's table: {_table_of('MODEL', outputs)}"
+
+
+def _table_of(model: str, outputs: Iterable[str]) -> str:
+    """The table of a model's systematic features, as a target."""
+    readable = (_readable(output) for output in outputs if output.endswith("/systematic.parquet"))
+    return next(readable, "systematic.parquet").replace("MODEL", model)
 
 
 def _relative(target: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables of the sweeps over optimisers and scales: `results/{scale_sweep,lm_scale_sweep}/*.parquet`.
+"""The tables of the sweeps over optimisers and scales: `scale_sweep/*.parquet` and `lm_scale_sweep/*.parquet`.
 
 `scale` is the name of a model's sizes, `optimizer` and `seed` say which run of it a row is of. A `moment` is the start,
 the end, or `matched`: where the run's training loss first is what all runs of its scale that did not diverge reached.

@@ -1,4 +1,4 @@
-"""The tables of the experiment dense -> MoE: `results/upcycle/*.parquet`.
+"""The tables of the experiment dense -> MoE: `upcycle/*.parquet`.
 
 Steps count both phases, so that the boundary is where phase 1 ends. Losses are in nats, over the same held-out windows
 at every checkpoint, and not finite where a run has diverged; `pair`, `seed` and `arm` say which run a row belongs to.
