@@ -49,6 +49,8 @@ class MadeUpModel:
     sink: float = 9000.0
     """Magnitude of the first token in three features of the residual stream, in the middle layers."""
     loss_nats: float = 2.5
+    n_parameters: int | None = None
+    """What the run says; what the size comes to by default."""
     corpus: str = "fa" * 32
     floor: float = 3.0
 
@@ -229,7 +231,7 @@ def _write_run(directory: Path, model: MadeUpModel, random: np.random.Generator)
         "d_model": model.d_model,
         "n_sequences": model.n_sequences,
         "sequence_length": model.n_positions,
-        "n_parameters": 12 * model.n_layers * model.d_model**2 + 50_000 * model.d_model,
+        "n_parameters": model.n_parameters or 12 * model.n_layers * model.d_model**2 + 50_000 * model.d_model,
         "n_embedding_parameters": 50_000 * model.d_model,
         "dtype": "bfloat16",
         "tokens": {"corpus_sha256": model.corpus},

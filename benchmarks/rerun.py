@@ -44,7 +44,8 @@ def make_study(folder: Path, n_models: int, *, n_layers: int, d_model: int) -> N
         outliers = folder / "results" / name / "outliers"
         if not (outliers / "run.json").exists():
             loss_nats = 2.0 + 0.05 * (seed % 9)
-            model = MadeUpModel(name, seed, n_layers, d_model, spread=spread, loss_nats=loss_nats)
+            size = {"n_layers": n_layers, "d_model": d_model, "n_parameters": round(1e9 * entry["total_params_b"])}
+            model = MadeUpModel(name, seed, **size, spread=spread, loss_nats=loss_nats)
             write_made_up(outliers, model)
         _look_done(folder, name)
     corpora = {"small": {"source": {"kind": "files", "paths": ["text.txt"]}, "max_characters": 1000}}
