@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,9 +44,8 @@ def make_study(folder: Path, n_models: int, *, n_layers: int, d_model: int) -> N
         spread = 0.5 + 0.05 * (seed % 8) + (0.0 if entry["kind"] == "moe" else 0.15)
         outliers = folder / "results" / name / "outliers"
         if not (outliers / "run.json").exists():
-            loss_nats = 2.0 + 0.05 * (seed % 9)
-            size = {"n_layers": n_layers, "d_model": d_model, "n_parameters": round(1e9 * entry["total_params_b"])}
-            model = MadeUpModel(name, seed, **size, spread=spread, loss_nats=loss_nats)
+            made_up = MadeUpModel(name, seed, n_layers, d_model, spread=spread, loss_nats=2.0 + 0.05 * (seed % 9))
+            model = replace(made_up, n_parameters=round(1e9 * entry["total_params_b"]))
             write_made_up(outliers, model)
         _look_done(folder, name)
     corpora = {"small": {"source": {"kind": "files", "paths": ["text.txt"]}, "max_characters": 1000}}
