@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from outlier_moe.definitions.presets import Preset, definition_facts
-from outlier_moe.machine.stage_log import reporting_to
-from outlier_moe.statistics.bootstrap import BootstrapOptions
-from outlier_moe.statistics.study_bootstrap import StudyFiles, bootstrap_study
-from outlier_moe.tables.files import write_table
+from outlier_moe.machine.start_up import uncollected
+
+with uncollected():
+    from outlier_moe.definitions.presets import Preset, definition_facts
+    from outlier_moe.machine.stage_log import reporting_to
+    from outlier_moe.statistics.bootstrap import BootstrapOptions
+    from outlier_moe.statistics.study_bootstrap import StudyFiles, bootstrap_study
+    from outlier_moe.tables.files import write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     presets = [Preset(**preset) for preset in snakemake.params.presets]

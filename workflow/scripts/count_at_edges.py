@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from outlier_moe.definitions.presets import CountShape, Preset
-from outlier_moe.judging.count_recording import CountFiles, count_recording
-from outlier_moe.machine.stage_log import reporting_to
+from outlier_moe.machine.start_up import uncollected
+
+with uncollected():
+    from outlier_moe.definitions.presets import CountShape, Preset
+    from outlier_moe.judging.count_recording import CountFiles, count_recording
+    from outlier_moe.machine.stage_log import reporting_to
 
 with reporting_to(snakemake.log[0], snakemake):
     count_recording(

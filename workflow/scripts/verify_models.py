@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from outlier_moe.machine.stage_log import reporting_to
-from outlier_moe.statistics.study_checks import CheckedModel, checks_of_study
-from outlier_moe.tables.files import read_table, write_table
+from outlier_moe.machine.start_up import uncollected
+
+with uncollected():
+    from outlier_moe.machine.stage_log import reporting_to
+    from outlier_moe.statistics.study_checks import CheckedModel, checks_of_study
+    from outlier_moe.tables.files import read_table, write_table
 
 with reporting_to(snakemake.log[0], snakemake):
     params = snakemake.params

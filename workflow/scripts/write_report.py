@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from outlier_moe.machine.stage_log import reporting_to
-from outlier_moe.report.inputs import ModelFiles, ReportInputs
-from outlier_moe.report.page import write_report
-from outlier_moe.tables.files import read_table
+from outlier_moe.machine.start_up import uncollected
+
+with uncollected():
+    from outlier_moe.machine.stage_log import reporting_to
+    from outlier_moe.report.inputs import ModelFiles, ReportInputs
+    from outlier_moe.report.page import write_report
+    from outlier_moe.tables.files import read_table
 
 with reporting_to(snakemake.log[0], snakemake):
     paths = [snakemake.input[name] for name in ("outliers", "edge_counts", "layer_peaks")]
