@@ -36,7 +36,7 @@ PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-chec
 help:  ## Say what each target does.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
-demo: .venv/installed  ## Run the embedded study offline on two CPU cores: its table first, then the experiments.
+demo: .venv/compiled  ## Run the embedded study offline on two CPU cores: its table first, then the experiments.
 	.venv/bin/snakemake --cores 2 results/comparison/models.parquet
 	.venv/bin/outlier-moe show
 	@echo 'This is the table of the study. Its experiments and its report follow, and take some ten minutes.'
@@ -78,4 +78,10 @@ clean:  ## Remove the environments and caches; results stay.
 
 %/installed: %/packages pyproject.toml
 	@$(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+# Loops are compiled once for a machine; the first recording would wait for them with the model in memory.
+.venv/compiled: .venv/installed src/outlier_moe/recording/kernels.py src/outlier_moe/statistics/resample_kernels.py
+	@echo "Compiling the counting loops for this processor (some 40 seconds, once) ..."
+	@.venv/bin/python -m outlier_moe.study.compile_kernels
 	@touch $@
