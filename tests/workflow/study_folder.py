@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests import warm
 from tests.tiny_models import save_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,8 +32,7 @@ class StudyFolder:
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run snakemake in the folder; its output is that of both streams."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        done = subprocess.run(command, cwd=self.path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = warm.run("snakemake", "--cores", "2", *arguments, folder=self.path)
         if check and done.returncode != 0:
             raise AssertionError(f"snakemake failed:\n{done.stdout}")
         return done

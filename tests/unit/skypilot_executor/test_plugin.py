@@ -15,6 +15,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_skypilot.job_files import inputs_of, job_files, wildcards_of
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
+from tests import warm
 
 SNAKEFILE = """
 rule make:
@@ -106,15 +107,14 @@ def test_without_skypilot(tmp_path: Path) -> None:
 def test_wrong_settings(tmp_path: Path, arguments: list[str], said: str) -> None:
     """They are told before SkyPilot is looked for."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
-    command = [sys.executable, "-m", "snakemake", "--executor", "skypilot", "--jobs", "1", *arguments]
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
+    refused = warm.run("snakemake", "--executor", "skypilot", "--jobs", "1", *arguments, folder=tmp_path)
+    assert refused.returncode == 1 and said in refused.stdout and "Traceback" not in refused.stdout
 
 
 def test_snakefile_from_elsewhere(tmp_path: Path) -> None:
     """A node would not have it."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "run").mkdir()
-    command = [sys.executable, "-m", "snakemake", "--executor", "skypilot", "--jobs", "1", "-s", "../Snakefile"]
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "run")
-    assert refused.returncode == 1 and "outside of the workflow's folder" in refused.stderr
+    arguments = ["--executor", "skypilot", "--jobs", "1", "-s", "../Snakefile"]
+    refused = warm.run("snakemake", *arguments, folder=tmp_path / "run")
+    assert refused.returncode == 1 and "outside of the workflow's folder" in refused.stdout
