@@ -23,6 +23,8 @@ _SUFFIXES = ("_scale_inv", "_scale")
 _GROUP = 32
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _PAIRS = (torch.int8, torch.uint8, torch.float4_e2m1fn_x2)
+# Scales that are powers of two, as those formats have them.
+_POWERS = (torch.uint8, torch.float8_e8m0fnu)
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -63,7 +65,8 @@ class Fp8Undoing:
                 values = _unpacked(values)
             elif values.dtype not in _EIGHT_BITS:
                 raise ValueError(f"values of {str(values.dtype).removeprefix('torch.')} beside a scale")
-            return self._scaled(values.float(), _number(scale))
+            is_micro = values is not parts[weight.name] or scale.dtype in _POWERS
+            return self._scaled(values.float(), _number(scale), is_micro=is_micro)
         except ValueError as error:
             raise StudyError(
                 "A tensor of the checkpoint does not fit the model.",
@@ -73,8 +76,8 @@ class Fp8Undoing:
                 remedy="Check that config.json (weight_block_size) and the shards are of the same model and save.",
             ) from error
 
-    def _scaled(self, values: Tensor, scale: Tensor) -> Tensor:
-        """The values times their scales."""
+    def _scaled(self, values: Tensor, scale: Tensor, *, is_micro: bool) -> Tensor:
+        """The values times their scales; only those of a microscaling format are in groups without being said to be."""
         shape, (rows, columns), before = values.shape, values.shape[-2:], tuple(values.shape[:-2])
         if scale.numel() == 1:
             return values * scale.reshape(())
@@ -89,7 +92,7 @@ class Fp8Undoing:
         # The experts of some models are stored with their input first.
         if before and tuple(scale.shape) == (*before, 1, columns):
             return values * scale
-        if columns % _GROUP == 0 and tuple(scale.shape) == (*before, rows, columns // _GROUP):
+        if is_micro and columns % _GROUP == 0 and tuple(scale.shape) == (*before, rows, columns // _GROUP):
             return _in_blocks(values, scale, 1, _GROUP)
         grid = f"a grid of {-(-rows // self._block[0])} x {-(-columns // self._block[1])}, or " if self._block else ""
         raise ValueError(
