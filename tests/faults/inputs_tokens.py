@@ -103,7 +103,13 @@ def tokenized(
 
 
 def from_hub(
-    *, status: int | None = None, token: str | None = None, offline: bool = False, away: bool = False, **repository: Any
+    *,
+    status: int | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    away: bool = False,
+    environment: dict[str, str] | None = None,
+    **repository: Any,
 ) -> Callable[..., Answer]:
     """Ask for a model of a hub that refuses it."""
 
@@ -120,6 +126,8 @@ def from_hub(
                 patch.setattr(constants, "HF_HUB_OFFLINE", True)
             if away:
                 patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+            for name, value in (environment or {}).items():
+                patch.setenv(name, value)
             return called(fetch_model, model_entry(HubSource("owner/tiny")), folder / "model")
 
     return ask_for
@@ -286,6 +294,8 @@ HUB = [
     WrongInput("hub: too many requests", from_hub(status=429, branches=("main",)), ("429", "in 9 s")),
     WrongInput("hub: its own fault", from_hub(status=503, branches=("main",)), ("fault of its own", "run again later")),
     WrongInput("hub: offline", from_hub(offline=True), ("HF_HUB_OFFLINE", "hf download")),
+    WrongInput("hub: two tokens in one", from_hub(environment={"HF_TOKEN": "hf_a\nhf_b"}), ("HF_TOKEN", "anew")),
+    WrongInput("hub: a page of JSON", from_hub(status=200, branches=("main",)), ("not speak as the hub", "proxy")),
     WrongInput("hub: no network", from_hub(away=True), ("could not be reached", "network")),
 ]
 CASES = [*TEXTS, *TOKENIZERS, *HUB]

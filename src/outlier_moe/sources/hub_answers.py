@@ -28,13 +28,41 @@ from outlier_moe.errors import StudyError
 NetworkError = cast("type[Exception]", next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
 
 
+# Where the client of the hub looks for certificates.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
 class HubAwayError(StudyError):
     """The hub does not answer: whatever else is asked of it, it will not."""
 
 
 def token() -> str | bool:
-    """HF_TOKEN of the environment, else what `hf auth login` saved; False, which is no token, if there is neither."""
-    return os.environ.get("HF_TOKEN", "").strip() or get_token() or False
+    """HF_TOKEN of the environment, else what `hf auth login` saved; False, which is no token, if there is neither.
+
+    Raises:
+        StudyError: If the one that there is can be no token.
+    """
+    given = os.environ.get("HF_TOKEN", "").strip()
+    try:
+        found = given or get_token() or ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(
+            "The saved login of the hub cannot be read.",
+            file=constants.HF_TOKEN_PATH,
+            expected="a file with a token",
+            got=type(error).__name__,
+            remedy="Log in anew (`hf auth login`); HF_HOME has to be a folder, and HF_TOKEN_PATH a file in one.",
+        ) from error
+    if not (found.isascii() and found.isprintable()) or " " in found:
+        raise StudyError(
+            "What should be a token of the hub is none.",
+            file=None if given else constants.HF_TOKEN_PATH,
+            key="HF_TOKEN" if given else None,
+            expected="letters, digits and _ alone, as in hf_...",
+            got=f"{len(found)} characters, some of them others",
+            remedy=f"Copy it anew from {constants.ENDPOINT}/settings/tokens, or make it empty to do without one.",
+        )
+    return found or False
 
 
 def _authorisation() -> str:
@@ -74,7 +102,8 @@ def explained(repo: str, revision: str, *, key: str) -> Iterator[None]:
     """Turn what the hub's client raises in the block into an error that says what to do."""
     try:
         yield
-    except (OSError, HFValidationError, EntryNotFoundError, JSONDecodeError, NetworkError) as error:
+    # The last ones are what the client makes of an answer that is JSON and none of the hub's, and of an odd proxy.
+    except (OSError, EntryNotFoundError, NetworkError, ValueError, KeyError, TypeError, ImportError) as error:
         raise _explanation(error, repo, revision, key=key) from error
 
 
@@ -148,10 +177,23 @@ def _own_fault(root: BaseException, repo: str) -> _Told | None:
         case OSError() if root.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "Set HF_HOME to a folder that you may write to."
             return _Told(f"The hub's cache cannot be written ({root.filename or constants.HF_HUB_CACHE}).", remedy)
-        case FileMetadataError() | JSONDecodeError():
+        case FileNotFoundError() if lacking := [name for name in _CERTIFICATES if _is_lacking(os.environ.get(name))]:
+            remedy = f"Set {lacking[0]} to a file that is there, or unset it."
+            return _Told(f"The certificates are not where {lacking[0]} says.", remedy)
+        case _ if isinstance(root, ValueError | ImportError) and "proxy" in str(root).lower():
+            remedy = "Write http://HOST:PORT into HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or unset them; for SOCKS also: "
+            return _Told("The proxy of the environment cannot be used.", f"{remedy}pip install 'httpx[socks]'.")
+        case _ if type(root).__name__ in ("UnsupportedProtocol", "InvalidURL"):
+            remedy = "Set HF_ENDPOINT to a whole address, such as https://huggingface.co, or unset it."
+            return _Told("The address of the hub is none.", remedy)
+        case FileMetadataError() | JSONDecodeError() | KeyError() | TypeError():
             remedy = "Look to HF_ENDPOINT, and to a proxy or a log-in page of the network that answers in its place."
             return _Told(f"What answers at {constants.ENDPOINT} does not speak as the hub does.", remedy)
     return None
+
+
+def _is_lacking(path: str | None) -> bool:
+    return bool(path) and not os.path.exists(str(path))
 
 
 def _away(error: BaseException, root: BaseException) -> _Told:

@@ -18,11 +18,15 @@ from outlier_moe.tables.contents import DigestMemo
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """The files of a path or a glob pattern, by name; a path that exists is no pattern, whatever brackets it has."""
+    """The files of a path or a glob pattern, by name.
+
+    A path that exists is no pattern, whatever brackets it has, nor is the folder that a pattern is of.
+    """
     path = Path(pattern).expanduser()
     if path.is_file():
         return [path]
-    found = sorted(glob.glob(str(path), recursive=True))
+    folder = next((above for above in path.parents if above.is_dir()), Path())
+    found = sorted(glob.glob(str(Path(glob.escape(str(folder)), path.relative_to(folder))), recursive=True))
     return [path for path in map(Path, found) if path.is_file()]
 
 

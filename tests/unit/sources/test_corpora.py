@@ -213,6 +213,8 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "c.txt").write_text("c")
     assert fetched(tmp_path, str(folder / "c.txt")) == ["c"]
+    assert fetched(tmp_path, str(folder / "*.txt")) == ["c"]
+    assert fetched(tmp_path, str(folder / "**/*.txt")) == ["c"]
 
 
 def test_what_lies_in_place_of_a_file_is_told(tmp_path: Path) -> None:

@@ -396,3 +396,49 @@ def test_the_hub_is_found_through_the_environment(hub: HubServer, tmp_path: Path
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip().startswith(str(tmp_path / "home/hub")) and SECRET not in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("token", ["hf_ä", "hf_a\nhf_b", "hf_a hf_b"])
+def test_what_can_be_no_token_is_told_and_not_shown(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    hub.add(REPO, repository())
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = refusal(directory=tmp_path / "model")
+    assert error.key == "HF_TOKEN" and token not in str(error)
+
+
+def test_a_wrong_proxy_and_lacking_certificates_are_told_as_that(hub: HubServer, tmp_path: Path) -> None:
+    """In a process of its own: the client of the hub is made once."""
+    code = """
+import os
+from outlier_moe.errors import StudyError
+from outlier_moe.sources.hub import resolve_model
+for name, value in (("SSL_CERT_FILE", "/nowhere.pem"), ("HTTP_PROXY", "foo://proxy:1")):
+    os.environ[name] = value
+    try:
+        resolve_model("owner/tiny", "main", key="models.tiny.source")
+    except StudyError as error:
+        print(error.problem)
+    del os.environ[name]
+"""
+    environment = {**os.environ, **hub_environment(hub, tmp_path / "home"), "NO_PROXY": "", "no_proxy": ""}
+    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert [word in line for word, line in zip(("SSL_CERT_FILE", "proxy"), asked.stdout.splitlines(), strict=True)] == [
+        True
+    ] * 2
+
+
+def test_a_saved_login_that_cannot_be_read(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, repository())
+    saved = Path(constants.HF_TOKEN_PATH)
+    saved.write_bytes(b"\xff\xfe\0")
+    assert refusal(directory=tmp_path / "model").file == str(saved)
+    saved.unlink()
+    saved.mkdir()
+    assert "hf auth login" in str(refusal(directory=tmp_path / "model").remedy)
+
+
+def test_json_that_is_no_hubs_is_told_as_that(hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("revision/main", status=200, times=9)
+    assert "does not speak as the hub does" in refusal(directory=tmp_path / "model").problem
