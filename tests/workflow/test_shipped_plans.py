@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.cli import get_argument_parser
 from snakemake.utils import update_config
 
 from outlier_moe.scale_sweep.study import IDX_FILES
 from outlier_moe.study.experiments import training_jobs
 from outlier_moe.study.study import validated_study
+from tests.documents import commands
 from tests.workflow.study_folder import ROOT, StudyFolder
 
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)+)", re.MULTILINE)
@@ -81,6 +83,14 @@ def n_training(jobs: dict[str, int]) -> int:
     texts = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
     training = {name for text in texts for name, body in RULE.findall(text) if "**TRAINING_NODE" in body}
     return sum(n for rule, n in jobs.items() if rule in training)
+
+
+def test_every_target_of_the_documents_plans(shipped: StudyFolder) -> None:
+    runs = [each.words for each in commands() if each.program == "snakemake" and "--configfile" not in each.words]
+    parsed = [get_argument_parser().parse_args(words[1:]).targets for words in runs]
+    targets = {target.replace("/mine/", "/mixtral/") for each in parsed for target in each}
+    assert {"plots", "upcycle", "results/mixtral/systematic.parquet"} <= targets
+    assert shipped.planned(*sorted(targets))["plots"] == 1
 
 
 def test_chosen_models_take_the_place_of_the_sweep(shipped: StudyFolder) -> None:
