@@ -1,4 +1,4 @@
-"""The command `outlier-moe`: looks at what snakemake has made. Results go to standard output, the rest to the other."""
+"""The command `outlier-moe`. Results go to standard output, remarks to standard error."""
 
 from __future__ import annotations
 
@@ -171,5 +171,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Let go of what standard output did not take; else the interpreter complains once more while it ends."""
+    """Discard what standard output did not take; otherwise the interpreter reports it again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

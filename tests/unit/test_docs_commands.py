@@ -66,8 +66,7 @@ def test_every_target_and_script_exists(command: Command) -> None:
 
 @pytest.mark.parametrize(("page", "text"), list(blocks("python")))
 def test_python_names_what_there_is(page: str, text: str) -> None:
-    known = {"om": outlier_moe, "recording": getattr(outlier_moe, "Recording", None)}
-    known = known if known["recording"] else {}
+    known = {"om": outlier_moe, "recording": outlier_moe.Recording}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
             assert hasattr(known[node.value.id], node.attr), (page, node.attr)

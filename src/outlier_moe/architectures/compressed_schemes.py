@@ -108,7 +108,7 @@ class CompressedSchemes:
         return {target: scheme for scheme in self.config.config_groups.values() for target in scheme.targets}  # type: ignore[union-attr]
 
     def ignores(self, names: tuple[str, ...], module: nn.Module) -> bool:
-        """Whether a module is declared to be left as it was."""
+        """Whether a module is declared as not quantised."""
         return any(is_match(name, module, self.config.ignore or ()) for name in other_names(names))
 
     def scheme_of(self, names: tuple[str, ...], module: nn.Module) -> QuantizationScheme | None:
@@ -131,13 +131,13 @@ class CompressedSchemes:
 
 
 def other_names(names: tuple[str, ...]) -> list[str]:
-    """The names of a module, and those that it has where the text model is part of another."""
+    """The names of a module: its own, and those it has where the text model is part of a larger model."""
     tails = [name[name.index("layers.") :] for name in names if "layers." in name]
     return list(dict.fromkeys([*names, *(home + tail for tail in tails[:1] for home in _HOMES)]))
 
 
 def _without_order(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The section without the order of columns by groups, which newer versions refuse: it is undone by itself."""
+    """The section without `actorder`, which newer versions refuse: reading undoes that order by itself."""
     groups = {
         name: {**group, "weights": {**group["weights"], "actorder": None}}
         if isinstance(group, Mapping) and _group_has_order(group)

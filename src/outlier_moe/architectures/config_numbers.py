@@ -13,7 +13,7 @@ CHOICE_FIELDS = (
 
 
 def n_chosen(config: PreTrainedConfig) -> int:
-    """The experts that work on a token: of the layers' numbers, where each has its own, the largest.
+    """Experts that work on a token; the largest number if layers differ.
 
     DBRX says it in a part of its configuration. Where a family does not say it at all, one expert works.
     """

@@ -15,7 +15,7 @@ from outlier_moe.errors import StudyError
 @dataclass
 class _Forward:
     shape: tuple[int, int] | None
-    """Sequences and positions; None where they are not known before the layers run, as of images."""
+    """Number of sequences and positions; None if unknown before the layers run, as for images."""
     finished: set[int] = field(default_factory=set)
     """Layers that have run."""
 

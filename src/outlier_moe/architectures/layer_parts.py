@@ -59,7 +59,7 @@ def _holds_matrix(module: nn.Module) -> bool:
 
 
 def _n_weights(module: nn.Module) -> int:
-    """Weights in matrices: norms and biases say nothing about the kind of a part."""
+    """Number of weights in matrices, without norms and biases, which do not tell the kind of a part."""
     return sum(p.numel() for p in module.parameters() if p.ndim >= 2)
 
 
@@ -81,7 +81,7 @@ def _parts_of_layer(layer: nn.Module, path: str) -> LayerParts:
 
 
 def _direct_matrices(layer: nn.Module, parts: LayerParts) -> int:
-    """Weights of a feed-forward part whose matrices stand in the layer itself, but for the first, which is a part."""
+    """Weights of feed-forward matrices in the layer itself, without the first, which counts as the part."""
     if not any(isinstance(part, nn.Linear) for part in parts.feed_forwards):
         return 0
     linears = [child for child in layer.children() if isinstance(child, nn.Linear) and child not in parts.feed_forwards]
@@ -107,7 +107,7 @@ def _walk(container: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    """Whether a module is told of the positions only to pass them on, as it holds parts of both kinds."""
+    """Whether a module takes the positions only to pass them on: it holds parts of both kinds."""
     if not _is_mixer(type(module)):
         return False
     names = [name for name, child in module.named_children() if _n_weights(child)]

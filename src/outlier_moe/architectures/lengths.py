@@ -1,4 +1,4 @@
-"""How long a model's sequences are, and what is said of those that are longer than it was made for. Without torch."""
+"""How long a model's sequences are, and what to say if they are longer than it was made for. Without torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Positions(NamedTuple):
     largest: int | None
     """The longest sequence; None if there is no limit, or the configuration names none."""
     is_table: bool
-    """Whether a longer one cannot be run at all: the positions are rows of a table."""
+    """Whether a longer sequence cannot run at all, since positions are rows of a table."""
 
 
 class Length(NamedTuple):
     """The length of a model's sequences."""
 
     n_tokens: int
-    """Tokens of each, BOS included."""
+    """Tokens of a sequence, BOS included."""
     note: str | None
-    """What has to be said of it, for people."""
+    """A remark for the user, if there is one."""
 
 
 def length_for(asked: int, positions: Positions, *, shortens: bool, model: str) -> Length:
@@ -54,7 +54,7 @@ def length_for(asked: int, positions: Positions, *, shortens: bool, model: str) 
 
 
 def too_long(asked: int, largest: Mapping[str, int]) -> StudyError:
-    """The error for models that have a table of positions, and a shorter one."""
+    """The error for models whose table of positions is shorter than the sequences."""
     return StudyError(
         "Sequences are longer than a model's table of positions."
         if len(largest) == 1
@@ -68,6 +68,6 @@ def too_long(asked: int, largest: Mapping[str, int]) -> StudyError:
 
 
 def stated_positions(keys: Mapping[str, Any]) -> int | None:
-    """The most positions that a configuration names, before any scaling of them."""
+    """The largest number of positions in a configuration, before scaling."""
     numbers = (keys.get(field) for field in FIELDS)
     return next((number for number in numbers if isinstance(number, int) and number > 0), None)

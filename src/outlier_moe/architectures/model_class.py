@@ -87,7 +87,7 @@ def _not_built(error: Exception, file: Path, fields: dict[str, Any]) -> StudyErr
 
 
 def _refuse_unusable(fields: dict[str, Any], file: Path) -> None:
-    """Refuse a model_type or classes that are no names, and a dtype in which nothing can be computed."""
+    """Refuse a model_type or classes that are not names, and a dtype that torch cannot compute in."""
     published = fields.get("model_type")
     if not isinstance(published, str) and (published is not None or "auto_map" not in fields):
         raise StudyError(
@@ -123,7 +123,7 @@ def _refuse_unusable(fields: dict[str, Any], file: Path) -> None:
 
 
 def _field_of(error: Exception) -> str | None:
-    """The field that a configuration's check names, if it does."""
+    """The field that the error of a configuration's own check names, if any."""
     match = re.search(r"field '(\w+)'", str(error))
     return match[1] if match else None
 
@@ -182,7 +182,7 @@ def meta_model(
 
 
 def config_fields(file: Path) -> dict[str, Any]:
-    """What a config.json says.
+    """The fields of a config.json.
 
     Raises:
         StudyError: If there is none, or it is no JSON object.

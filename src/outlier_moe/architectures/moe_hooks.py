@@ -27,7 +27,7 @@ Implementation = Literal["grouped_mm", "eager"]
 
 @dataclass(frozen=True)
 class ExpertOutputs:
-    """What experts of one layer put out: the routed ones in one call, each shared one in another.
+    """Outputs of experts of one layer: one object for the routed experts, one for each shared expert.
 
     The tensors are the model's own, which it may go on to change: what is kept of them has to be copied.
     """
@@ -56,7 +56,7 @@ ObserveExperts = Callable[[ExpertOutputs], None]
 
 
 def pin_experts(structure: DecoderStructure) -> Implementation | None:
-    """Fix how the experts are computed, so that all runs give the same numbers, and say how; None if there are none.
+    """Fix how experts are computed, so that all runs give the same numbers; returns the way, None without experts.
 
     Transformers' grouped products where a family goes through its interface for experts, else the family's own loop:
     in bfloat16 the two differ by as much as 0.5.
@@ -72,7 +72,7 @@ def pin_experts(structure: DecoderStructure) -> Implementation | None:
 
 @contextmanager
 def moe_hooks(structure: DecoderStructure, observe: ObserveExperts) -> Iterator[None]:
-    """Hand over what every expert puts out while the model runs.
+    """Call a function with every expert's output while the model runs.
 
     Forwards may run in several threads or greenlets, one forward each, as long as only one of them is inside a layer
     at a time.
@@ -230,7 +230,7 @@ class _SharedRecorder:
 
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Have a module call another forward, and give it back the one it had, which may be an instance's own."""
+    """Replace a module's forward for the time of the context, then restore it."""
     own = vars(module).get("forward")
     module.forward = forward
     try:

@@ -38,7 +38,7 @@ class Router:
     module: nn.Module
     """The module that gives a score for every expert."""
     item: int
-    """Which item of its output the scores are, if that is a tuple."""
+    """Index of the scores in its output, if that is a tuple."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Experts:
     module: nn.Module
     """What holds the routed experts."""
     form: Form
-    """How they are run."""
+    """How transformers runs them."""
     n_routed: int
     """Experts that the router chooses among, identity experts included."""
     n_identity: int
-    """The last of them that give back what they read (LongCat's zero-computation experts)."""
+    """How many of them, at the end, return their input (LongCat's zero-computation experts)."""
     shared: tuple[SharedExpert, ...]
     """The shared experts."""
 
@@ -149,7 +149,7 @@ def _is_dense(module: object) -> bool:
 
 
 def _numbers(module: nn.Module) -> tuple[int, int]:
-    """Experts that the router chooses among, and how many of them only give back what they read."""
+    """Experts that the router chooses among, and how many of them only return their input."""
     # Identity experts (LongCat) have a place in the stack of the first matrices, but none in that of the last.
     stacks = [p.shape[0] for p in module.parameters() if p.ndim == 3]
     if not stacks:

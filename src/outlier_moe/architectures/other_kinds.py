@@ -1,4 +1,4 @@
-"""Models that are no decoder language models, told from their configuration: what they are, and what to do."""
+"""Models that are not decoder language models, recognised from their configuration."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class OtherKind(NamedTuple):
     """What a model is, if it is no decoder language model."""
 
     what: str
-    """A noun phrase."""
+    """What the model is, as a noun phrase."""
     key: str
     """The key of the configuration that says so."""
     got: str
-    """Its value."""
+    """The value of that key."""
     remedy: str
-    """What to do."""
+    """What the user can do instead."""
 
 
 def other_kind(config: Any) -> OtherKind | None:
-    """What a configuration is of, or what its file says by itself, if not of a decoder language model."""
+    """The kind of model of a configuration, if it is not a decoder language model."""
     architectures = list(getattr(config, "architectures", None) or ())
     named = ", ".join(architectures) or config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -67,7 +67,7 @@ def _is_pretrained_decoder(config: Any, architectures: Sequence[str]) -> bool:
 
 
 def refuse_other_kinds(config: Any) -> None:
-    """Refuse what is no decoder language model, and what is packed in MLX's way.
+    """Refuse models that are not decoder language models, and weights in MLX's format.
 
     Raises:
         StudyError: If the configuration is of something else.

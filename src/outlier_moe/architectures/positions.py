@@ -1,4 +1,4 @@
-"""How long a sequence may be: positions that a model has a table of end with it, rotary ones go on, but untrained."""
+"""How long a sequence may be: a table of positions ends, rotary positions go on but are untrained."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _is_table(name: str, module: nn.Module, token_embedding: nn.Module) -> bool:
 
 
 def _rows(module: nn.Module) -> int:
-    """Positions that a table has room for: the first of OPT's rows, and RoBERTa's, are of no position."""
+    """Positions that a table has room for: the first rows of OPT's and RoBERTa's tables belong to no position."""
     assert isinstance(module, nn.Embedding)
     offset = getattr(module, "offset", None)
     if isinstance(offset, int):
@@ -78,7 +78,7 @@ def _rows(module: nn.Module) -> int:
 
 
 def _others(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that hold positions without being an embedding: buffers, parameters, and what forward computes with."""
+    """Tensors that hold positions without being an embedding: buffers and parameters."""
     yield from model.named_buffers()
     yield from model.named_parameters()
     for name, module in model.named_modules():
@@ -93,7 +93,7 @@ def _holds_positions(name: str, tensor: torch.Tensor, stated: int) -> bool:
 
 
 def _scaled(text: PreTrainedConfig, stated: int) -> int:
-    """The positions that rotations reach: the stated ones, or the original ones times a scaling's factor."""
+    """The positions that rotary embeddings reach: the stated number, or the original one times the scaling factor."""
     said = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     by_kind = [kind for kind in said.values() if isinstance(kind, Mapping)] if isinstance(said, Mapping) else []
     reach = stated
@@ -108,7 +108,7 @@ def _scaled(text: PreTrainedConfig, stated: int) -> int:
 
 
 def _sees_near_only(text: PreTrainedConfig, stated: int) -> bool:
-    """Whether no layer looks further back than a trained window: its rotations then are never larger ones."""
+    """Whether no layer looks further back than a trained window, so that no rotation is larger than in training."""
     window = getattr(text, "sliding_window", None) or 0
     kinds = getattr(text, "layer_types", None)
     if kinds:

@@ -28,7 +28,7 @@ def quantization(config: PreTrainedConfig) -> Mapping[str, Any] | None:
 
 
 def readable_quantization(config: PreTrainedConfig) -> Mapping[str, Any] | None:
-    """The same, after a check that the weights can be read into plain ones.
+    """The same, after a check that the weights can be dequantised.
 
     Raises:
         StudyError: If they are quantised in a way that cannot be undone here.
@@ -55,7 +55,7 @@ def readable_quantization(config: PreTrainedConfig) -> Mapping[str, Any] | None:
 
 
 def _method(said: Mapping[str, Any]) -> str:
-    """The method, which old versions of some tools left out."""
+    """The quantisation method; old versions of some tools left it out."""
     if method := said.get("quant_method"):
         return str(method)
     if "config_groups" in said:

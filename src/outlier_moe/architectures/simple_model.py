@@ -33,7 +33,7 @@ class SimpleAttention(nn.Module):
         self.attention = nn.MultiheadAttention(config.hidden_size, config.num_attention_heads, batch_first=True)
 
     def forward(self, hidden_states: Hidden, attention_mask: Bool[Tensor, "position position"]) -> Hidden:
-        """What each position takes from those that the mask (true: hidden) leaves to it."""
+        """Attention of each position to those that the mask (true: hidden) allows."""
         mixed, _ = self.attention(
             hidden_states, hidden_states, hidden_states, attn_mask=attention_mask, is_causal=True, need_weights=False
         )
@@ -139,7 +139,7 @@ class SimpleDecoderLayer(nn.Module):
 
 
 class SimplePreTrainedModel(PreTrainedModel):
-    """What both classes share."""
+    """The base of both classes: initialisation and what transformers needs to know."""
 
     config_class = SimpleConfig
     base_model_prefix = "model"

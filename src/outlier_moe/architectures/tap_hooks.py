@@ -20,7 +20,7 @@ Observe = Callable[[Tap, int, Float[Tensor, "sequence position feature"]], None]
 
 @contextmanager
 def tap_hooks(structure: DecoderStructure, taps: Collection[Tap], observe: Observe) -> Iterator[None]:
-    """Hand over what is read and written at the taps while the model runs, one tensor per tap, layer and forward.
+    """Call a function with each tap's tensor while the model runs: once per tap, layer and forward.
 
     `attn_in` and `mlp_in` are what the first matrices of a layer's token mixer and of its feed-forward part read, bit
     for bit. If a layer reads several tensors there (two sublayers of a kind, mixers side by side, a norm for each of
@@ -58,7 +58,7 @@ def tap_hooks(structure: DecoderStructure, taps: Collection[Tap], observe: Obser
 
 
 class _Site:
-    """What the parts of one kind read in one layer: handed over at once if there is but one tensor to read."""
+    """What the parts of one kind read in one layer; passed on at once if there is only one tensor."""
 
     def __init__(self, tap: Tap, layer: int, parts: tuple[nn.Module, ...], observe: Observe) -> None:
         self.tap: Tap = tap

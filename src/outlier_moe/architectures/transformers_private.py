@@ -1,4 +1,4 @@
-"""The one module that touches what transformers does not promise to keep.
+"""Everything used of transformers that is not public; `streaming.loading` uses the rest.
 
 Each name taken from there is checked by `tests/unit/architectures/test_transformers_private.py`, so that an upgrade
 which moves one fails there and not in a recording.
@@ -86,13 +86,13 @@ def runs_grouped(experts: nn.Module) -> bool:
 
 
 def shows_grouped_outputs(experts: nn.Module) -> bool:
-    """Whether `grouped_outputs` can be had of a module of experts. Transformers 5.17 has no place for a norm yet."""
+    """Whether `grouped_outputs` works for a module of experts; in transformers 5.17 it does not if there is a norm."""
     return runs_grouped(experts) and "has_post_expert_norm" in vars(experts)
 
 
 @contextmanager
 def grouped_outputs(experts: nn.Module, seen: Callable[[Tensor], None]) -> Iterator[None]:
-    """Show what the experts put out, before it is weighted, while their grouped products run.
+    """Record the experts' outputs, before the gate, while their grouped products run.
 
     They have a place for a norm after the last product: who listens there computes nothing, and changes nothing. Rows
     are pairs of a token and a chosen expert, in the order in which `torch.sort` puts the flattened choice.

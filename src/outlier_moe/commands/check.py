@@ -1,4 +1,4 @@
-"""`outlier-moe check`: what a model is and what would be refused of it, before any weights are fetched."""
+"""`outlier-moe check`: what a model is and what would be refused, before any weights are fetched."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ COLUMNS = {
 
 
 class Finding(NamedTuple):
-    """What is found of one part of a model."""
+    """The result for one part of a model."""
 
     part: str
     """The part."""
     verdict: str
     """`ok`, `note` (said in every run) or `refused`."""
     said: str
-    """What it is."""
+    """The finding, in words."""
 
 
 def add_parser(
@@ -116,7 +116,7 @@ def _entry(arguments: argparse.Namespace) -> ModelEntry:
 
 
 def _findings(entry: ModelEntry, fetched: Path, workload: Workload, refusals: list[StudyError]) -> list[Finding]:
-    """What is found of each part; refusals are noted, and end what depends on them alone."""
+    """The finding for each part; after a refusal only the parts that depend on it are skipped."""
     if entry.source is None:
         refusals.append(StudyError("The model cannot be had.", key=f"models.{entry.id}", got=entry.unavailable))
         return [Finding("source", "refused", str(entry.unavailable))]
@@ -153,7 +153,7 @@ def _findings(entry: ModelEntry, fetched: Path, workload: Workload, refusals: li
 
 
 def _fetched(entry: ModelEntry, folder: Path) -> list[Finding]:
-    """The small files of a model, in a folder that goes again."""
+    """The small files of a model, in a temporary folder."""
     if isinstance(entry.source, HubSource):
         from outlier_moe.sources.models import fetch_model
         from outlier_moe.sources.origin import read_origin
@@ -219,7 +219,7 @@ def _of_configuration(entry: ModelEntry, fetched: Path, workload: Workload) -> l
 
 
 def _left_out(config: object, tower_bytes: int) -> str:
-    """What of the checkpoint no figure is made from."""
+    """Tensors of the checkpoint that no figure depends on."""
     text = getattr(config, "text_config", config)
     n_predicting = getattr(text, "num_nextn_predict_layers", None)
     parts = []

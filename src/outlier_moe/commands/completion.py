@@ -69,7 +69,7 @@ def _bash(parser: argparse.ArgumentParser) -> str:
 
 
 def _positional(command: argparse.ArgumentParser) -> list[str]:
-    """What stands where no option does: choices, or the models of the registry."""
+    """Completions of positional arguments: choices, or the models of the registry."""
     words = []
     for action in command._actions:
         if not action.option_strings and action.choices:

@@ -39,10 +39,10 @@ class Catalogue(NamedTuple):
     """What SkyPilot's catalogue says of the nodes of config/cluster.yaml."""
 
     offers: Mapping[tuple[str, int], Offer]
-    """By card and how many of them."""
+    """Offers by card and number of cards."""
 
     def cheapest(self, tier: Tier) -> tuple[Accelerator, float]:
-        """The card of a tier's cheapest node on demand, and the node's price; the file's of one that is not sold."""
+        """The card and price of a tier's cheapest node on demand; the price in the file if the node is not sold."""
 
         def price(card: Accelerator) -> float:
             offer = self.offers.get((card.name, tier.count))
@@ -75,7 +75,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the cost: the table on standard output, what it could not find out on the other.
+    """Print the cost: the table on standard output, what is unknown on standard error.
 
     Args:
         arguments: The command line.
@@ -135,7 +135,7 @@ def _row(plan: ModelPlan, cluster: Cluster, catalogue: Catalogue, n_jobs: int) -
 
 
 def _training_row(experiment: str, n_jobs: int, cluster: Cluster, catalogue: Catalogue) -> dict[str, Any]:
-    """What the jobs of a training experiment are reckoned with."""
+    """The price of a training experiment's jobs."""
     tier, minutes = cluster.training_tier, n_jobs * cluster.training_minutes
     rent = _rent(tier, catalogue, minutes=minutes, reserved_minutes=minutes)
     return {"model": experiment, "jobs": n_jobs, "tier": tier.name, "mode": "training"} | rent

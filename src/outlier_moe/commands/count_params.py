@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _gib(text: str) -> float:
-    """The memory that is asked about, in GiB."""
+    """The memory of a card, in GiB."""
     try:
         available = float(text)
     except ValueError:
@@ -108,7 +108,7 @@ def _gib(text: str) -> float:
 
 
 def _memory(memory: Mapping[Computed, StepMemory], available: float | None) -> dict[str, float | int | None]:
-    """The columns of what a step takes, and of the parts of a batch that fit into some GiB."""
+    """Columns for the memory of a step, and for the parts of a batch that fit into a card."""
     if not memory:
         return {}
     whole, halved = memory["float32"], memory["bfloat16"]

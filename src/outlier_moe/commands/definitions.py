@@ -1,4 +1,4 @@
-"""What the tables that commands show were judged by: beside each row for programs, in a line for people."""
+"""The definitions behind the tables that commands show: columns for programs, a line for people."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _in_words(preset: dict[str, Any]) -> str:
 
 
 def tell_differences(path: Path, others: Iterable[Path]) -> None:
-    """Say, on the other stream, if tables that lie beside each other were judged by different definitions.
+    """Say on standard error if tables of one study were judged by different definitions.
 
     Args:
         path: The table that is shown.

@@ -1,4 +1,4 @@
-"""The logs that the stages of a model have left on this machine."""
+"""A model's logs on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def local_logs(model: str, logs: Path = LOGS) -> list[Path]:
 
 
 def print_newest(found: list[Path]) -> None:
-    """Name all logs on the one stream, print the newest on the other."""
+    """Name all logs on standard error, print the newest on standard output."""
     sys.stderr.write("Logs on this machine, the newest last:\n")
     for path in found:
         sys.stderr.write(f"  {path}\n")

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lacking(entry: ModelEntry, fetched: Path) -> str:
-    """What a model lacks before it can be recorded, as far as this machine knows without asking a hub.
+    """What a model still needs before it can be recorded, as far as is known without the hub.
 
     Args:
         entry: The model.

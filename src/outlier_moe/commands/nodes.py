@@ -194,7 +194,7 @@ def _end(sky: Any, nodes: Sequence[RentedNode], name: str | None) -> None:
 
 @contextmanager
 def _noted(left: dict[str, str], node: str) -> Iterator[None]:
-    """Note a node that cannot be ended, which must not keep the others."""
+    """Note a node that cannot be ended, and go on with the others."""
     from snakemake_executor_plugin_skypilot.errors import first_line
 
     try:

@@ -78,19 +78,19 @@ class Planned(NamedTuple):
     """The plans of the chosen models, and what they were made for."""
 
     plans: list[ModelPlan]
-    """One for each model that there is."""
+    """The plan of each model."""
     cluster: Cluster
-    """What can be rented."""
+    """The nodes that can be rented."""
     workload: Workload
-    """The study."""
+    """The study's tokens and what is recorded of them."""
     training: dict[str, int]
-    """Jobs of each training experiment that belongs to what is chosen."""
+    """Number of jobs of each chosen training experiment."""
     device: DeviceType
     """Where a model would run on this machine."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the plan: the table on standard output, what it could not find out on the other.
+    """Print the plan: the table on standard output, what is unknown on standard error.
 
     Args:
         arguments: The command line.
@@ -160,7 +160,7 @@ def _seconds_here(plan: ModelPlan, device: DeviceType) -> float | None:
 
 
 def _row(plan: ModelPlan) -> dict[str, Any]:
-    """All that a program may want of a plan; sizes in bytes."""
+    """All figures of a plan for programs; sizes in bytes."""
     sizes, node = plan.sizes, plan.node
     row: dict[str, Any] = {
         "model": plan.entry.id,

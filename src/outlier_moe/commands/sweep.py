@@ -1,4 +1,4 @@
-"""`outlier-moe sweep`: what each scale and optimiser of a sweep came to."""
+"""`outlier-moe sweep`: the summary of a sweep, a row for each scale and optimiser."""
 
 from __future__ import annotations
 

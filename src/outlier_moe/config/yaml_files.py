@@ -49,7 +49,7 @@ _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _UniqueKeyLoader(_Loader):
-    """PyYAML keeps the last of two equal keys and says nothing, so that a model could vanish from the registry."""
+    """A loader that refuses equal keys: PyYAML keeps the last one silently, so that a model could vanish."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -126,7 +126,7 @@ def validate(document: object, schema: Mapping[str, Any], *, file: str | Path) -
 
 
 def _singled_out(error: ValidationError) -> Iterator[ValidationError]:
-    """The mistakes behind a failed choice between schemas that a constant (`kind: hub`) tells apart."""
+    """The mistakes behind a failed `oneOf` whose branches differ in a constant such as `kind: hub`."""
     if error.validator not in ("oneOf", "anyOf"):
         yield error
         return
@@ -152,7 +152,7 @@ def _gravity(error: ValidationError) -> int:
 
 
 def _told_together(mistakes: Sequence[ValidationError], *, file: str | Path) -> StudyError:
-    """The gravest mistake, with the others in a line each."""
+    """One error for all mistakes: the gravest in full, the others in a line each."""
     told: dict[tuple[str | None, str], StudyError] = {}
     for mistake in sorted(mistakes, key=_gravity):
         for error in _explained(mistake, file=file):
@@ -175,12 +175,12 @@ def _parent(error: StudyError) -> str:
 
 
 def _suggestion(error: StudyError) -> str:
-    """What the remedy of a misspelt key says, if it suggests this one."""
+    """The key that the remedy of a misspelt key suggests."""
     return f"Did you mean '{(error.key or '').rpartition('.')[2]}'?"
 
 
 def _explained(error: ValidationError, *, file: str | Path) -> Iterator[StudyError]:
-    """The mistakes of one place: unknown and missing keys are one each."""
+    """The errors of one place: one for all unknown keys, one for all missing keys."""
     path = [str(part) for part in error.absolute_path]
     schema = cast("Mapping[str, Any]", error.schema)
     instance: Any = error.instance
@@ -227,7 +227,7 @@ def _sentence(clause: str) -> str:
 
 
 def _described(schema: Mapping[str, Any]) -> str:
-    """What a schema admits, in words."""
+    """What a schema allows, in words."""
     if "const" in schema:
         return _shown(schema["const"])
     if "enum" in schema:

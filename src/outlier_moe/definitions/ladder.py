@@ -86,7 +86,7 @@ class Ladder:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a table says of the ladder that it is counted on."""
+        """The ladder's floor and edges, for a table's metadata."""
         return {"floor": self.floor, "edges": self.edges.tolist()}
 
     @property

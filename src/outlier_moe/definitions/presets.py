@@ -1,4 +1,4 @@
-"""The presets: what a study takes for an outlier feature. The workflow reads it: no tables, no arrays."""
+"""The presets: definitions of an outlier feature. The workflow imports this module, so it needs no tables or arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Preset:
     name: str
     """Its name."""
     rule: Literal["systematic", "massive"]
-    """By the fractions of layers and positions affected, or by the size against the hidden state's median."""
+    """Whether fractions of layers and positions decide, or |x| relative to the hidden state's median."""
     view: View
     """The taps judged together."""
     magnitude: float
@@ -64,12 +64,12 @@ def presets(study: Mapping[str, Any]) -> list[Preset]:
 
 
 def definition_facts(presets: Iterable[Preset]) -> dict[str, Any]:
-    """What a table says of the definitions that it was made by."""
+    """The presets, for a table's metadata."""
     return {"presets": [asdict(preset) for preset in presets]}
 
 
 class CountShape(NamedTuple):
-    """What of a preset decides its counts, the thresholds aside."""
+    """The part of a preset that decides what is counted; thresholds are not in it."""
 
     view: View
     layers: Literal["decoder_layers", "sites"]
@@ -87,7 +87,7 @@ class CountShape(NamedTuple):
 
 
 def shape_of(preset: Preset) -> CountShape | None:
-    """The counts that a preset is judged by; None for massive activations, which are no matter of counts."""
+    """The counts that a preset is judged by; None for massive activations, which are judged by their peaks."""
     return CountShape(preset.view, preset.layers, preset.unit) if preset.rule == "systematic" else None
 
 

@@ -23,7 +23,7 @@ SEQUENCE_LENGTH = 2048
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """The choices behind one recording. The first four decide its figures; the others only how they are reached."""
+    """The options of one recording. The first four decide its figures, the others only speed and memory."""
 
     taps: tuple[Tap, ...] = TAPS
     """Where activations are read."""

@@ -17,12 +17,12 @@ class Shard(NamedTuple):
     """One part of the sequences."""
 
     number: int = 0
-    """Which one, from 0."""
+    """Number of this part, from 0."""
     n_shards: int = 1
-    """Of how many."""
+    """Number of parts."""
 
     def sequences(self, n_sequences: int) -> range:
-        """The sequences of a study that belong to it: parts differ by one at most.
+        """The sequences of this part; parts differ in size by one at most.
 
         Raises:
             StudyError: If there are fewer sequences than parts.
@@ -42,7 +42,7 @@ WHOLE = Shard()
 
 
 def shards_to_record(outliers: Path, study: Mapping[str, Any]) -> int:
-    """How many parts a model's recording is made of: what the study says, unless there are tables of the same already.
+    """The number of parts of a model's recording: the study's, or that of tables that are there already.
 
     Such tables keep their number, so that another number of shards, which changes no figure, records nothing again.
 
