@@ -28,6 +28,7 @@ from outlier_moe.commands import (
     verify,
 )
 from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
+from outlier_moe.commands.places import REGISTRY, REGISTRY_SCHEMA, RESULTS
 from outlier_moe.commands.tables import read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError
 from outlier_moe.machine.disk_trouble import disk_trouble
@@ -84,14 +85,10 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=__version__)
     shared = Parser(add_help=False)
     shared.add_argument("--format", choices=get_args(OutputFormat), default="table", help="default: %(default)s")
-    shared.add_argument(
-        "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
-    )
+    shared.add_argument("--results", type=Path, default=RESULTS, help="the pipeline's results (default: ./results)")
     registered = Parser(add_help=False)
-    registered.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
-    registered.add_argument(
-        "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
-    )
+    registered.add_argument("--registry", type=Path, default=REGISTRY, help="default: %(default)s")
+    registered.add_argument("--registry-schema", type=Path, default=REGISTRY_SCHEMA, help="default: %(default)s")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", parents=[shared], help="all models side by side, by every preset")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
+from outlier_moe.commands.places import CONFIG, FETCHED, SCHEMAS
 from outlier_moe.config.registry import (
     GgufSource,
     GgufWheelSource,
@@ -64,11 +65,9 @@ def add_parser(
     parser.add_argument(
         "model", metavar="MODEL", help="an id of config/models.yaml, a folder, a .gguf file, or owner/name on the hub"
     )
-    parser.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
-    parser.add_argument("--schemas", type=Path, default=Path("workflow/schemas"), help="default: %(default)s")
-    parser.add_argument(
-        "--fetched", type=Path, default=Path("resources/models"), help="fetched models (default: %(default)s)"
-    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
+    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help="default: %(default)s")
+    parser.add_argument("--fetched", type=Path, default=FETCHED, help="fetched models (default: %(default)s)")
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from outlier_moe.commands.definitions import tell_definitions, tell_differences, with_definitions
+from outlier_moe.commands.places import RESULTS
 from outlier_moe.commands.tables import degenerate_note, read_table, tell_degenerate, tell_nonfinite, with_marks
 from outlier_moe.errors import StudyError, nearest
 from outlier_moe.statistics.degenerate import MARK, with_degenerate
@@ -57,9 +58,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--terminal", action="store_true", help="plots below the table; to the other stream where it is for a program"
     )
     parser.add_argument("--format", choices=get_args(CompareFormat), default="table", help="default: %(default)s")
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="the pipeline's results (default: ./results)"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the pipeline's results (default: ./results)")
     parser.set_defaults(run=run)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from outlier_moe.commands.places import FETCHED
 from outlier_moe.config.registry import (
     CheckpointSource,
     DirectorySource,
@@ -44,9 +45,7 @@ def add_parser(
     parser = commands.add_parser(
         "models", parents=[shared, registered], help="the registry: which models are done, and what the others lack"
     )
-    parser.add_argument(
-        "--fetched", type=Path, default=Path("resources/models"), help="fetched models (default: %(default)s)"
-    )
+    parser.add_argument("--fetched", type=Path, default=FETCHED, help="fetched models (default: %(default)s)")
     parser.set_defaults(run=run)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import polars as pl
 
+from outlier_moe.commands.places import CLUSTER, CONFIG, FETCHED, REGISTRY, SCHEMAS
 from outlier_moe.config.registry import load_registry
 from outlier_moe.config.yaml_files import read_yaml
 from outlier_moe.errors import StudyError
@@ -65,13 +66,11 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-hub", action="store_true", help="ask no hub: take what is fetched, in its cache, or known"
     )
-    parser.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
-    parser.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
-    parser.add_argument("--cluster", type=Path, default=Path("config/cluster.yaml"), help="default: %(default)s")
-    parser.add_argument("--schemas", type=Path, default=Path("workflow/schemas"), help="default: %(default)s")
-    parser.add_argument(
-        "--fetched", type=Path, default=Path("resources/models"), help="fetched models (default: %(default)s)"
-    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
+    parser.add_argument("--registry", type=Path, default=REGISTRY, help="default: %(default)s")
+    parser.add_argument("--cluster", type=Path, default=CLUSTER, help="default: %(default)s")
+    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help="default: %(default)s")
+    parser.add_argument("--fetched", type=Path, default=FETCHED, help="fetched models (default: %(default)s)")
 
 
 class Planned(NamedTuple):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from outlier_moe.commands.places import RECORDINGS
 from outlier_moe.config.registry import CorpusEntry, FilesSource
 from outlier_moe.definitions.record_options import (
     N_SEQUENCES,
@@ -29,8 +30,6 @@ COLUMNS = {
     "position_fraction_mean": Column("positions\n%", "percent"),
     "peak_largest": Column("largest\n|x|", "magnitude"),
 }
-OUT = Path("recordings")
-"""Where recordings go if nobody says."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -46,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("path_or_id", metavar="PATH_OR_ID", help="a folder, a .gguf file, or owner/name on the hub")
     parser.add_argument("--text", type=Path, help=".txt, .jsonl or .parquet (default: the text that comes with Python)")
-    parser.add_argument("--out", type=Path, help=f"the folder to write (default: {OUT}/ and the model's name)")
+    parser.add_argument("--out", type=Path, help=f"the folder to write (default: {RECORDINGS}/ and the model's name)")
     parser.add_argument(
         "--sequences", type=int, metavar="N", help=f"default: {N_SEQUENCES}, or as many as the text has"
     )
@@ -83,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     if text is not None and not text.expanduser().exists():
         raise StudyError("There is no such text.", file=text, remedy="Correct the path given with --text.")
     entry = named_entry(arguments.path_or_id, trust_remote_code=arguments.trust_remote_code)
-    out = arguments.out or OUT / entry.id
+    out = arguments.out or RECORDINGS / entry.id
     with uncollected():
         from outlier_moe.api import compare, record_entry
         from outlier_moe.sources.given_tokens import Shape

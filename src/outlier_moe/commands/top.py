@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from outlier_moe.commands.definitions import definitions_of, tell_definitions, tell_differences, with_definitions
+from outlier_moe.commands.places import CONFIG
 from outlier_moe.commands.tables import read_table, tell_degenerate
 from outlier_moe.config.registry import load_registry
 from outlier_moe.config.yaml_files import read_yaml
@@ -59,7 +60,7 @@ def add_parser(
         "--experts", action="store_true", help="instead, the experts whose share of the outlier tokens stands out most"
     )
     top.add_argument("--without-first-token", action="store_true", help="leave each sequence's first token out")
-    top.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="default: %(default)s")
+    top.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
     top.set_defaults(run=run)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_moe.commands.places import REGISTRY, REGISTRY_SCHEMA
 from outlier_moe.config.registry import HubSource, load_registry
 from outlier_moe.errors import StudyError
 from outlier_moe.tables.files import read_table
@@ -41,10 +42,8 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
         description="Hold a model's recording against known outlier features, super experts and published counts.",
     )
     parser.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
-    parser.add_argument("--registry", type=Path, default=Path("config/models.yaml"), help="default: %(default)s")
-    parser.add_argument(
-        "--registry-schema", type=Path, default=Path("workflow/schemas/models.schema.yaml"), help="default: %(default)s"
-    )
+    parser.add_argument("--registry", type=Path, default=REGISTRY, help="default: %(default)s")
+    parser.add_argument("--registry-schema", type=Path, default=REGISTRY_SCHEMA, help="default: %(default)s")
     parser.set_defaults(run=run)
 
 
