@@ -176,7 +176,8 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 from outlier_moe.recording.record import record_outliers
-from outlier_moe.streaming import pace, resume
+from outlier_moe.recording import resume
+from outlier_moe.streaming import pace
 from tests.unit.recording.test_hub_record import STREAMED
 
 pace.LARGEST_SAVING_SHARE = float("inf")

@@ -118,7 +118,7 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 from outlier_moe.recording.streamed import StreamOptions
-from outlier_moe.streaming import resume
+from outlier_moe.recording import resume
 from tests.unit.recording import test_streamed
 from tests.streaming import open_store
 
