@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from outlier_moe.config.registry import (
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.cache import file_sha256
 from outlier_moe.sources.checkpoint_dtype import declared_dtype, main_dtype, settled_values, values_by_dtype
-from outlier_moe.sources.checkpoint_files import small_files, weight_files
+from outlier_moe.sources.checkpoint_files import file_names, small_files, weight_files
 from outlier_moe.sources.checkpoint_map import map_checkpoint
 from outlier_moe.sources.hub import download, resolve_model, values_on_hub
 from outlier_moe.sources.origin import FetchedFile, Origin, read_origin, write_origin
@@ -38,6 +38,9 @@ from outlier_moe.tables.whole_outputs import whole_directory
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+
+# What sentence-transformers puts beside a decoder that was trained to give one vector a text.
+_POOLED = frozenset({"config_sentence_transformers.json", "modules.json"})
 
 
 def fetch_model(entry: ModelEntry, directory: Path) -> None:
@@ -146,7 +149,7 @@ def _fetch_from_hub(entry: ModelEntry, source: HubSource, directory: Path) -> Or
     weights = weight_files(names, folder, origin=place)
     for name in small:
         copy_whole(folder / name, directory / name)
-    _refuse_other_kinds(directory, place)
+    _refuse_other_kinds(directory, place, names)
     wanted = {*small, *weights}
     return Origin(
         model=entry.id,
@@ -213,7 +216,7 @@ def _fetch_from_folder(entry: ModelEntry, source: DirectorySource | CheckpointSo
     refuse_no_folder(folder, key=f"models.{entry.id}.source", said=str(source.path))
     weights = list(map_checkpoint(folder).headers)
     small = copy_small_files(folder, directory, with_code=entry.trust_remote_code)
-    _refuse_other_kinds(directory, folder)
+    _refuse_other_kinds(directory, folder, file_names(folder))
     return Origin(
         model=entry.id,
         kind=source.kind,
@@ -233,8 +236,16 @@ def _files(
     return tuple(FetchedFile(name, (folder / name).stat().st_size, sha256(folder / name)) for name in names)
 
 
-def _refuse_other_kinds(directory: Path, place: str | Path) -> None:
-    """Refuse what the configuration says is no decoder language model, before anything is computed for it."""
+def _refuse_other_kinds(directory: Path, place: str | Path, names: Collection[str]) -> None:
+    """Refuse what configuration or files say is no decoder language model, before anything is computed for it."""
+    if _POOLED <= set(names):
+        raise StudyError(
+            "The model is an embedding or ranking model, and no decoder language model.",
+            file=f"{place}: {max(_POOLED)}" if isinstance(place, str) else place / max(_POOLED),
+            expected="a decoder language model, without the files of sentence-transformers",
+            got=", ".join(sorted(_POOLED)),
+            remedy="Take the language model that it was made from; of this one's head no loss is defined.",
+        )
     try:
         refuse_other_kinds(SimpleNamespace(**{"model_type": None, **_config(directory)}))
     except StudyError as error:

@@ -442,3 +442,9 @@ def test_a_saved_login_that_cannot_be_read(hub: HubServer, tmp_path: Path) -> No
 def test_json_that_is_no_hubs_is_told_as_that(hub: HubServer, tmp_path: Path) -> None:
     hub.fail("revision/main", status=200, times=9)
     assert "does not speak as the hub does" in refusal(directory=tmp_path / "model").problem
+
+
+def test_an_embedding_model_by_its_files(hub: HubServer, tmp_path: Path) -> None:
+    """Its configuration is that of the language model which it was made from."""
+    hub.add(REPO, repository() | {"modules.json": b"[]", "config_sentence_transformers.json": b"{}"})
+    assert "embedding" in refusal(directory=tmp_path / "model").problem
