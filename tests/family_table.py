@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,9 +103,8 @@ def look(name: str) -> Seen:
     return Seen(structure, widths, layers, read)
 
 
-def row(name: str) -> str:
+def row(name: str, seen: Seen) -> str:
     """A family's line of the table."""
-    seen = look(name)
     n_layers = len(seen.structure.layers)
     cells = [
         f"`{name}`",
@@ -142,19 +141,16 @@ def _experts(structure: DecoderStructure) -> str:
     return f"{' + '.join(map(str, numbers))}, {where}"
 
 
-def lines() -> Iterator[str]:
-    """The page."""
-    yield HEAD
-    for name in zoo.ZOO:
-        yield row(name) + "\n"
+def page(rows: Iterable[str]) -> str:
+    """The page with the lines of its table."""
     reasons = {}
     for name in zoo.NOT_SUPPORTED:
         try:
             find_structure(zoo.tiny_model(name))
         except StudyError as error:
             reasons[name] = f"{error.problem} ({error.got})"
-    yield TAIL.format(**reasons)
+    return HEAD + "".join(f"{line}\n" for line in rows) + TAIL.format(**reasons)
 
 
 if __name__ == "__main__":
-    PAGE.write_text("".join(lines()))
+    PAGE.write_text(page(row(name, look(name)) for name in zoo.ZOO))

@@ -14,8 +14,10 @@ from outlier_moe.architectures.moe_hooks import ExpertOutputs, moe_hooks, pin_ex
 from outlier_moe.architectures.moe_parts import find_experts, find_routers
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.architectures.tap_hooks import tap_hooks
+from outlier_moe.definitions.taps import Tap
 from outlier_moe.errors import StudyError
 from tests import zoo
+from tests.family_table import PAGE, Seen, row
 from tests.moe_twin import ordered_output
 from tests.tap_oracle import Read, merged, read_by_the_projections
 
@@ -38,7 +40,7 @@ class Observed(NamedTuple):
     """One forward with all hooks, and what the plain definitions saw in the same."""
 
     structure: DecoderStructure
-    taps: dict[tuple[str, int], Tensor]
+    taps: dict[tuple[Tap, int], Tensor]
     read: Read
     outputs: list[ExpertOutputs]
     hidden: Tensor
@@ -65,7 +67,7 @@ def observe(name: str, dtype: torch.dtype = torch.float32) -> Observed:
     structure = find_structure(zoo.tiny_model(name, dtype=dtype))
     pin_experts(structure)
     plain = _forward(structure, output_hidden_states=True)
-    taps: dict[tuple[str, int], Tensor] = {}
+    taps: dict[tuple[Tap, int], Tensor] = {}
     outputs: list[ExpertOutputs] = []
 
     def note_experts(seen: ExpertOutputs) -> None:
@@ -80,7 +82,7 @@ def observe(name: str, dtype: torch.dtype = torch.float32) -> Observed:
     def keep(into: dict[int, Tensor], layer: int, what: Callable[[Any], Tensor]) -> Callable[..., None]:
         return lambda module, args, output: into.__setitem__(layer, what(output).detach().clone())
 
-    def note(tap: str, layer: int, x: Tensor) -> None:
+    def note(tap: Tap, layer: int, x: Tensor) -> None:
         assert (tap, layer) not in taps
         taps[tap, layer] = x.clone()
 
@@ -131,11 +133,23 @@ def test_family(name: str) -> None:
             check_block(name, seen)
     else:
         assert not seen.outputs
+    assert row(name, in_the_table(seen)) in PAGE.read_text().splitlines(), "run `python -m tests.family_table`"
+
+
+def in_the_table(seen: Observed) -> Seen:
+    """What the page of families says of a forward."""
+    layers: dict[Tap, list[int]] = {"attn_in": [], "mlp_in": [], "residual": []}
+    widths: dict[Tap, set[int]] = {tap: set() for tap in layers}
+    for (tap, layer), x in seen.taps.items():
+        layers[tap].append(layer)
+        widths[tap].add(x.shape[-1])
+    return Seen(seen.structure, widths, layers, seen.read)
 
 
 def check_taps(seen: Observed) -> None:
     """Each tap is, bit for bit, what the projections read; sites exist where there are projections, and only there."""
-    for tap, read in (("attn_in", seen.read.attn_in), ("mlp_in", seen.read.mlp_in)):
+    reads: dict[Tap, dict[int, list[Tensor]]] = {"attn_in": seen.read.attn_in, "mlp_in": seen.read.mlp_in}
+    for tap, read in reads.items():
         sites = {layer for kind, layer in seen.taps if kind == tap}
         assert sites == {layer for layer, tensors in read.items() if tensors}
         for layer in sites:
