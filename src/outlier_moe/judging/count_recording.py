@@ -1,4 +1,4 @@
-"""What is counted of a recording once, whatever the thresholds, and the largest activations layer by layer."""
+"""Counting a recording once, at every threshold, and the largest activations layer by layer."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 
 
 def within_memory(work: Callable[[], Found], *, take_less: Callable[[Exception], None], device: torch.device) -> Found:
-    """What some work gives, begun anew with less as often as memory runs out.
+    """The result of some work, started again with less each time memory runs out.
 
     Args:
         work: The work.
@@ -36,7 +36,7 @@ def within_memory(work: Callable[[], Found], *, take_less: Callable[[Exception],
 
 
 class FittingChunk:
-    """How many inputs go through a model together: halved when memory runs out, for all that comes after.
+    """How many inputs go through a model together: halved when memory runs out, also for all later inputs.
 
     Args:
         model: The model.
@@ -48,7 +48,7 @@ class FittingChunk:
         self.size = size
 
     def run(self, work: Callable[[int], Found]) -> Found:
-        """What some work gives that takes so many inputs at once; it is begun anew with half of them if need be."""
+        """The result of some work on so many inputs at once; started again with half of them when memory runs out."""
         return within_memory(lambda: work(self.size), take_less=self._halve, device=self.model.device)
 
     def _halve(self, error: Exception) -> None:

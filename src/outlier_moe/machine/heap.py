@@ -32,7 +32,7 @@ def release_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep freed heap memory, large pieces too, for the tensors to come, and give it back at the end.
+    """Keep freed heap memory for later tensors, and give it back to the system at the end.
 
     By default the C library takes each tensor of 32 MB and more from the system, and gives back what is free at the
     heap's end: page after page is then asked for and cleared for every operation of a forward pass.

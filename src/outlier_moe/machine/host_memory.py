@@ -17,12 +17,12 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 class _Names(NamedTuple):
-    """What a version of Linux's control groups calls its files."""
+    """The file names of a version of Linux's control groups."""
 
     limit: str
-    """The bytes that a group may hold."""
+    """File with the bytes that a group may hold."""
     used: str
-    """Those that it holds, cached files included."""
+    """File with the bytes that it holds, cached files included."""
     cached: str
     """The line of `memory.stat` with the cached files that the system drops before it kills."""
 
@@ -32,7 +32,7 @@ _VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_ina
 
 
 def available_bytes(*, membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> int:
-    """Memory that this process may take beside what it has, without swapping and without being killed.
+    """Bytes that this process may still take without swapping and without being killed.
 
     Args:
         membership: The file in which Linux says which control groups the process is in.
@@ -62,7 +62,7 @@ def _folders(membership: Path, groups: Path) -> Iterator[tuple[Path, _Names]]:
 
 
 def _left(folder: Path, names: _Names) -> int | None:
-    """What a group may still take; None if it has no limit."""
+    """Bytes that a group may still take; None if it has no limit."""
     try:
         limit = (folder / names.limit).read_text(encoding="utf-8").strip()
         if limit == "max":

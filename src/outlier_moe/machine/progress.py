@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a line now and then elsewhere, every step in the log."""
+"""Progress of a stage: a bar on a terminal, occasional lines elsewhere, every step in the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class SparseLines:
-    """Lines on the stream for errors, where that is no terminal, which has a bar instead.
+    """Lines on standard error if it is not a terminal; a terminal has a bar instead.
 
     Args:
         label: What is done.
@@ -42,7 +42,7 @@ class SparseLines:
         self._started = self._told = clock()
 
     def advance(self, more: int) -> None:
-        """Note what is done; a line if the last one is long enough ago."""
+        """Note progress; prints a line if the last one is long enough ago."""
         self._done += more
         now = self._clock()
         if sys.stderr.isatty() or now - self._told < self._seconds_between or not 0 < self._done < self._total:

@@ -1,4 +1,4 @@
-"""What a stage says while it works: details to its log file, warnings and mistakes to the terminal too."""
+"""Logging of a stage: details to its log file, warnings and errors to the terminal too."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def reporting_to(path: str | Path, job: ScriptJob | None = None) -> Iterator[Non
 
 @contextmanager
 def _ended_in_a_line(place: Path) -> Iterator[None]:
-    """End the process with what a person can do something about, in a line or a few."""
+    """End the process with an error in a few lines if the user can mend it."""
     try:
         yield
     except StageDoneError:
@@ -81,7 +81,7 @@ def _ended_in_a_line(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Take the signal that ends a process, as schedulers send it, for Ctrl-C."""
+    """Treat SIGTERM, which schedulers send, like Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         # Once: a second signal must not cut off what is tidied up after the first.

@@ -30,14 +30,14 @@ _TIMESTAMP = ".snakemake_timestamp"
 
 @runtime_checkable
 class ScriptJob(Protocol):
-    """What a script of the workflow knows of its job."""
+    """The parts of Snakemake's object `snakemake` that a stage needs."""
 
     input: Any
     """Files that are read."""
     output: Any
     """Files and folders that are written."""
     params: Any
-    """What the figures depend on beside them."""
+    """Parameters that the figures depend on."""
 
 
 class Stage(NamedTuple):
@@ -46,11 +46,11 @@ class Stage(NamedTuple):
     log: Path
     """Its log file."""
     inputs: tuple[Path, ...]
-    """What it reads."""
+    """Files that are read."""
     outputs: tuple[Path, ...]
-    """What it writes."""
+    """Files and folders that are written."""
     params: Mapping[str, Any]
-    """What its figures depend on beside its inputs."""
+    """Parameters that the figures depend on, beside the inputs."""
 
     @staticmethod
     def of(job: ScriptJob, log: Path) -> Stage:
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
 
 
 class StageDoneError(Exception):
-    """The stage need not run: what it would make is there."""
+    """Raised when a stage need not run, since its outputs are there."""
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def alone(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Hold the lock of an output; the system lets go of it when the process dies, however it does."""
+    """Hold the lock of an output; the system releases it when the process ends in any way."""
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(_beside(output, "lock"))
     try:
@@ -106,7 +106,7 @@ def _locked(output: Path) -> Iterator[None]:
 
 
 def _take_up(outputs: Sequence[Path], identity: str) -> bool:
-    """Put in place what a run that was killed has kept, if it is of the same; else it goes."""
+    """Take up outputs that a killed run has kept, if they are of the same job; otherwise remove them."""
     kept = _beside(outputs[0], "kept.json")
     try:
         is_same = json.loads(kept.read_text())["identity"] == identity
@@ -124,7 +124,7 @@ def _take_up(outputs: Sequence[Path], identity: str) -> bool:
 
 
 def _keep(outputs: Sequence[Path], identity: str) -> None:
-    """Have the outputs a second time, at no cost of disk; without, a kill of Snakemake costs them."""
+    """Keep hard links to the outputs, since Snakemake removes outputs after a kill."""
     forget(outputs)
     with suppress(OSError):
         for output in outputs:
@@ -137,14 +137,14 @@ def _keep(outputs: Sequence[Path], identity: str) -> None:
 
 
 def forget(outputs: Sequence[Path]) -> None:
-    """Remove what is kept of outputs, the note first: without it the rest is of no use."""
+    """Remove kept outputs, the note first: without it they are not taken up."""
     remove_path(_beside(outputs[0], "kept.json"))
     for output in outputs:
         remove_path(_beside(output, "kept"))
 
 
 def link_tree(source: Path, copy: Path, *, or_copy: bool = False) -> None:
-    """Have a file, or a folder with all in it, in a second place too, of which each file is the same one.
+    """Hard-link a file, or all files of a folder, to a second place.
 
     Args:
         source: The file or folder.
@@ -171,7 +171,7 @@ def link_tree(source: Path, copy: Path, *, or_copy: bool = False) -> None:
 
 @contextmanager
 def _noted(stage: Stage) -> Iterator[None]:
-    """Leave a note beside the log while a stage runs: only a kill leaves it there for good."""
+    """Leave a note beside the log while a stage runs; it stays only after a kill."""
     note = _beside(stage.log, "running.json")
     if note.exists():
         log.warning("%s", killed_sentence(read_note(note)))
@@ -185,7 +185,7 @@ def _noted(stage: Stage) -> Iterator[None]:
 
 
 def killed_stages(logs: Path) -> list[str]:
-    """A sentence for each stage that was killed and has not run again since: what most often does it, and the remedy.
+    """A sentence for each stage that was killed and has not run since: the likely cause, and the remedy.
 
     Args:
         logs: The folder of all logs.
@@ -195,7 +195,7 @@ def killed_stages(logs: Path) -> list[str]:
 
 
 def killed_sentence(stage: Mapping[str, str]) -> str:
-    """What is said of a stage that was killed."""
+    """The message about a stage that was killed."""
     remedy = "run again with fewer jobs at a time (--jobs), or on a machine with more memory"
     if stage.get("stage") in ("record_outliers", "record_shard"):
         remedy = "set `record_outliers: {mode: streamed}`, which holds one layer at a time, and run again"

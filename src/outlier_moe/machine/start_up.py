@@ -1,4 +1,4 @@
-"""A stage's start and end without what makes them slow."""
+"""Faster starts and ends of a stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Collect no garbage meanwhile, and leave out of all later collections what is there then.
+    """Collect no garbage in the context, and leave the objects made there out of later collections.
 
     For the start of a program. What torch and transformers make as they are imported lasts until its end, and Python
     would look through it time and again, and once more at the end: a third of the seconds that a stage needs to start
@@ -32,7 +32,7 @@ def uncollected() -> Iterator[None]:
 
 @contextmanager
 def _interrupted_in_a_line() -> Iterator[None]:
-    """End the process at Ctrl-C at once: libraries that are half imported make other errors of it."""
+    """End the process at once at Ctrl-C: half-imported libraries turn it into other errors."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os.write(2, b"interrupted before it began\n")
@@ -44,7 +44,7 @@ def _interrupted_in_a_line() -> Iterator[None]:
 
 @contextmanager
 def ended_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have Ctrl-C and the signal that schedulers end a process with handled alike meanwhile; not in a thread."""
+    """Handle Ctrl-C and SIGTERM with one function in the context; does nothing in a thread."""
     try:
         before = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:

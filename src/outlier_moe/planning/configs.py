@@ -1,4 +1,4 @@
-"""The configuration of a registered model, without its weights: all that a plan takes."""
+"""The configuration of a registered model, without its weights: all that a plan needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FoundConfig(NamedTuple):
     config: PreTrainedConfig
     """The configuration."""
     stored_bytes: int | None
-    """What its weights take as they are stored, where it is known."""
+    """Bytes of its weights as stored, if known."""
     place: str
     """Where the configuration is from."""
 
@@ -89,7 +89,7 @@ def _from_hubs_cache(entry: ModelEntry, source: HubSource) -> FoundConfig:
 
 
 def _settle(config: PreTrainedConfig, values: Callable[[], Mapping[str, int] | None], *, of: str) -> None:
-    """Have a configuration say what its model is computed in; where that cannot be told yet, leave it."""
+    """Write the computing precision into a configuration, if it is known yet."""
     if stated_dtype(config) is None and (found := values()):
         settle_dtype(config, lambda: found, of=of)
 

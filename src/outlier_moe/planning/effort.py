@@ -1,4 +1,4 @@
-"""What a recording computes and moves, and from that its time and price on a rented node."""
+"""What a recording computes and moves, and its time and price on a rented node."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Node(NamedTuple):
     tier: Tier
     """The kind of node."""
     accelerator: Accelerator
-    """The card that costs least in all."""
+    """The card with the lowest total price."""
     mode: Mode
     """How the model runs there."""
     disk_gb: float
     """The disk to ask for, in 10**9 bytes."""
     evict: bool
-    """Whether shards have to be deleted after their use, as the disk is too small for all."""
+    """Whether shards are deleted after use, since the disk is too small for all."""
     time_s: float
-    """From asking for the node to the last table."""
+    """Seconds from asking for the node to the last table."""
     price: float
     """Dollars, on demand."""
 
@@ -83,7 +83,7 @@ def cheapest_node(sizes: ModelSizes, memory: dict[Mode, Memory], done: Effort, c
 
 
 def _fits(sizes: ModelSizes, need: Memory, mode: Mode, tier: Tier) -> bool:
-    """Whether every card of a tier has room; spread over several, each leaves room for a layer that does not divide."""
+    """Whether every card of a tier has room; of several cards, each keeps room for one undivided layer."""
     assert need.device is not None
     room = min(accelerator.memory_gib for accelerator in tier.accelerators) * GIB
     n_cards = tier.count if mode == "resident" else 1
@@ -93,7 +93,7 @@ def _fits(sizes: ModelSizes, need: Memory, mode: Mode, tier: Tier) -> bool:
 
 
 def node_on(done: Effort, tier: Tier, accelerator: Accelerator, mode: Mode, cluster: Cluster) -> Node | None:
-    """A node at work: its disk, time and price; None if a whole model would have to come from too small a disk.
+    """A node with its disk, time and price; None if the disk is too small for a whole model.
 
     Args:
         done: What is computed and moved.

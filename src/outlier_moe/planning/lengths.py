@@ -1,4 +1,4 @@
-"""A study's sequences that are too long for one of its models, told before anything is fetched. Without torch."""
+"""Refusing sequences that are too long for a model before anything is fetched. Without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROTATIONS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
 def refuse_long_sequences(entries: Iterable[ModelEntry], asked: int, models_directory: Path) -> None:
-    """Refuse a length that models of a study have no positions for, as far as can be told without a hub.
+    """Refuse a length that a model of the study has no positions for, as far as is known without the hub.
 
     Args:
         entries: The study's models.

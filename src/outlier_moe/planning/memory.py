@@ -33,32 +33,32 @@ SKETCH_BLOCK_BYTES = 128 * MIB
 
 
 class Need(NamedTuple):
-    """Bytes at the peak of a run."""
+    """Bytes in memory at the peak of a run."""
 
     weights: int
     """Weights that are in memory at once."""
     states: int
     """Hidden states of sequences that wait for others."""
     union: int
-    """One ladder step of each token, feature and view."""
+    """One byte, the ladder step, for each token, feature and view."""
     work: int
-    """Activations of the widest part of a layer, or the logits, whichever is more; and rows not yet written."""
+    """Activations of the widest part of a layer, or the logits, whichever is larger, and unwritten rows."""
     libraries: int
-    """What the process, or the device, has loaded before any model."""
+    """Libraries in memory before any model."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all parts."""
         return sum(self)
 
 
 class Memory(NamedTuple):
-    """What a run takes at its peak."""
+    """Memory of a run at its peak."""
 
     process: Need
-    """Of the process."""
+    """Memory of the process."""
     device: Need | None
-    """Of the accelerator, if it has memory of its own."""
+    """Memory of the accelerator, if it has its own."""
 
 
 def chunk_sequences(workload: Workload, device: DeviceType) -> int:
@@ -102,12 +102,12 @@ def streamed_memory(sizes: ModelSizes, workload: Workload, *, device: DeviceType
 
 
 def _in_flight(portion: Portion) -> int:
-    """A portion while it comes in."""
+    """Bytes of a portion while it is read."""
     return portion.computed + _beside(portion)
 
 
 def _beside(portion: Portion) -> int:
-    """What lies beside a portion while it comes in: if it is copied, what it is copied from."""
+    """Bytes in addition to a portion while it is read: the source, if it is copied."""
     return portion.stored if portion.copied else 0
 
 
@@ -116,21 +116,21 @@ def _largest(sizes: ModelSizes) -> int:
 
 
 class _Made(NamedTuple):
-    """Tensors that are there at once."""
+    """Tensors that are in memory at the same time."""
 
     n_bytes: int
-    """All of them."""
+    """Bytes of all tensors."""
     piece: int
-    """The bytes of a large one."""
+    """Bytes of a large tensor."""
 
     def with_gaps(self, device: DeviceType) -> int:
-        """What an allocator holds for them."""
+        """Bytes that the allocator holds for the tensors."""
         in_heaps = device == "cpu" and self.piece < HEAP_PIECE_BYTES
         return int(self.n_bytes * (1 + (GAPS_IN_HEAPS if in_heaps else GAPS)))
 
 
 def _work_bytes(sizes: ModelSizes, workload: Workload, *, device: DeviceType) -> int:
-    """What one chunk makes inside the widest part of a layer, or the head, whichever is more, with gaps."""
+    """Bytes that one chunk makes in the widest part of a layer or in the head, whichever is more, with gaps."""
     made = (_made_in_layer(sizes, workload, device), _made_in_losses(sizes, workload, device))
     return max(each.with_gaps(device) for each in made) + (SKETCH_BLOCK_BYTES if device == "cuda" else 0)
 

@@ -1,4 +1,4 @@
-"""Whether a model runs whole or layer by layer, when nobody says."""
+"""The mode of a run under `mode: auto`: resident or streamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARGIN = 0.1
 
 
 def fitting_mode(sizes: ModelSizes, workload: Workload, *, device: torch.device) -> Mode:
-    """Resident if what the plan foresees fits into the free memory with a tenth to spare, else streamed.
+    """Resident if the planned memory fits into the free memory with a tenth to spare, otherwise streamed.
 
     Quantised checkpoints are streamed: they are computed in full precision, and a layer is dequantised as it comes in.
 

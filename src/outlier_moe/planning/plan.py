@@ -55,27 +55,27 @@ class ModelPlan:
     basis: str
     """What the plan is made from: `fetched`, `hub` or `folder`, a configuration from there; or `registry`."""
     note: str | None
-    """Why the registry's figures have to do."""
+    """Why the registry's figures are used."""
     workload: Workload
     """The study, with the length of this model's sequences."""
     caveat: str | None
-    """What has to be said of that length."""
+    """A warning about the sequence length, if any."""
     hub_is_away: bool
-    """Whether that is because the hub does not answer."""
+    """Whether the hub did not answer."""
     sizes: ModelSizes
     """Its sizes."""
     stored_bytes: int
-    """What its weights take on the disk."""
+    """Bytes of its weights on disk."""
     effort: Effort
     """What is computed and moved."""
     here: dict[Mode, Memory]
-    """What either mode takes on this machine."""
+    """Memory of each mode on this machine."""
     fits_here: tuple[Mode, ...]
     """The modes that fit into this machine's memory now."""
     rented: dict[Mode, Memory]
-    """What either mode takes on a node with an accelerator."""
+    """Memory of each mode on a node with an accelerator."""
     node: Node | None
-    """The rented node on which it costs least; None if it fits on none."""
+    """The cheapest rented node; None if the model fits on none."""
 
 
 def this_machine() -> Here:
@@ -164,7 +164,7 @@ def plan_model(
 
 
 def mode_memory(sizes: ModelSizes, workload: Workload, *, device: DeviceType) -> dict[Mode, Memory]:
-    """What each mode takes that a model can run in: quantised ones are streamed."""
+    """Memory of each possible mode: quantised models are streamed only."""
     streamed = streamed_memory(sizes, workload, device=device)
     if sizes.is_quantized:
         return {"streamed": streamed}

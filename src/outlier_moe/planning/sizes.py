@@ -31,16 +31,16 @@ class Portion(NamedTuple):
     """The bytes of some weights."""
 
     stored: int
-    """As they lie in the checkpoint."""
+    """Bytes as stored in the checkpoint."""
     computed: int
-    """As the forward pass has them: dequantised, in its own precision."""
+    """Bytes in the forward pass: dequantised, in its precision."""
     copied: int
-    """What of `computed` is made anew as it comes in: the rest is the file's own bytes, mapped."""
+    """Bytes of `computed` that are copied when read; the rest is mapped from the file."""
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the plan of a recording has to know of a model."""
+    """The sizes of a model that a plan needs."""
 
     dtype: str
     """The precision of the forward pass."""
@@ -147,7 +147,7 @@ def _embedding(model: PreTrainedModel) -> nn.Embedding:
 
 
 class _Outside:
-    """The weights that lie in no decoder layer: those of the text model, and those of other towers."""
+    """The weights outside of decoder layers: of the text model, and of other towers."""
 
     def __init__(self, model: PreTrainedModel, structure: DecoderStructure, in_layers: set[int]) -> None:
         text = {id(parameter) for parameter in structure.backbone.parameters()}

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies, measured: what the minutes of a recording here are reckoned with."""
+"""The measured speed of matrix products on this machine, from which minutes are estimated."""
 
 from __future__ import annotations
 

@@ -23,16 +23,16 @@ class _Part(NamedTuple):
     """One folder or file of an output."""
 
     regex: re.Pattern[str]
-    """What it may be."""
+    """Pattern of allowed names."""
     words: tuple[str, ...]
-    """What it may be, where that is a list of names."""
+    """Allowed names, if they can be listed."""
 
 
 class _Guess(NamedTuple):
     """An output that a target may have meant."""
 
     alike: float
-    """How alike both are, from 0 to 1."""
+    """Similarity to the asked target, from 0 to 1."""
     target: str
     """A target that a rule makes."""
 

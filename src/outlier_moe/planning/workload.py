@@ -1,4 +1,4 @@
-"""What a study asks of a model: how many tokens, and what is recorded of them."""
+"""The workload of a study: how many tokens, and what is recorded of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Workload:
         return len({VIEW_OF[tap] for tap in self.taps})
 
     def of_one_shard(self) -> Workload:
-        """What the largest shard has to do."""
+        """The workload of the largest shard."""
         n_sequences = -(-self.n_sequences // self.shards)
         return Workload(n_sequences, self.sequence_length, self.taps, self.chunk, self.dtype)
 

@@ -1,4 +1,4 @@
-"""What a resident run has finished, chunk by chunk, in a folder that outlives it: the next run goes on from there."""
+"""The finished chunks of a resident run in a folder: after a kill the next run goes on from there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DAMAGE = (SafetensorError, pl.exceptions.PolarsError, pa.ArrowException)
 
 
 class FinishedChunk(NamedTuple):
-    """What was seen of one chunk of sequences."""
+    """The figures of one chunk of sequences."""
 
     first_sequence: int
     """The number, in the corpus, of its first."""
@@ -106,7 +106,7 @@ class ChunkFolder:
 
 
 def _read_chunk(place: Path) -> FinishedChunk | None:
-    """A chunk that was kept; None if it is damaged."""
+    """A kept chunk; None if it is damaged."""
     try:
         with pa.CompressedInputStream(str(place / _ARRAYS), "lz4") as file:
             arrays: dict[str, Any] = load(file.read())

@@ -1,4 +1,4 @@
-"""Recordings that are kept: each under a name of its own, by what it was made from, so that none is ever lost.
+"""Kept recordings, each under a name made from its inputs, so that none is lost.
 
 `outliers` in a model's folder is the recording that the study asks for. Snakemake removes it when its rule starts. Its
 files are in `recordings/{name}` beside it too, as second links that take no room, and stay there: a run that asks for
@@ -89,7 +89,7 @@ def _checkpoint(
 def _made_from_of_run(
     run: Mapping[str, Any], directory: Path, model_directory: Path | None = None
 ) -> dict[str, Any] | None:
-    """What a recording was made from: it says so itself, or is of before there was such a word; None if not known."""
+    """What a recording was made from, by its run.json or, for older versions, by its facts; None if unknown."""
     if MADE_FROM in run:
         return {**run[MADE_FROM], "shard": _shard_of_run(run)}
     try:
@@ -119,7 +119,7 @@ def _made_from_of_run(
 
 
 def _unchanged_since(recorded: Path, source: Mapping[str, Any], model_directory: Path | None) -> Origin | None:
-    """A model of this machine's folders, if its files are of the same sizes as when it was recorded, and older."""
+    """A model in a local folder, if its files have the recorded sizes and are older than the recording."""
     if model_directory is None or source["revision"] is not None:
         return None
     origin = read_origin(model_directory)
@@ -156,7 +156,7 @@ class KeptRecordings:
         self.digests = digests
 
     def take_up(self, made: Mapping[str, Any], options: RecordOptions, output: Path) -> bool:
-        """Put a recording of the same in place, if one is kept; for a shard that of all sequences will do."""
+        """Put a kept recording of the same inputs in place, if any; a shard may take that of all sequences."""
         if options.shard == WHOLE:
             return self._take_up({**made, "shard": None}, output)
         if self._find({**made, "shard": None}) is not None:
@@ -166,7 +166,7 @@ class KeptRecordings:
         return self._take_up({**made, "shard": list(options.shard)}, output)
 
     def take_up_whole(self, shards: Sequence[Path], output: Path) -> bool:
-        """Put the recording of all sequences in place if shards say that it is kept."""
+        """Put the recording of all sequences in place, if its shards' notes say that it is kept."""
         for shard in shards:
             with suppress(OSError, ValueError):
                 return self._take_up({**json.loads((shard / WHOLE_IS_KEPT).read_text()), "shard": None}, output)
@@ -183,7 +183,7 @@ class KeptRecordings:
         return True
 
     def _find(self, made: Mapping[str, Any]) -> Path | None:
-        """The kept recording of the same, if its files are as they were."""
+        """The kept recording of the same inputs, if its files are unchanged."""
         kept = self.folder / _digest(made)[:16]
         files = read_note(_note(kept)).get("files")
         if not isinstance(files, dict):
@@ -221,7 +221,7 @@ class KeptRecordings:
             partial.write_text(json.dumps({MADE_FROM: made, "files": files}, indent=1) + "\n")
 
     def remove_shards(self, made: Mapping[str, Any]) -> None:
-        """Remove the shards of a recording: for when they are put together."""
+        """Remove the shards of a recording that was merged."""
         for note in self.folder.glob("*.json"):
             other = read_note(note).get(MADE_FROM)
             if isinstance(other, dict) and other.get("shard") is not None and {**other, "shard": None} == made:
@@ -233,7 +233,7 @@ class KeptRecordings:
 
 
 def keep_merged(kept: KeptRecordings, recording: Path) -> None:
-    """Keep a recording whose shards were put together, and let go of the shards."""
+    """Keep a merged recording, and remove its shards."""
     kept.keep(recording)
     made = _made_from_of_run(read_note(recording / RUN), recording)
     if made is not None:

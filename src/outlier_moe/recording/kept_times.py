@@ -35,7 +35,7 @@ _TIMESTAMP = ".snakemake_timestamp"
 
 
 def restore_times(folders: Sequence[Path]) -> int:
-    """Give files that are as the last run left them the times that they had then.
+    """Restore the times of files whose contents are as the last run left them.
 
     Args:
         folders: The folders of results; the notes are in the first.
@@ -56,7 +56,7 @@ def restore_times(folders: Sequence[Path]) -> int:
 
 
 def restore_records(results: Path, metadata: Path = _METADATA) -> bool:
-    """Give a copy without Snakemake's records those of the run that made it.
+    """Restore Snakemake's records in a copy that lacks them.
 
     Args:
         results: The folder of the results.
@@ -84,7 +84,7 @@ def note_records(results: Path, metadata: Path = _METADATA) -> None:
 
 
 def begin_changes(folders: Sequence[Path]) -> None:
-    """Say that files are about to change: the notes no longer hold, but for the digests of files as they are."""
+    """Invalidate the notes, as files are about to change; digests of unchanged files stay."""
     with suppress(OSError):
         (folders[0] / NOTES).replace(folders[0] / OPEN)
 
@@ -107,7 +107,7 @@ def note_times(folders: Sequence[Path]) -> None:
 
 
 def keep_all_recordings(results: Path, models: Path) -> None:
-    """Keep the recordings of all models, so that none is lost when its rule starts: those of before too.
+    """Keep the recordings of all models, older ones too, so that none is lost when its rule starts.
 
     Args:
         results: Their folder.
@@ -120,7 +120,7 @@ def keep_all_recordings(results: Path, models: Path) -> None:
 
 
 def forget_known(folders: Sequence[Path]) -> None:
-    """Remove what stages have kept until Snakemake knew of it."""
+    """Remove the outputs that stages kept until Snakemake recorded them."""
     for note in (path for folder in folders for path in folder.rglob(".*.kept.json")):
         try:
             outputs = [Path(output) for output in json.loads(note.read_text())["outputs"]]
@@ -131,7 +131,7 @@ def forget_known(folders: Sequence[Path]) -> None:
 
 
 def _results(folder: Path) -> Iterator[Path]:
-    """The files of results: not what is hidden, but for Snakemake's own, and not the kept recordings."""
+    """The files of the results, without hidden files (except Snakemake's markers) and kept recordings."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != RECORDINGS]
         for name in names:

@@ -16,7 +16,7 @@ from outlier_moe.planning.workload import CROSS_ENTROPY_BYTES, HEAD_BYTES
 
 @contextmanager
 def _answering(backbone: nn.Module, outputs: ModelOutput) -> Iterator[None]:
-    """Have the backbone answer with given outputs, so that the model's own head (scaling, soft cap) applies to them."""
+    """Replace the backbone by given outputs, so that the model's own head (scaling, soft cap) applies to them."""
 
     def answer(*args: object, **kwargs: object) -> ModelOutput:
         return outputs

@@ -47,7 +47,7 @@ class OutlierRows(NamedTuple):
     later_peak: Float32[np.ndarray, " row"]
     """The largest |x| at the positions after it; 0 if it stays below the floor."""
     later_peak_position: UInt16[np.ndarray, " row"]
-    """Where that is."""
+    """Its position."""
     n_positions: UInt16[np.ndarray, " count"]
     """The rows' counts at the ladder's edges, one row's after the other's."""
     offsets: Int64[np.ndarray, " row_plus_one"]

@@ -52,13 +52,13 @@ class Loaded(NamedTuple):
     model: PreTrainedModel
     """The model; its weights may be still to come."""
     structure: DecoderStructure
-    """Its parts."""
+    """Its decoder layers."""
     device: torch.device
     """Where it runs."""
     mode: Mode
     """Whole, or layer by layer."""
     run: Callable[[RecordingWriter, Callable[[int], None]], dict[str, Any]]
-    """Records all sequences; returns what only the driver knows of the run."""
+    """Records all sequences; returns the facts that only the driver knows."""
 
 
 def record_outliers(
@@ -161,7 +161,7 @@ def write_recording(
 
 
 def _caveats(model_directory: Path, tokens: TokenTable, origin: Origin) -> list[str]:
-    """What a reader of the recording has to know; a model that has no positions for its sequences is refused."""
+    """Warnings for readers of the recording. Refuses a model without positions for its sequences."""
     n_tokens, trusted = tokens.tokens.shape[1], origin.trust_remote_code
     length = model_length(model_directory, n_tokens, model=origin.model, shortens=False, trust_remote_code=trusted)
     said = [tokens.metadata.get("tokenizer_note"), tokens.metadata.get("length_note") or length.note]
@@ -169,13 +169,13 @@ def _caveats(model_directory: Path, tokens: TokenTable, origin: Origin) -> list[
 
 
 def _of_shard(tokens: TokenTable, shard: Shard) -> TokenTable:
-    """The tokens of a part of the sequences, with what is said of them all."""
+    """The tokens of one shard, with the metadata of all."""
     chosen = shard.sequences(len(tokens.tokens))
     return TokenTable(tokens.tokens[chosen.start : chosen.stop], tokens.metadata)
 
 
 def _part(tokens: TokenTable, shard: Shard) -> dict[str, Any]:
-    """What run.json says of a recording that is a part of another."""
+    """The entry of run.json for a shard."""
     if shard == WHOLE:
         return {}
     n_sequences = tokens.metadata["n_sequences"]
@@ -228,7 +228,7 @@ def _load(
 def _identity(
     model: PreTrainedModel, tokens: TokenTable, options: RecordOptions, made: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """What the figures of a resident run depend on, and in which chunks they are: as asked for."""
+    """What the figures of a resident run depend on, and its chunk size."""
     return {
         # How many peaks are written is decided after all chunks.
         **{name: value for name, value in made.items() if name != "n_peaks"},

@@ -107,7 +107,7 @@ def _load_spread(
 
 
 def _counting_tensors(checkpoint: Path, files: CheckpointMap) -> dict[str, torch.Tensor]:
-    """The tensors that count: transformers takes the last copy of several, and no shards without an index."""
+    """The tensors that count, since transformers takes the last of several copies, and no shards without an index."""
     return {
         name: tensor
         for file, header in files.headers.items()
@@ -195,7 +195,7 @@ def record_resident(
 
 
 def _finished(observer: ChunkObserver, losses: list[float]) -> FinishedChunk:
-    """What a chunk has shown; its observer forgets it."""
+    """The figures of a chunk; its observer is emptied."""
     rows: dict[View, OutlierRows] = {view: maximum.rows(observer.ladder) for view, maximum in observer.maxima.items()}
     moe = None if observer.experts is None else observer.experts.tables()
     layers = dict(observer.layers)

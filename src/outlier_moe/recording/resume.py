@@ -1,4 +1,4 @@
-"""What a streamed run has finished, in a folder that outlives it, so that the next run goes on from there."""
+"""The finished layers of a streamed run in a folder: after a kill the next run goes on from there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ChunkState(NamedTuple):
 
 
 class FinishedLayer(NamedTuple):
-    """What was seen in one layer."""
+    """The figures of one layer."""
 
     sketches: Sequence[Sequence[TapSketch]]
     """For each chunk, those of its taps."""
@@ -72,7 +72,7 @@ class ResumeFolder:
 
     @staticmethod
     def chunk_of(directory: Path, run: Mapping[str, Any]) -> int | None:
-        """The size of the chunks in a folder, if it is of a run that differs in nothing else."""
+        """The chunk size of a folder, if its run is otherwise the same."""
         stored = read_note(directory / "run.json")
         if not isinstance(chunk := stored.get("chunk"), int):
             return None
@@ -118,7 +118,7 @@ class ResumeFolder:
         return FinishedLayer(sketches, moe)
 
     def save(self, n_finished: int, chunks: Sequence[ChunkState]) -> None:
-        """Keep where the forwards stand, in the place of where they stood before."""
+        """Save the state of the forwards in place of the last one."""
         older = list(self.directory.glob("state-*"))
         with whole_directory(self.directory / f"state-{n_finished:04}") as directory:
             for number, state in enumerate(chunks):
@@ -132,7 +132,7 @@ class ResumeFolder:
             shutil.rmtree(path)
 
     def read_state(self, *, device: torch.device) -> list[ChunkState]:
-        """Where the forwards stood.
+        """The saved state of the forwards.
 
         Raises:
             CannotResumeError: If that cannot be read.

@@ -19,7 +19,7 @@ FORMATS = {torch.float32: kernels.FLOAT32, torch.bfloat16: kernels.BFLOAT16, tor
 
 
 def _most_threads() -> int:
-    """The threads that numba has."""
+    """The number of threads that numba may use."""
     n_torch = torch.get_num_threads()
     n_threads = get_num_threads()
     # Numba, starting its threads, tells OpenMP how many there are; where both share one runtime, torch too is told.

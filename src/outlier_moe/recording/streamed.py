@@ -36,7 +36,7 @@ DEFAULT = StreamOptions()
 
 
 class StreamedRun(NamedTuple):
-    """How a streamed recording went."""
+    """Facts about a streamed run."""
 
     chunk: int
     """Sequences that went through a layer together, after halving if memory ran out."""

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a model is streamed. None of it changes a figure."""
+    """Options of streaming. None changes a figure."""
 
     resume: Path | None = None
     """A folder for what is finished, from which an interrupted run goes on; None lets it start anew. The caller removes
@@ -48,7 +48,7 @@ class StreamOptions:
     """Layers after which an interrupted run can go on; `auto` takes each, unless saving would take a twentieth of the
     time."""
     waiting: Waiting = "auto"
-    """Where the hidden states of chunks are while others run."""
+    """Where hidden states of waiting chunks are kept."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class _Chunk:
 
 
 class StreamedChunks:
-    """One attempt to record all sequences in chunks of a size.
+    """One attempt to record all sequences, in chunks of one size.
 
     Args:
         store: The model, layer by layer.
@@ -152,7 +152,7 @@ class StreamedChunks:
 
     @contextmanager
     def _awake(self, number: int) -> Iterator[None]:
-        """Have the hooks report to a chunk while its forward runs, and its tensors on the device."""
+        """While a chunk's forward runs: the hooks report to it, and its tensors are on the device."""
         self._current = self._chunks[number]
         forward = self._lockstep.forwards[number]
         if self._waits_elsewhere:

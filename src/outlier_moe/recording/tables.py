@@ -39,9 +39,9 @@ class _Rows(NamedTuple):
     """Some rows, one after the other, of one tap or view."""
 
     of: SiteSketch | OutlierRows
-    """Where they are taken from."""
+    """The sketch or maximum that they are rows of."""
     chosen: slice
-    """Which."""
+    """Indices of the rows."""
     place: int
     """The number of their tap or view."""
 

@@ -1,4 +1,4 @@
-"""The folder of one recording: rows are appended chunk by chunk, and it gets its name when it is whole."""
+"""The folder of one recording: rows are appended chunk by chunk, and the folder appears when it is whole."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class CountsAtEdge(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredCounts:
-    """The counts of one shape as they lie in a file."""
+    """The counts of one shape as a file stores them."""
 
     shape: CountShape
     """What is counted, and over what."""
