@@ -1,4 +1,4 @@
-"""What the report is made of, read from the tables; what cannot be read or compared is left out, and said to be."""
+"""The inputs of the report, read from the tables; what cannot be read or compared is left out and named."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ReportInputs:
     """Everything that a report is made of."""
 
     models: pl.DataFrame
-    """`schemas.ModelComparison`."""
+    """Rows of `tables.schemas.ModelComparison`."""
     files: Mapping[str, ModelFiles]
     """The files of each of its models."""
     study: Mapping[str, Any]
@@ -63,9 +63,9 @@ class ReportInputs:
     sweeps: Mapping[str, Mapping[str, pl.DataFrame]] = field(default_factory=dict)
     """The tables of each sweep over optimisers and scales, by the names of their files, if it was run."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """What the study was started with by `--config`."""
+    """The study's `--config` overrides."""
     configfiles: Sequence[str] = ()
-    """And by `--configfile`."""
+    """The study's `--configfile` paths."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Models of the study that do not exist, each with its reason."""
 
@@ -76,18 +76,18 @@ class ReportInputs:
 
     @property
     def default_preset(self) -> Preset:
-        """The one that is shown first."""
+        """The preset that is shown first."""
         name = self.study["compare_models"]["default_preset"]
         return next(preset for preset in self.presets if preset.name == name)
 
 
 class LeftOut(NamedTuple):
-    """Something that the report does not speak of."""
+    """Something that the report leaves out."""
 
     what: str
     """The models, or the comparison."""
     reason: str
-    """Why."""
+    """The reason."""
 
 
 class CountedRange(NamedTuple):
@@ -122,7 +122,7 @@ class ReportedModel:
 
     @property
     def name(self) -> str:
-        """Its id."""
+        """The model's id."""
         return self.facts["model"]
 
     @property
@@ -135,11 +135,11 @@ class ReportContents(NamedTuple):
     """What could be read."""
 
     models: list[ReportedModel]
-    """The models that the report speaks of, in the comparison's order."""
+    """The models in the report, in the comparison's order."""
     comparison: pl.DataFrame
     """Their rows of the comparison."""
     left_out: list[LeftOut]
-    """The rest, and what cannot be compared."""
+    """The models and comparisons that are left out."""
 
 
 def read_contents(inputs: ReportInputs) -> ReportContents:
@@ -173,7 +173,7 @@ def _reported(facts: Mapping[str, Any], inputs: ReportInputs) -> ReportedModel:
 
 
 def _what_is_missing(models: list[ReportedModel]) -> list[LeftOut]:
-    """The comparisons that these models do not allow, or only in part."""
+    """Comparisons that these models do not allow, or allow only in part."""
     if not models:
         return [LeftOut("everything", "no model of the study is done yet; run snakemake and look again")]
     # One model, or models of one kind, are a whole study: nothing is missing from it.
@@ -199,7 +199,7 @@ def _by_value(models: list[ReportedModel], value: Callable[[Mapping[str, Any]], 
 
 
 def _other_runs(models: list[ReportedModel]) -> list[LeftOut]:
-    """What recordings with other floors or libraries, which round otherwise, do not allow."""
+    """Comparisons that recordings with other floors or libraries do not allow."""
     found = []
     floors = _by_value(models, lambda run: run["floor"])
     if len(floors) > 1:

@@ -15,9 +15,9 @@ class Finding(NamedTuple):
     """What it is about, in a few words."""
     sentence: str
     basis: str
-    """How many models, sequences and tests it rests on."""
+    """Number of models, sequences and tests behind it."""
     is_caveat: bool = False
-    """Whether it says how far the others can be trusted."""
+    """Whether it limits how far other findings can be trusted."""
     details: tuple[str, ...] = ()
     """The numbers behind it, one a line."""
 

@@ -1,4 +1,4 @@
-"""What a sweep answers: tables of differences and trends, what of them stands out, and how far it can be trusted."""
+"""The answers of a sweep: tables of differences and trends, the findings, and the caveats."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _ordered(answers: pl.DataFrame) -> pl.DataFrame:
 
 
 def standing_out(tables: Mapping[str, pl.DataFrame]) -> dict[str, str]:
-    """What is found of each question that was tested, in both moments or in one.
+    """The finding for each tested question, at both moments or at one.
 
     Args:
         tables: Those of `scale_sweep.summary.SweepTables`, by name.
@@ -129,7 +129,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[Cell]:
 
 
 def caveats(name: str, tables: Mapping[str, pl.DataFrame], study: Mapping[str, Any]) -> list[str]:
-    """What changes how a sweep's answers are read: its learning rates, and a matched loss near the start.
+    """Caveats of a sweep: its learning rates, and a matched loss near the start.
 
     Args:
         name: The sweep.
@@ -157,7 +157,7 @@ def _rates(name: str, summary: pl.DataFrame, study: Mapping[str, Any]) -> list[s
 
 
 def _near_the_start(tables: Mapping[str, pl.DataFrame]) -> list[str]:
-    """Where models at the matched loss have learnt next to nothing."""
+    """Scales at which models have learnt next to nothing at the matched loss."""
     start = tables["summary"].group_by("scale").agg(start=pl.col("start_loss_nats").mean())
     is_near = pl.col("start") - pl.col("target_loss_nats") <= NEARLY_THE_START * pl.col("start")
     of_all = tables["summary"].join(start, on="scale", maintain_order="left").filter(is_near)

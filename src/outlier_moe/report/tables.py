@@ -106,7 +106,7 @@ LONG = 100
 
 
 def plain_table(name: str, title: str, text: str, frame: pl.DataFrame) -> Table:
-    """A table as it is, but for columns that say nothing."""
+    """A table without columns that are empty or constant."""
     shown = [
         column
         for column, dtype in frame.schema.items()
@@ -159,7 +159,7 @@ def _plain_cell(column: str, value: object, row: Mapping[str, Any], is_number: b
 
 
 def sort_key(value: object) -> str:
-    """What the page sorts a value by; what has no bound (a lift over nothing) sorts as the largest."""
+    """The number that a value is sorted by; infinite values sort as the largest."""
     return "Infinity" if value == math.inf else str(value)
 
 

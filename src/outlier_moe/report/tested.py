@@ -1,4 +1,4 @@
-"""What tests say: the verdicts of the tables, with their effects and q-values."""
+"""Sentences about tests: the verdicts of the tables, with effects and q-values."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def experts_of_outliers(table: pl.DataFrame | None) -> Finding | None:
 
 
 def published(table: pl.DataFrame | None) -> Finding | None:
-    """What others published, held against these recordings; nothing where nothing can be compared.
+    """Published figures compared with these recordings; nothing if none is comparable.
 
     Args:
         table: `Verification` of all models, if there is one.

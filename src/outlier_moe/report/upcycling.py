@@ -40,7 +40,7 @@ def upcycling_pictures(tables: Mapping[str, pl.DataFrame]) -> list[PictureGroup]
 
 
 def _boundary(summary: pl.DataFrame) -> Table:
-    """What happens at the boundary, and what training on makes of it, run by run."""
+    """The figures at the boundary and after further training, run by run."""
     columns = {**BOUNDARY, "final_loss_nats": Column("loss at the\nend (nats)")}
     written = pl.col("final_loss_nats").map_elements(lambda value: f"{value:.4f}", return_dtype=pl.String)
     rows = pl.concat([boundary_for_people(summary), summary.select(written)], how="horizontal")

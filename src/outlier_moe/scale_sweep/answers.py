@@ -1,4 +1,4 @@
-"""What a sweep says: how each figure goes with scale, and how optimisers differ, with intervals over seeds and tests.
+"""The answers of a sweep: how each figure changes with scale, and how optimisers differ, with intervals and tests.
 
 Slopes and differences are means of one value for each seed, and so have two intervals: Student's, and the bootstrap's
 over resampled seeds, which is too narrow where seeds are few (`seed_intervals.SIMULATED`). Tests take no side.
@@ -37,7 +37,7 @@ from outlier_moe.terminal.figures import plain
 
 
 def trends(figures: pl.DataFrame, *, seed: int = 0, confidence_level: float = 0.95) -> pl.DataFrame:
-    """How each figure goes with the number of parameters, optimiser by optimiser.
+    """How each figure changes with the number of parameters, for each optimiser.
 
     Args:
         figures: One row per (scale, optimizer, seed, moment, figure) with `n_parameters` and `value`; what is not
@@ -207,7 +207,7 @@ def _difference(pairs: pl.DataFrame, seed: int, confidence_level: float) -> dict
 
 
 def _row(estimate: float | None, intervals: SeedIntervals, test: RankTest) -> dict[str, Any]:
-    """What both tables say of a figure: its slope or difference, and of both the rest."""
+    """The columns that both tables share, and the slope or difference."""
     found = intervals._asdict()
     reasons = [reason for reason in (found.pop("reason"), test.reason) if reason is not None]
     return {
@@ -221,7 +221,7 @@ def _row(estimate: float | None, intervals: SeedIntervals, test: RankTest) -> di
 
 
 def _finite(figures: pl.DataFrame) -> pl.DataFrame:
-    """Figures that are numbers, with all columns: one of a checkpoint lies between nothing else."""
+    """Finite figures with all columns; a figure read at a checkpoint has that value as both bounds."""
     lacking = [
         (pl.col("value") if name.startswith("value") else pl.lit(None, pl.Float64)).alias(name)
         for name in ("value_low", "value_high", "target_loss_nats", "gap_steps")

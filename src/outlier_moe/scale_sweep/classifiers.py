@@ -35,11 +35,11 @@ class Classifier(SweptModel):
     scale: Scale
     """Its sizes."""
     geometry: Geometry
-    """What an image is to it."""
+    """Size, channels and patches of an image."""
 
     @property
     def label(self) -> str:
-        """What the log calls it."""
+        """The name in the log."""
         return f"ViT of d_model {self.scale.d_model}, {self.optimizer}"
 
 
@@ -49,7 +49,7 @@ def classifier_of(sweep: Mapping[str, Any], images: Path, *, scale: str, optimiz
 
 
 def try_learning_rates(of: Classifier, output: Path) -> None:
-    """Train a classifier shortly at every learning rate of the grid and choose the best on the validation images.
+    """Train a classifier for a few steps at each learning rate and choose the best on the validation images.
 
     Args:
         of: The classifier.
@@ -75,7 +75,7 @@ def train_classifier(
 
 
 def run_options(of: Classifier, recording: RecordOptions, chosen: ChosenRate, seed: int) -> RunOptions:
-    """How a classifier is trained at a multiple of the learning rate that the rule gives."""
+    """Options for training a classifier at a multiple of the rule's learning rate."""
     sweep, rates = of.sweep, of.sweep["learning_rates"]
     n_train = ImageParts(of.images, of.geometry).size("train")
     batch_size = batch_size_for(n_vit_parameters(of.scale, of.geometry), n_train=n_train, wanted=sweep["batch_size"])
@@ -127,7 +127,7 @@ def _subject(of: Classifier, options: RunOptions) -> Subject:
 
 
 def _shown(images: ImageParts, n_images: int) -> dict[str, Batch]:
-    """The images of each part that losses are of, the same at every checkpoint, as losses are matched.
+    """The images of each part that losses are taken on: the same at every checkpoint, since losses are matched.
 
     Of those to train on no more than of those to test on: a gap between the two is no surer than its surer side, and
     of a small source, which has many more to train on, they would take most of the time.
@@ -137,14 +137,14 @@ def _shown(images: ImageParts, n_images: int) -> dict[str, Batch]:
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> StepLoss:
-    """Cross entropy, and the share of the images that are classified rightly."""
+    """Cross entropy, and the share of the images that are classified correctly."""
     logits = model(pixel_values=batch["pixel_values"]).logits.float()
     right = (logits.detach().argmax(dim=-1) == batch["labels"]).float().mean()
     return StepLoss(cross_entropy(logits, batch["labels"]), len(logits), {"accuracy": right})
 
 
 def evaluated(model: nn.Module, batch: Batch, part: str, *, chunk: int) -> list[Row]:
-    """Mean loss and accuracy on some images; no accuracy, which is of which number is largest, without a loss."""
+    """Mean loss and accuracy on some images; no accuracy if the loss is not finite."""
     device = next(model.parameters()).device
     loss = right = 0.0
     n_images = len(batch["labels"])

@@ -26,23 +26,21 @@ class SweptRun:
     scale: str
     """The name of its scale."""
     optimizer: str
-    """Its optimiser."""
     seed: int
-    """Its seed."""
     run: Path
-    """Its folder."""
+    """Folder of the run."""
     metrics: Path
     """Its table of measures with the outlier figures: `metrics_of_run`."""
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells the run from others."""
+        """Scale, optimiser and seed: what identifies the run."""
         facts = self.facts()
         sizes = {name: facts[name] for name in ("d_model", "n_parameters")}
         return {"scale": self.scale, **sizes, "optimizer": self.optimizer, "seed": self.seed}
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says."""
+        """The contents of `run.json`."""
         return json.loads((self.run / "run.json").read_text(encoding="utf-8"))
 
 

@@ -157,7 +157,7 @@ class ImageParts:
         _refuse_misfit(self.facts["shape"], geometry, file=folder / FACTS)
 
     def size(self, part: Part) -> int:
-        """Images of a part."""
+        """Number of images in a part."""
         return len(self.labels[part])
 
     def batch(self, part: Part, chosen: Int64[np.ndarray, " image"]) -> Batch:

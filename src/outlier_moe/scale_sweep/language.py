@@ -34,11 +34,11 @@ class LanguageModel(SweptModel):
     text: Path
     """The folder that `tokenize_training_text` wrote."""
     sizes: ModelSizes
-    """Of the model."""
+    """Sizes of the model."""
 
     @property
     def label(self) -> str:
-        """What the log calls it."""
+        """The name in the log."""
         return f"simple of d_model {self.sizes.d_model}, {self.optimizer}"
 
 
@@ -58,7 +58,7 @@ def language_model_of(
 
 
 def try_language_model_rates(of: LanguageModel, output: Path) -> None:
-    """Train a language model shortly at every learning rate of the grid and choose the best on the windows for that.
+    """Train a language model for a few steps at each learning rate and choose the best on validation windows.
 
     Args:
         of: The model.
@@ -91,7 +91,7 @@ def _only_rate(of: LanguageModel) -> ChosenRate:
 
 
 def run_options(of: LanguageModel, recording: RecordOptions, chosen: ChosenRate, seed: int) -> RunOptions:
-    """How a language model is trained at a multiple of the learning rate that the study gives."""
+    """Options for training a language model at a multiple of the study's learning rate."""
     return options_at(
         chosen,
         of,
@@ -135,7 +135,7 @@ def _subject(of: LanguageModel, options: RunOptions) -> Subject:
 
 
 def _held_out_parts(stream: Path, n_each: int, length: int) -> dict[str, Int[Tensor, "window position"]]:
-    """The windows that are reported, and those behind them by which a learning rate is chosen."""
+    """The windows for reported losses, and those after them for choosing a learning rate."""
     windows = first_windows(stream, 2 * n_each, length)
     n_test = (len(windows) + 1) // 2
     if n_test == len(windows):

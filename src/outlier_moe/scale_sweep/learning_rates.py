@@ -1,4 +1,4 @@
-"""Learning rates of a grid tried shortly, all else alike, and the best of them by the loss on held-out data."""
+"""Learning rates of a grid, each tried for a few steps; the best by the loss on held-out data."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ChosenRate(NamedTuple):
     """The learning rate that a run is trained at."""
 
     multiple: float | int
-    """Of the rates that the study gives."""
+    """Multiple of the study's learning rates."""
     grid_edge: GridEdge | None = None
-    """Why it is not known to be the best; None inside of the grid, or if there was none."""
+    """Why it is not known to be the best; None inside the grid, or without a grid."""
 
 
 def options_at(
@@ -50,7 +50,7 @@ def options_at(
     seed: int,
     unit: str,
 ) -> RunOptions:
-    """How a model is trained at a multiple of the learning rates that the study gives.
+    """Options for training a model at a multiple of the study's learning rates.
 
     Args:
         chosen: The multiple.
@@ -96,7 +96,7 @@ def try_rates(
     options_of: Callable[[AnyModel, RecordOptions, ChosenRate, int], RunOptions],
     subject_of: Callable[[AnyModel, RunOptions], Subject],
 ) -> None:
-    """Train shortly at every learning rate of the grid and choose the one with the best loss on the held-out part.
+    """Train for a few steps at each learning rate of the grid and choose the best on the held-out part.
 
     A rate at which the run diverges is never chosen; if all do, the lowest is, so that the sweep has its result.
 
@@ -168,7 +168,7 @@ def chosen_rate(learning_rates: Path) -> ChosenRate:
 
 
 def grid_edge(tried: pl.DataFrame) -> GridEdge | None:
-    """Why the chosen rate is not known to be the best: the end of the grid that it lies at, or that all diverged.
+    """Why the chosen rate is not known to be the best: it lies at an end of the grid, or all rates diverged.
 
     None inside of the grid, and where there was nothing to choose from. A rate below one that diverged is inside:
     nothing better lies beyond.

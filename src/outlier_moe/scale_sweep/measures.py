@@ -26,9 +26,8 @@ class Row(NamedTuple):
     """One measure."""
 
     metric: str
-    """Its name."""
     place: str
-    """The matrix, the tap, or the part of the data that it is of."""
+    """The matrix, the tap, or the part of the data."""
     layer: int | None
     """The layer; None for what is of the model as a whole."""
     value: float | None
@@ -76,7 +75,7 @@ class DrawnRows:
         self._drawn: Tensor | None = None
 
     def take(self, activations: Float[Tensor, "input *position feature"]) -> Float[Tensor, "row feature"]:
-        """Those that were drawn among some inputs' positions."""
+        """The drawn positions of some inputs."""
         rows = activations.detach().flatten(0, -2)
         if self._drawn is None:
             n_all = self.n_inputs * (len(rows) // len(activations))
@@ -89,7 +88,7 @@ class DrawnRows:
 
 
 class FeatureMeter:
-    """Takes, from the forwards in its block, each layer's output, what stands behind its GELU, and what the head reads.
+    """Reads, in the forwards of its block, each layer's output, the activations after its GELU, and the head's input.
 
     Args:
         structure: The model's parts.
@@ -110,7 +109,7 @@ class FeatureMeter:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Have forwards report while the block runs."""
+        """Read activations of the forwards in the block."""
         parts = find_parts(self.structure)
         with ExitStack() as hooks:
             for index, layer in enumerate(self.structure.layers):
@@ -160,7 +159,7 @@ def _feature_rows(
 
 @contextmanager
 def clocked(rows: list[Row], what: str) -> Iterator[None]:
-    """Note how long a block takes."""
+    """Measure the time of a block."""
     started = time.monotonic()
     yield
     rows.append(Row("time_s", what, None, time.monotonic() - started))

@@ -12,7 +12,7 @@ LEAST_STEPS_PER_EPOCH = 8
 
 
 def batch_size_for(n_parameters: int, *, n_train: int, wanted: int | str = "auto") -> int:
-    """Images of a step.
+    """Number of images in a step.
 
     Args:
         n_parameters: Of the model.
@@ -31,7 +31,7 @@ def learning_rate_for(base: float | int, batch_size: int, *, reference: int) -> 
 
 
 def n_steps_for(n_epochs: float | int | None, n_steps: int | None, *, batch_size: int, n_train: int) -> int:
-    """Steps of a run: given, or those of so many passes over the images."""
+    """Number of steps in a run: given, or from a number of epochs."""
     if n_steps is not None:
         return n_steps
     assert n_epochs is not None, "the study's check lets through one of the two"
@@ -49,12 +49,12 @@ def warmup_steps(fraction: float | int, n_steps: int) -> int:
 
 
 def saving_interval(n_steps: int, n_checkpoints: int) -> int:
-    """Steps between two states that a run which is killed goes on from: as many as there are checkpoints."""
+    """Steps between two saved states of a run, of which there are as many as checkpoints."""
     return max(1, n_steps // n_checkpoints)
 
 
 def measured_steps(n_steps: int, n_checkpoints: int) -> tuple[int, ...]:
-    """The steps done at each checkpoint, at which a run is measured: the denser the earlier, where most changes.
+    """The steps at which a run is measured: closer together early, where most changes.
 
     The k-th of n is after (k / n)**3 of the steps, and at least a step behind the one before. In a geometric row, the
     other way to be dense at the start, the last two would lie half a run apart.

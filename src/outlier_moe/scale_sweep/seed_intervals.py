@@ -1,4 +1,4 @@
-"""Intervals of a mean over seeds: Student's, which holds of few seeds, and the bootstrap's, which does not yet.
+"""Intervals of a mean over seeds: Student's, which is right for few seeds, and the bootstrap's, which is too narrow.
 
 Of three seeds there are ten different resamples, and none of them lies outside of the seeds: a bootstrap interval of
 95 % from so few is less than half as wide as it has to be. One that is studentised has no end at all there, since one

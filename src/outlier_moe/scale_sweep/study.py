@@ -1,4 +1,4 @@
-"""The sweeps as the configuration says them, and what a schema cannot refuse. The workflow reads it: no torch."""
+"""The configuration of the sweeps, and checks that a schema cannot make. The workflow imports this module: no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What an image is to a classifier, whatever its source has."""
+    """The form in which a classifier sees an image, whatever its source."""
 
     image_size: int
     """Pixels of a side."""
@@ -81,7 +81,7 @@ class Geometry:
 
 
 def rates_of(optimizer: OptimizerName) -> tuple[OptimizerName, OptimizerName]:
-    """Whose learning rates decide a run: its optimiser's, and that of what trains the parameters it does not take."""
+    """The optimisers whose learning rates decide a run: its own, and the one for the remaining parameters."""
     return optimizer, "adamw" if optimizer == "muon" else optimizer
 
 
@@ -96,7 +96,7 @@ def chosen_sweep(study: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_parts(sweep: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """The section of a run with the parts that its batches are cut into.
+    """The section of a run, with the number of parts of a batch.
 
     Rules have it without them: the same model comes of any number of parts, but for its last digits.
 
@@ -113,12 +113,12 @@ def scale_of(sweep: Mapping[str, Any], scale: str) -> Scale:
 
 
 def geometry_of(sweep: Mapping[str, Any]) -> Geometry:
-    """What an image is to the classifiers of a sweep."""
+    """The form in which the classifiers of a sweep see an image."""
     return Geometry(sweep["image_size"], sweep["n_channels"], sweep["patch_size"])
 
 
 def check_sweeps(study: Mapping[str, Any], *, file: str) -> None:
-    """Refuse what cannot be run of either sweep.
+    """Refuse sweeps that cannot run.
 
     Raises:
         StudyError: Names the key, what was expected and what came.
@@ -281,7 +281,7 @@ def _empty_parts(sweep: Mapping[str, Any], section: str) -> Iterator[Mistake]:
 
 
 def _shared_seed(sweep: Mapping[str, Any], section: str) -> Iterator[Mistake]:
-    """A rate chosen by the weights and draws of a run that is reported would favour that run."""
+    """Refuse a tuning seed that is also a run's seed: the chosen rate would favour that run."""
     if len(sweep["multiples"]) > 1 and sweep["tuning_seed"] in sweep["seeds"]:
         expected = f"a seed of its own for trying {len(sweep['multiples'])} learning rates, none of seeds"
         yield f"{section}.tuning_seed", expected, sweep["tuning_seed"], "Set tuning_seed to another number."

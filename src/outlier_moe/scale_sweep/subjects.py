@@ -1,4 +1,4 @@
-"""What a run of a sweep trains, and how: classifiers and language models in one form."""
+"""The model and options of a run, in one form for classifiers and language models."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ from outlier_moe.training.steps import BatchSource, LossFunction
 
 @dataclass(frozen=True)
 class SweptModel(ABC):
-    """A model of a sweep as the study says it, whatever it is."""
+    """A model of a sweep as the configuration describes it."""
 
     optimizer: OptimizerName
-    """What trains it."""
+    """Name of the optimiser."""
     sweep: Mapping[str, Any]
     """The section of the study, its preset filled in."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """What the log calls it."""
+        """The name in the log."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run trains and asks: the part that classifiers and language models do not share."""
+    """The part of a run that differs between classifiers and language models."""
 
     model: PreTrainedModel
     """The model."""
     batches: BatchSource
     """The batch of each step."""
     loss: LossFunction
-    """What is minimised."""
+    """The loss that is minimised."""
     evaluate: Callable[[nn.Module, str, int], list[Row]]
     """Loss, and accuracy if there is one, on a part of the data, with so many inputs through the model at once."""
     n_evaluated: Mapping[str, int]
-    """How many inputs of each part that is of."""
+    """Number of inputs of each part that are evaluated."""
     held_out: str
     """The part that is not trained on by which learning rates are chosen and of which feature ranks are taken."""
     head: nn.Module
-    """What reads the last features."""
+    """The module that reads the last features."""
     probe: Mapping[str, Tensor]
     """Inputs of the backbone whose activations are recorded, the same at every checkpoint."""
     positions: UInt32[np.ndarray, "sequence position"]
-    """What stands at each of their positions."""
+    """The token or patch at each of their positions."""
     decode: Callable[[list[int]], str]
-    """What to call that."""
+    """The text of a token or patch."""
     identity: Mapping[str, Any]
-    """What the data are, as JSON has it."""
+    """A description of the data, as JSON."""
     unit: str
-    """What a batch is made of."""
+    """Name of the items of a batch."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class OptimizerOptions:
     """The optimiser of a run."""
 
     name: OptimizerName
-    """Which."""
+    """Name of the optimiser."""
     lr: float
     """Its peak learning rate."""
     adamw_lr: float
-    """That of AdamW, where it trains what the optimiser does not take; else the optimiser's own."""
+    """Peak learning rate of AdamW for the remaining parameters; otherwise the optimiser's own."""
     weight_decay: float
-    """Of all that is no norm and no bias."""
+    """Weight decay of all parameters except norms and biases."""
     grid_edge: GridEdge | None = None
     """Why the rate is not known to be the best of a grid; None if it lies inside of it, or if there was none."""
 
@@ -85,10 +85,10 @@ class RunOptions:
     """How a run is trained and measured."""
 
     training: TrainingOptions
-    """The loop's."""
+    """Options of the training loop."""
     optimizer: OptimizerOptions
-    """The optimiser's."""
+    """Options of the optimiser."""
     recording: RecordOptions
-    """What is recorded of the probe."""
+    """Options of recording the probe."""
     batch_size: int
-    """Of a step, and of whatever else goes through the model, unless memory runs out."""
+    """Inputs of a step and of evaluation, unless memory runs out."""

@@ -1,4 +1,4 @@
-"""What a sweep came to: every run's measures, its figures at three moments, the answers, and a line for each run."""
+"""The summary of a sweep: measures of all runs, figures at three moments, the answers, and a row for each run."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _facts(run: SweptRun) -> dict[str, Any]:
 
 
 def _of_steps(history: Path, facts: Mapping[str, Any]) -> dict[str, float | None]:
-    """What weight decay and clipping came to over a run's steps; of the one that diverged nothing."""
+    """Effects of weight decay and clipping over a run's steps; nothing for a run that diverged."""
     if facts["diverged_at"] is not None:
         return {"decay_alone": None, "clipped_share": None}
     steps, limit = read_table(history, remedy=made_again(history.parent)), facts.get("max_gradient_norm")
@@ -133,7 +133,7 @@ def _of_steps(history: Path, facts: Mapping[str, Any]) -> dict[str, float | None
 
 
 def _times(metrics: Path) -> dict[str, float]:
-    """What was spent beside training, in seconds: on losses, recordings and other measures."""
+    """Seconds spent on losses, recordings and other measures."""
     times = read_table(metrics).filter(metric="time_s").group_by("place").agg(pl.col("value").sum())
     spent = dict(times.rows())
     return {f"time_{name}_s": spent.get(name, 0.0) for name in ("evaluation", "recording", "measures")}

@@ -1,4 +1,4 @@
-"""What is done with a model at each checkpoint of a run: everything is measured, and kept in files of that step."""
+"""The measurements at each checkpoint of a run, kept in files of that step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SCHEMA = {
 
 
 def visits_of(subject: Subject, structure: DecoderStructure, work: Path, options: RunOptions) -> Visit:
-    """What is done at each checkpoint of a run.
+    """The function that is called at each checkpoint of a run.
 
     Args:
         subject: What is trained.
@@ -117,5 +117,5 @@ def ended_badly(rows: list[Row]) -> bool:
 
 
 def _finite(row: Row) -> Row:
-    """A row whose value is none where it is no finite number: the rules of the tables hold for numbers."""
+    """A row whose value is None if it is not finite, as the tables require."""
     return row if row.value is None or math.isfinite(row.value) else row._replace(value=None)

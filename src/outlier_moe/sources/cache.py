@@ -1,4 +1,4 @@
-"""The folder of what this project keeps from one study to the next, and the SHA-256 of large files in it."""
+"""The cache folder that studies share, and the SHA-256 of large files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LARGE_BYTES = 2**26
 
 
 def cache_folder() -> Path:
-    """Where it is: OUTLIER_MOE_CACHE, else `outlier_moe` in the user's cache folder."""
+    """The cache folder: OUTLIER_MOE_CACHE, otherwise `outlier_moe` in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("OUTLIER_MOE_CACHE") or Path(caches) / "outlier_moe")
 
 
 def blob_sha256(path: Path) -> str | None:
-    """The SHA-256 of a large file of the hub's cache, which has it for a name; None of any other file."""
+    """The SHA-256 of a large file in the hub's cache, where it is the file's name; None for any other file."""
     resolved = path.resolve()
     is_named_so = resolved.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", resolved.name)
     return resolved.name if is_named_so else None

@@ -21,7 +21,7 @@ _WITHOUT = "float32"
 
 
 def declared_dtype(config: Mapping[str, Any]) -> str | None:
-    """What a configuration says: of the whole model, or else of its text part."""
+    """The dtype in a configuration: of the whole model, otherwise of its text part."""
     for keys in (config, config.get("text_config") or {}):
         for key in ("dtype", "torch_dtype"):
             if isinstance(keys, Mapping) and isinstance(keys.get(key), str):
@@ -39,7 +39,7 @@ def values_by_dtype(headers: Iterable[Mapping[str, TensorEntry]]) -> dict[str, i
 
 
 def settled_values(dtype: str | None, directory: Path) -> dict[str, int]:
-    """What a fetched model's dtype says of its weights, which are elsewhere.
+    """The dtype of a fetched model whose weights are elsewhere, as counts of values.
 
     Args:
         dtype: The dtype, as source.json has it.

@@ -11,7 +11,7 @@ from outlier_moe.sources.checkpoint_dtype import main_dtype
 
 
 def stated_dtype(config: PreTrainedConfig) -> torch.dtype | None:
-    """What a configuration says: of the whole model, or else of its text part."""
+    """The dtype in a configuration: of the whole model, otherwise of its text part."""
     for part in (config, config.get_text_config(decoder=True)):
         if part.dtype is not None:
             return part.dtype if isinstance(part.dtype, torch.dtype) else getattr(torch, part.dtype)
@@ -19,7 +19,7 @@ def stated_dtype(config: PreTrainedConfig) -> torch.dtype | None:
 
 
 def settle_dtype(config: PreTrainedConfig, values: Callable[[], Mapping[str, int]], *, of: str) -> torch.dtype:
-    """The dtype of a model, which its configuration says from then on.
+    """The dtype of a model, which is also written into its configuration.
 
     Args:
         config: The configuration.

@@ -1,4 +1,4 @@
-"""What a model's configuration says that it is: its family and kind, its size, its experts."""
+"""The labels in a model's configuration: family, kind, size and experts."""
 
 from __future__ import annotations
 

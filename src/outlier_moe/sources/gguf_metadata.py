@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model and transformers leaves out: it goes into the configuration, or is refused."""
+"""Metadata of a GGUF file that transformers ignores: it goes into the configuration, or is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def refuse_unknown_architecture(reader: GGUFReader, file: Path) -> None:
-    """Refuse what is no model, or of an architecture that transformers cannot read.
+    """Refuse files that are not models, and architectures that transformers cannot read.
 
     Raises:
         StudyError: If it is so.
@@ -105,7 +105,7 @@ def complete_config(config: PreTrainedConfig, reader: GGUFReader, file: Path) ->
 
 
 def _complete_fields(config: PreTrainedConfig, said: Mapping[str, Any]) -> None:
-    """Take over what goes by one field, also where transformers looks for it under another key."""
+    """Copy single fields, also if transformers looks for them under another key."""
     for key, field in _FIELDS.items():
         # A family's own name for a field is no field.
         if key in said and field in vars(config) and not isinstance(said[key], list):
@@ -120,7 +120,7 @@ def _complete_fields(config: PreTrainedConfig, said: Mapping[str, Any]) -> None:
 
 
 def _complete_gemma(config: PreTrainedConfig, architecture: str) -> None:
-    """What Gemma's queries are divided by, as llama.cpp knows it by heart."""
+    """The divisor of Gemma's queries, which llama.cpp has built in."""
     if architecture in _LARGE_GEMMAS:
         is_large = config.num_hidden_layers == _LARGE_GEMMAS[architecture]
         width = config.hidden_size // config.num_attention_heads if is_large else config.head_dim
@@ -142,7 +142,7 @@ def _rope(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _complete_rope(config: PreTrainedConfig, said: Mapping[str, Any], file: Path) -> None:
-    """Base and stretching of rotary positions: linear is taken over, any other way that is not there is refused."""
+    """Base and scaling of rotary positions: linear scaling is copied, other missing kinds are refused."""
     rope = _rope(config)
     # Where local and global layers rotate otherwise, the file's keys are of the global ones.
     by_layers = rope if "full_attention" in rope else {"full_attention": rope}
@@ -194,7 +194,7 @@ def _complete_llama3(config: PreTrainedConfig, reader: GGUFReader, file: Path) -
 def _llama3_factors(
     n: int, base: float, *, factor: float, low_freq_factor: float, high_freq_factor: float
 ) -> np.ndarray:
-    """By how much each rotary frequency is divided."""
+    """The divisor of each rotary frequency."""
     factors = np.ones(n)
     for i in range(n):
         wavelength = 2 * math.pi * base ** (i / n)

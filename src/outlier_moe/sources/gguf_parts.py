@@ -90,7 +90,7 @@ def _parts(folder: Path, match: re.Match[str]) -> list[Path]:
 
 
 def open_gguf(file: Path) -> gguf.GGUFReader:
-    """A GGUF file, of which no tensor is read yet.
+    """A GGUF file, opened without reading tensors.
 
     Raises:
         StudyError: If it is none, or is cut short.
@@ -117,7 +117,7 @@ def open_gguf(file: Path) -> gguf.GGUFReader:
 
 
 def value(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
-    """What a file's metadata says of a key."""
+    """The value of a key in a file's metadata."""
     field = reader.fields.get(key)
     return default if field is None else field.contents()
 

@@ -11,7 +11,7 @@ import gguf
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Have `gguf` keep its readers and its maps of tensors' names while the block runs.
+    """Make `gguf` cache its readers and maps of tensor names while the block runs.
 
     transformers opens a file anew for its configuration, its tokenizer and its weights, each time with all of the
     vocabulary, and makes the same map of names for every module: half the time that a small model takes to convert.

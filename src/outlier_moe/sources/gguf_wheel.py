@@ -79,7 +79,7 @@ def _sha256(files: list[Path]) -> str:
 
 
 def _from_cache(name: str, directory: Path, make: Callable[[Path], None]) -> dict[str, Any]:
-    """Put a conversion into a folder, making it if no cache has it; what it was made from."""
+    """Put a conversion into a folder, converting if the cache lacks it; returns what it was made from."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     converted = cache / f"{name}-{CONVERSION}"

@@ -43,7 +43,7 @@ class HubFile:
     size: int | None
     """Bytes, where the hub says so."""
     sha256: str | None
-    """Its SHA-256, which the hub says of large files."""
+    """Its SHA-256, which the hub gives for large files."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class HubSnapshot:
     commit: str
     """The commit."""
     license: str | None
-    """What its card says of the licence."""
+    """The licence in its card."""
     files: tuple[HubFile, ...]
-    """All its files; of one from the cache, those that it holds."""
+    """All its files; for a snapshot in the cache, those that it holds."""
     folder: Path | None = None
-    """Where they are, of one from the cache."""
+    """Folder of a snapshot in the cache."""
 
 
 def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
@@ -90,7 +90,7 @@ def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
 
 
 def cached_model(repo: str, revision: str) -> HubSnapshot | None:
-    """What the hub's cache holds of a model at a revision; None if that is not even its configuration."""
+    """A model's files in the hub's cache at a revision; None if its configuration is not among them."""
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
@@ -104,7 +104,7 @@ def cached_model(repo: str, revision: str) -> HubSnapshot | None:
 
 
 def values_on_hub(snapshot: HubSnapshot, *, key: str) -> dict[str, int] | None:
-    """How many values a model's safetensors have of each dtype, of whose files only the headers are read.
+    """How many values of each dtype a model's safetensors have; only headers are read.
 
     Args:
         snapshot: The repository.
@@ -130,7 +130,7 @@ def values_on_hub(snapshot: HubSnapshot, *, key: str) -> dict[str, int] | None:
 
 
 def download(repo: str, commit: str, names: Collection[str], *, key: str) -> Path:
-    """The folder of the hub's cache that holds the named files of a commit, downloaded where they are not there yet.
+    """The folder of the hub's cache with the named files of a commit, downloaded if needed.
 
     Raises:
         StudyError: If the hub refuses them or cannot be reached.
@@ -150,7 +150,7 @@ def download(repo: str, commit: str, names: Collection[str], *, key: str) -> Pat
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:
-    """The answer of the hub; asked again, after a growing wait, while it fails for a passing reason."""
+    """The answer of the hub, asked again after a growing wait if it fails for a passing reason."""
     for wait_s in WAITS_S:
         try:
             return ask()

@@ -1,4 +1,4 @@
-"""What the hub's refusals mean, and whom it gives what to: each told as what it is, with what helps."""
+"""The hub's refusals, each turned into an error that names the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA
 
 
 class HubAwayError(StudyError):
-    """The hub does not answer: whatever else is asked of it, it will not."""
+    """The hub does not answer, so further requests are useless."""
 
 
 def token() -> str | bool:
@@ -66,7 +66,7 @@ def token() -> str | bool:
 
 
 def _authorisation() -> str:
-    """Where the token is from that requests carry."""
+    """Where the token in requests comes from."""
     if os.environ.get("HF_TOKEN", "").strip():
         return "HF_TOKEN of the environment"
     if token():
@@ -75,7 +75,7 @@ def _authorisation() -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What lies at the root of an error: the hub's answer if there was one."""
+    """The root cause of an error: the hub's answer, if there was one."""
     root = error
     while root.__cause__ is not None and not isinstance(root, HfHubHTTPError | OfflineModeIsEnabled):
         root = root.__cause__
@@ -122,14 +122,14 @@ def _explanation(error: Exception, repo: str, revision: str, *, key: str) -> Stu
 
 
 class _Told(NamedTuple):
-    """What is wrong, and what to do about it."""
+    """A problem and its remedy."""
 
     problem: str
     remedy: str
 
 
 def _refusal(root: BaseException, repo: str) -> _Told | None:
-    """What the hub's refusal means; None if it refused nothing."""
+    """The meaning of a refusal; None if the hub refused nothing."""
     what = "data set" if repo.startswith("datasets/") else "model"
     page = f"{constants.ENDPOINT}/{repo}"
     has_token = bool(token())
@@ -161,7 +161,7 @@ def _refusal(root: BaseException, repo: str) -> _Told | None:
 
 
 def _own_fault(root: BaseException, repo: str) -> _Told | None:
-    """What is wrong on this machine; None if that is not why the hub gave nothing."""
+    """The problem on this machine; None if the cause is elsewhere."""
     match root:
         case OfflineModeIsEnabled():
             download_first = f", or run `hf download {repo}` where there is a network"
@@ -197,7 +197,7 @@ def _is_lacking(path: str | None) -> bool:
 
 
 def _away(error: BaseException, root: BaseException) -> _Told:
-    """Why the hub gives nothing to anybody, or not now."""
+    """Why the hub gives the files to nobody, or not now."""
     status = root.response.status_code if isinstance(root, HfHubHTTPError) else None
     if status == 429:
         wait_s = retry_after_s(error)

@@ -48,7 +48,7 @@ def _rows(source: HubDatasetSource, commit: str, *, key: str) -> Iterator[str]:
 
 
 def _is_the_hubs(error: BaseException) -> bool:
-    """Whether an error is the hub's refusal or its absence, and no fault of the data set."""
+    """Whether an error comes from the hub and not from the data set."""
     root = error
     while root.__cause__ is not None and not isinstance(root, HfHubHTTPError | OfflineModeIsEnabled):
         root = root.__cause__
@@ -94,7 +94,7 @@ _CAUSES = (
 
 
 def _unreadable(error: Exception, source: HubDatasetSource, *, key: str) -> StudyError:
-    """What is wrong with a data set, by what the libraries say of it."""
+    """The problem with a data set, from the libraries' errors."""
     chain = [error]
     while isinstance(chain[-1].__cause__, Exception):
         chain.append(chain[-1].__cause__)

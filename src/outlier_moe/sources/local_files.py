@@ -1,4 +1,4 @@
-"""What lies at a source of this machine, as a plan has to know it: a changed file is another source."""
+"""The state of local sources, so that a changed file counts as another source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def matching_files(pattern: str) -> list[Path]:
 
 
 def what_lies_at(pattern: str) -> str:
-    """What there is in place of the files of a path or a pattern, for a message."""
+    """What is found instead of the files of a path or pattern, for a message."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         kinds = sorted({inside.suffix for inside in path.iterdir() if inside.is_file() and inside.suffix})
@@ -42,7 +42,7 @@ def what_lies_at(pattern: str) -> str:
 
 
 def local_state(source: ModelSource | CorpusSource | None, digests: DigestMemo) -> str:
-    """Name, size and digest of each file of a local source; nothing of any other, or if it is not there.
+    """Name, size and digest of each file of a local source; empty for other sources, and if it is missing.
 
     Args:
         source: The source.

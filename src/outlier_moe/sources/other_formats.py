@@ -1,4 +1,4 @@
-"""What a folder or repository without the expected weights holds instead, and what its user can do."""
+"""What a folder or repository without safetensors holds instead, and the remedy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class _Format(NamedTuple):
     """A form in which weights are published that is not read."""
 
     patterns: tuple[str, ...]
-    """Names of files that tell it."""
+    """Names of files by which the form is recognised."""
     problem: str
-    """What it is."""
+    """The problem, as a sentence."""
     remedy: str
-    """What to do."""
+    """The remedy."""
 
 
 _PICKLES = (
@@ -86,7 +86,7 @@ _FORMATS = (
 
 
 def no_safetensors(names: Collection[str], directory: Path, *, origin: str) -> StudyError:
-    """The error of a checkpoint without the weights that are read.
+    """The error for a checkpoint without safetensors.
 
     Args:
         names: All files of the repository or folder.
@@ -123,7 +123,7 @@ def no_safetensors(names: Collection[str], directory: Path, *, origin: str) -> S
 
 
 def _broken_entry(directory: Path) -> tuple[str, str, str] | None:
-    """A link or folder in the place of the weights."""
+    """The error for a link or folder in place of the weights."""
     for path in sorted(directory.glob("model*.safetensors*")):
         if path.is_symlink() and not path.exists():
             return (

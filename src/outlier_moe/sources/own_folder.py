@@ -1,4 +1,4 @@
-"""A model's folder of one's own: what of it is taken, and what in it is in the way."""
+"""A local model folder: which files are copied, and which are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINK_REMEDY = "Have the link point to the file, or copy the file itself; `cp -L
 
 
 def refuse_no_folder(folder: Path, *, key: str, said: str) -> None:
-    """Refuse a path that is no folder, or of which an adapter makes another model.
+    """Refuse a path that is not a folder, or a folder with an adapter.
 
     Raises:
         StudyError: If it is so.
@@ -50,7 +50,7 @@ def refuse_no_folder(folder: Path, *, key: str, said: str) -> None:
 
 
 def copy_small_files(folder: Path, directory: Path, *, with_code: bool) -> list[str]:
-    """Copy configuration and tokenizer; their names.
+    """Copy configuration and tokenizer; returns the files' names.
 
     Raises:
         StudyError: If one of them is a link to nothing, a pointer of Git LFS, or cannot be read.

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it says is checked against the file, and none of the tensors is read."""
+"""The header of a safetensors file, checked against the file without reading tensors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TensorEntry(NamedTuple):
     """Where a tensor is in its file."""
 
     dtype: str
-    """The format's name of it, such as BF16."""
+    """Dtype by the format's name, such as BF16."""
     shape: tuple[int, ...]
     """As the file states it; F4 counts single values, two to a byte."""
     start: int
@@ -81,7 +81,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def whole_again(path: Path) -> str:
-    """How a damaged file is made whole: one of the hub is downloaded again, and one of the user's is not."""
+    """The remedy for a damaged file: one from the hub is downloaded again, a user's own is not."""
     if any(part.startswith("models--") or part.endswith(".weights") for part in path.parts):
         return (
             "Remove the file and what it is a link to, and run again: it is downloaded anew. Finished layers are kept."

@@ -1,4 +1,4 @@
-"""A fetched model's tokenizer, and what the study asks of it."""
+"""A fetched model's tokenizer, as the study uses it."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class StudyTokenizer:
     """A tokenizer and its special tokens."""
 
     tokenizer: PreTrainedTokenizerBase
-    """What encodes and decodes."""
+    """The tokenizer itself."""
     kind: Literal["transformers", "tokenizer.json", "tiktoken"]
     """Whether it is transformers' class, its own file's tokenizer because that class differs, or converted."""
     note: str | None
     """Why it is not transformers' class."""
     sha256: str
-    """Names what it does, wherever it lies: equal for two models with the same tokenizer."""
+    """SHA-256 of what it does, the same for two models with the same tokenizer."""
     end_of_text: int
     """What is set behind each document: its eos_token, or the configuration's eos_token_id if it names none."""
     bos: int | None
     """Its BOS token, if it has one."""
     adds_bos: bool
-    """Whether it puts BOS in front of a text by itself."""
+    """Whether it adds BOS by itself."""
     vocab_size: int | None
     """Tokens that the model knows, if its configuration says so."""
 

@@ -26,7 +26,7 @@ _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 
 @dataclass(frozen=True)
 class TiktokenKind:
-    """What the code of a repository says of its vocabulary."""
+    """Facts about the vocabulary in a repository's code."""
 
     pattern: str
     """How a text is cut before its bytes are merged."""

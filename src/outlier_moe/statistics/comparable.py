@@ -1,4 +1,4 @@
-"""Which models of a comparison may be held against each other, and why the others may not."""
+"""Which models of a comparison are comparable, and why the others are not."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _TEXT = ["corpus_sha256", "n_sequences", "n_tokens"]
 
 
 class Comparable(NamedTuple):
-    """The models that one statement may be made of."""
+    """Comparable models."""
 
     comparison: pl.DataFrame
     """Their rows."""
     left_out: pl.DataFrame
-    """The others: `LeftOut`."""
+    """The models left out, as rows of `LeftOut`."""
 
 
 def text_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recording's provenance decides with which others it may be compared; columns of `ModelComparison`.
+    """The parts of a recording's provenance that decide what it is comparable with; columns of `ModelComparison`.
 
     Args:
         run: run.json.

@@ -34,7 +34,7 @@ class ComparedModel:
     """One model with its tables."""
 
     facts: Mapping[str, Any]
-    """What the registry knows of it: `model`, `kind`, `family`, parameters, experts."""
+    """The registry's facts: `model`, `kind`, `family`, parameters, experts."""
     recording: Recording
     """Its recording."""
     features: pl.DataFrame
@@ -54,7 +54,7 @@ class Comparison(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What `judged_models` could judge."""
+    """The result of `judged_models`."""
 
     models: list[ComparedModel]
     """Models with their systematic features."""
@@ -144,7 +144,7 @@ def _kurtosis(recording: Recording) -> dict[View, dict[str, float | None]]:
 
 
 def labelled(model: ComparedModel) -> dict[str, Any]:
-    """What the registry says of a model, completed by what its recording shows.
+    """The registry's labels of a model, completed by its recording.
 
     Raises:
         StudyError: If the two contradict each other, or neither says what every model must have.
@@ -166,7 +166,7 @@ def labelled(model: ComparedModel) -> dict[str, Any]:
 
 
 def recorded_labels(recording: Recording) -> ModelLabels:
-    """What a recording shows of its model; one of an earlier version shows less."""
+    """The labels in a recording; older versions have fewer."""
     run = recording.run
     if "labels" in run:
         return read_labels(run["labels"])
@@ -181,7 +181,7 @@ def recorded_labels(recording: Recording) -> ModelLabels:
 
 
 def _facts(model: ComparedModel) -> dict[str, Any]:
-    """What is the same by every preset."""
+    """The columns that are the same for every preset."""
     run, facts = model.recording.run, labelled(model)
     n_parameters, n_embedding = run.get("n_parameters"), run.get("n_embedding_parameters")
     return {

@@ -1,4 +1,4 @@
-"""Definitions that say nothing of a model, since they mark nearly every one of its features."""
+"""Degenerate definitions: those that mark nearly every feature of a model."""
 
 from __future__ import annotations
 

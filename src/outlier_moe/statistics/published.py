@@ -1,4 +1,4 @@
-"""Which published figures speak of a recording, and of which they cannot be held against it."""
+"""Which published figures are comparable with a recording."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SURVEY_REPO, _SURVEY_SEQUENCES, _SURVEY_LENGTH = "HuggingFaceFW/fineweb-edu", 1
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a recording's provenance says of where its figures come from."""
+    """The parts of a recording's provenance that decide what is comparable."""
 
     repo: str | None
     """The hub's repository of the model; None for one that is from elsewhere."""
@@ -80,7 +80,7 @@ def _stem(repo: str) -> str:
 
 
 def other_checkpoint(published: str, facts: Recorded) -> str | None:
-    """Why a figure of a checkpoint is not one of the checkpoint recorded; None if it is."""
+    """Why a figure belongs to another checkpoint than the recorded one; None if it does not."""
     if published != facts.repo:
         return f"published of another checkpoint, {published}; recorded is {facts.repo}"
     if facts.revision != "main":
@@ -100,7 +100,7 @@ def other_index(row: Mapping[str, Any]) -> str | None:
 
 
 def other_text(facts: Recorded) -> str | None:
-    """Why the counts of the 2025 survey are not of the recorded text; None if they are."""
+    """Why the counts of the 2025 survey are of another text; None if they are of the recorded one."""
     shape = (facts.n_sequences, facts.sequence_length)
     if facts.corpus_repo == _SURVEY_REPO and shape == (_SURVEY_SEQUENCES, _SURVEY_LENGTH):
         return None

@@ -29,7 +29,7 @@ GROUP = 4
 
 
 class Drawn(NamedTuple):
-    """What the sequences of one draw come to."""
+    """The sums over the sequences of one draw."""
 
     sites: UInt64[np.ndarray, "word feature"]
     """Their union."""
@@ -44,7 +44,7 @@ LAST = np.iinfo(np.int64).max
 
 
 class Keys(NamedTuple):
-    """What is said of each systematic feature of a draw, to be ordered; of any other `LAST` or infinite."""
+    """Sort keys of each systematic feature of a draw; `LAST` or infinite for all others."""
 
     layers: Int64[np.ndarray, " feature"]
     """Layers affected."""
@@ -201,7 +201,7 @@ def _find_middle(keys: Int64[np.ndarray, " feature"], n: int, near: Int64[np.nda
 
 @_compiled
 def _around(keys: Int64[np.ndarray, " feature"], key: int) -> tuple[int, int, int]:
-    """How many are up to a number, the largest of them, and the smallest of the others."""
+    """How many values are at most a number, the largest of these, and the smallest of the others."""
     n_upto, largest, smallest = 0, -1, LAST
     # Written so that it is turned into vector instructions, as loops over values, `max` and `min` are not.
     for f in range(len(keys)):
@@ -222,7 +222,7 @@ def _choose(
     limits: tuple[int, int, int],
     keys: Keys,
 ) -> Sums:
-    """Take down what is said of each systematic feature of a draw.
+    """Fill in the keys of each systematic feature of a draw.
 
     Args:
         drawn: The draw.

@@ -39,7 +39,7 @@ _BLOCK = 256
 
 
 def preset_figures(tables: SequenceTables, weights: Weights) -> Figures:
-    """What the systematic features of each draw come to, named as in `ModelComparison`; what the preset counts."""
+    """The figures of each draw's systematic features, named as in `ModelComparison`."""
     tables = tables.candidates()
     figures = _paired(tables, weights) if tables.preset.unit == "feature_sequence" else _pooled(tables, weights)
     figures["d_model_share"] = figures["n_systematic"] / tables.d_model

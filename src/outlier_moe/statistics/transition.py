@@ -33,7 +33,7 @@ show a jump of any size."""
 
 @dataclass(frozen=True)
 class TransitionOptions:
-    """How a transition is looked for."""
+    """Options of the search for a transition."""
 
     alternative: Alternative = "rise"
     """`rise`: outliers spread as models get larger or their perplexity falls, which is the claim of Dettmers et al."""
@@ -52,7 +52,7 @@ class TransitionOptions:
 
 
 class Evidence(NamedTuple):
-    """What speaks against y's not depending on x: p-values of one figure, or q-values of one among many."""
+    """Evidence that y depends on x: p-values of one figure, or q-values of one among many."""
 
     change: float | None
     """Against a change point in the direction asked for."""
@@ -65,7 +65,7 @@ class Evidence(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What can be said of one figure along one axis; None where it cannot."""
+    """The result for one figure along one axis; None where there is none."""
 
     n_models: int
     reason: str | None = None
@@ -80,14 +80,14 @@ class Transition(NamedTuple):
     before: float | None = None
     after: float | None = None
     p_value: float | None = None
-    """Of the order being without meaning, against a change point anywhere, in the direction asked for."""
+    """p-value of no dependence against a change point anywhere, in the direction asked for."""
     p_value_either: float | None = None
     """The same against a change point in either direction."""
     p_value_beyond_line: float | None = None
-    """Of a line, against a line with a step: whether it is more than a trend."""
+    """p-value of a line against a line with a step: whether there is more than a trend."""
     n_permutations: int = 0
     is_exact: bool = False
-    """Whether these are all orders."""
+    """Whether all orders were tried."""
     kendall_tau: float | None = None
     kendall_p_value: float | None = None
     residual_sd: float | None = None
@@ -98,7 +98,7 @@ class Transition(NamedTuple):
     is_abrupt: bool = False
     """Whether the best description allows of a jump: it is no constant, and no logistic over half the range of x."""
     verdict: Verdict | None = None
-    """By these p-values, as if no other figure had been tried."""
+    """The verdict by these p-values alone, without other figures."""
     fits: tuple[TrendFit, ...] = ()
 
     @property
@@ -109,7 +109,7 @@ class Transition(NamedTuple):
 
     @property
     def evidence(self) -> Evidence:
-        """Its own p-values."""
+        """The figure's own p-values."""
         return Evidence(self.p_value, self.p_value_either, self.kendall_p_value, self.p_value_beyond_line)
 
 
@@ -174,7 +174,7 @@ def _is_abrupt(best: TrendFit | None, x_range: float) -> bool:
 
 
 def verdict_of(found: Transition, evidence: Evidence, *, level: float) -> Verdict | None:
-    """What a figure does along an axis, as far as evidence at that level says; None without a test.
+    """The verdict about a figure along an axis at a level; None without a test.
 
     Args:
         found: The figure along the axis.

@@ -1,4 +1,4 @@
-"""When a published figure counts as reproduced, and how it is said."""
+"""When a published figure counts as reproduced, and the columns that say so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Verdict = Literal["reproduced", "not reproduced", "not comparable"]
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """From when on a figure counts as reproduced."""
+    """Limits within which a figure counts as reproduced."""
 
     top: int = 10
     """Rank up to which a feature's peak is among the largest of its tap."""
@@ -51,6 +51,6 @@ def verdict_columns(is_reproduced: bool, reason: str) -> dict[str, Any]:
 
 
 def incomparable(reason: str) -> dict[str, Any]:
-    """The columns of a figure that could not, and why."""
+    """The columns of a figure that could not be compared, with the reason."""
     verdict: Verdict = "not comparable"
     return {"verdict": verdict, "reason": reason}

@@ -1,4 +1,4 @@
-"""Whether a recording shows what others have published of the same model, row by row, and what cannot be compared.
+"""Published figures of a model compared with its recording, row by row.
 
 - A feature is reproduced if it is among the features with the largest peaks of its tap, or systematic there by a preset
   that finds few.
@@ -100,7 +100,7 @@ def _known_super_experts(
 
 
 def _unclear(row: dict[str, Any]) -> str | None:
-    """Why it is not clear which expert a row speaks of."""
+    """Why it is unclear which expert a row means."""
     disputed = f"disputed: {row['note']}" if row["status"] == "disputed" else None
     base = other_index(row)
     return "; ".join(filter(None, [disputed, base and f"its layer is {base}"])) or None

@@ -1,4 +1,4 @@
-"""Weights that compressed-tensors (and llm-compressor with it) stored, made plain by its own decompressors."""
+"""Weights stored by compressed-tensors (as by llm-compressor), decompressed by its own decompressors."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class CompressedUndoing:
 
 
 def _with_order(scheme: QuantizationScheme, local: dict[str, Tensor]) -> QuantizationScheme:
-    """A scheme and parts whose groups are of neighbours.
+    """A scheme and its parts, with columns in an order that makes groups contiguous.
 
     Where columns are in groups by another order, each column gets its group's scale, and is a group of its own.
     """

@@ -1,4 +1,4 @@
-"""Re-entering a forward in the middle: layers that are finished give tensors whose values nobody remembers.
+"""Re-entering a forward in the middle: finished layers return tensors without values.
 
 The model's own code runs again up to the first layer that is not finished. What it computes from forgotten values is
 forgotten too; what that layer is called with was stored and takes the place of the forgotten. Whatever is forgotten
@@ -28,7 +28,7 @@ class CannotResumeError(Exception):
 
 
 class Forgotten(Tensor):
-    """A tensor of which shape, dtype and device are known and the values are not."""
+    """A tensor with a shape, dtype and device but without values."""
 
     @staticmethod
     def like(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Forgotten:
@@ -74,7 +74,7 @@ def _shape_only(tensor: Tensor) -> Tensor:
 
 
 class _FinishedLayer(nn.Module):
-    """Stands for a layer that is finished: has its attributes and gives what it once gave, forgotten."""
+    """Replaces a finished layer: has its attributes, and returns its former outputs without values."""
 
     def __init__(self, layer: nn.Module, answer: Callable[[], Any]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def finished_layers(
 
 
 def remember(call: LayerCall, description: Description, stored: Mapping[str, Tensor]) -> None:
-    """Put stored values in the place of forgotten ones in what a layer is about to be called with.
+    """Replace forgotten tensors by stored values in a layer's arguments.
 
     The tensors are replaced in place, so that the model sees the values wherever it holds on to them.
 
@@ -163,7 +163,7 @@ def _described_mappings(description: Description, path: str = "") -> Iterator[tu
 
 
 def _kind(description: Description) -> Description:
-    """A description whose mappings are in no particular order."""
+    """A description in which the order of mappings does not matter."""
     if "mapping" in description:
         return {
             "mapping": sorted(((str(key), _kind(item)) for key, item in description["mapping"]), key=lambda i: i[0])
@@ -175,7 +175,7 @@ def _kind(description: Description) -> Description:
 
 
 def check_remembered(call: LayerCall | None) -> None:
-    """Refuse a call that a value which nobody remembers is part of.
+    """Refuse a call with a forgotten tensor.
 
     Raises:
         CannotResumeError: If there is one.

@@ -1,4 +1,4 @@
-"""Weights of eight bits (and experts of four) beside their scales, under the names that tools give these, made plain.
+"""FP8 weights (and four-bit experts) with their scales, dequantised; scales go by the names of several tools.
 
 A weight is its stored values times the scale of their block, row, group or tensor, also where a tool calls the scale
 `weight_scale_inv`: it is the inverse of what the weight was multiplied by.
@@ -46,7 +46,7 @@ class Fp8Undoing:
         return next((whole for end in _SUFFIXES if (whole := name.removesuffix(end)) != name and whole in names), name)
 
     def check(self, weight: StoredWeight) -> None:
-        """One scale is all that a weight needs."""
+        """Check that a weight has exactly one scale."""
         if len(weight.parts) != 2 or weight.name not in weight.parts:
             raise StudyError(
                 "A weight has not one scale.",

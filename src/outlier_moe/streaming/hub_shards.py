@@ -105,7 +105,7 @@ class HubShards:
         self._weight_map = self._read_weight_map()
 
     def _remove_halves(self) -> None:
-        """Remove what a killed run has left: downloads have names of their own, and go on under no other."""
+        """Remove partial downloads of a killed run, which cannot be continued."""
         if self._evict_from is not None:
             for path in (self._evict_from / ".cache" / "huggingface" / "download").glob("*.incomplete"):
                 path.unlink(missing_ok=True)
@@ -244,17 +244,17 @@ class HubShards:
             self._download_ahead()
 
     def close(self) -> None:
-        """Break off what is being downloaded."""
+        """Break off all downloads."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
 
 class _BrokenOffError(Exception):
-    """A download of which nobody waits for the end."""
+    """A download was broken off."""
 
 
 def _silent_bar(stop: Event) -> type[tqdm[Any]]:
-    """What the hub's client reports progress to: it shows nothing, and breaks off a download that is to stop."""
+    """A progress bar for the hub's client that shows nothing and can break off a download."""
 
     class SilentBar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint belong to which decoder layer, and how one layer is brought in and let go."""
+"""Which tensors of a checkpoint belong to which decoder layer, and how a layer is loaded and freed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Slot(NamedTuple):
     name: str
     """Its name there."""
     on_meta: Tensor
-    """What stands there while the layer is not in."""
+    """The parameter on the meta device while the layer is not loaded."""
 
 
 class LayerStore:
@@ -159,7 +159,7 @@ class LayerStore:
         )
 
     def _stored_in_parts(self) -> Mapping[str, StoredWeight]:
-        """The weights that are not stored whole, each of which is checked to have what it can be made from."""
+        """The weights that are stored in parts, each checked to have all its parts."""
         parts: dict[str, list[str]] = defaultdict(list)
         for name in (name for names in self._portions.values() for name in names):
             parts[self._owner[name]].append(name)
@@ -269,7 +269,7 @@ class LayerStore:
         release_freed_memory()
 
     def _weights_of(self, raw: RawPortion) -> Mapping[str, CheckpointTensor | UndoneTensor]:
-        """What was read, with the parts of a weight as one."""
+        """The tensors that were read, with the parts of a weight together."""
         parts: dict[str, dict[str, CheckpointTensor]] = defaultdict(dict)
         for name, tensor in raw.items():
             parts[self._owner[name]][name] = tensor

@@ -46,17 +46,17 @@ with torch.device("meta"):
 
 
 class Placement(NamedTuple):
-    """How and where a model is to hold its weights."""
+    """Dtype and device of a model's weights."""
 
     dtype: torch.dtype
-    """Of all weights but those that the family keeps in float32."""
+    """Dtype of all weights except those that the family keeps in float32."""
     device: torch.device
-    """Where they are while a layer runs."""
+    """Device of the weights while a layer runs."""
 
 
 @dataclass(frozen=True)
 class Discrepancies:
-    """What a checkpoint lacks and what it has too much, but for what the family declares to be of no account."""
+    """Missing and unexpected tensors of a checkpoint, without those that the family ignores."""
 
     missing: tuple[str, ...]
     """Weights of the model that nothing in the checkpoint becomes."""
@@ -236,7 +236,7 @@ def _left_to_transformers(config: PreTrainedConfig, said: Mapping[str, Any] | No
 
 
 def _from_linear(model: nn.Module) -> list[WeightConverter]:
-    """What joins the experts of Llama 4 where a tool took them apart into linear modules to quantise them."""
+    """The conversion that joins Llama 4's experts if a tool split them into linear modules to quantise them."""
     if not any(type(module).__name__ == "Llama4TextExperts" for module in model.modules()):
         return []
     experts = "feed_forward.experts"

@@ -23,10 +23,10 @@ Result = TypeVar("Result")
 
 
 class LayerCall(NamedTuple):
-    """What a decoder layer is about to be called with."""
+    """The arguments of a decoder layer's next call."""
 
     layer: int
-    """Which of the layers."""
+    """Index of the layer."""
     args: tuple[Any, ...]
     """Its arguments by position."""
     kwargs: dict[str, Any]
@@ -52,7 +52,7 @@ class ParkedForward(Generic[Result]):
 
     @property
     def result(self) -> Result:
-        """What the forward gave."""
+        """The output of the forward."""
         assert self.greenlet.dead
         return cast(Result, self._result)
 
@@ -75,7 +75,7 @@ class ParkedForward(Generic[Result]):
             )
 
     def abandon(self) -> None:
-        """Unwind a forward that will not be ended."""
+        """Unwind a forward that will not be finished."""
         self.call = None
         if self.greenlet and not self.greenlet.dead:
             self.greenlet.throw(GreenletExit)
@@ -122,7 +122,7 @@ class Lockstep(Generic[Result]):
 
     @property
     def results(self) -> list[Result]:
-        """What the forwards gave."""
+        """The outputs of the forwards."""
         return [forward.result for forward in self.forwards]
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a checkpoint and a model that do not fit each other."""
+"""Errors for a checkpoint that does not fit its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outlier_moe.sources.checkpoint_files import INDEX
 def lacks_weights(
     directory: Path, missing: Collection[str], *, model: PreTrainedModel, unlisted: Mapping[str, str]
 ) -> StudyError:
-    """The error of a checkpoint that leaves weights of the model to chance.
+    """The error for a checkpoint that lacks weights of the model.
 
     Args:
         directory: The checkpoint.

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint that are not the text model's and change nothing of what it computes.
+"""Tensors of a checkpoint that have no effect on what the text model computes.
 
 All that is left out is named here. What is not, and becomes no weight of the model, is refused: it may be the scale of
 a weight.
@@ -31,7 +31,7 @@ def of_no_account(
     n_layers: int,
     is_quantized: bool,
 ) -> frozenset[str]:
-    """Those tensors of a checkpoint, of some that become no weight, that are of no account.
+    """Of some tensors that become no weight, those that have no effect.
 
     Args:
         unexpected: The tensors that become no weight.
@@ -57,7 +57,7 @@ def of_no_account(
 
 
 def _prediction_layers(names: Collection[str], layers: re.Pattern[str], n_layers: int) -> set[int]:
-    """The layers behind the last one whose tensors say that they join a hidden state and a token's embedding."""
+    """Prediction layers after the last one, known by tensors that join a hidden state and a token's embedding."""
     found: dict[int, set[str]] = defaultdict(set)
     for name in names:
         if (match := layers.match(name)) and int(match[1]) >= n_layers:

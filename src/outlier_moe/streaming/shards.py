@@ -22,7 +22,7 @@ class ShardSource(Protocol):
 
     @property
     def identity(self) -> str:
-        """What changes when the weights do."""
+        """A text that changes when the weights do."""
         ...
 
     @property
@@ -105,7 +105,7 @@ class LocalShards:
         return True
 
     def finish(self, portion: int) -> None:
-        """What is the user's is not removed."""
+        """Removes nothing: the files are the user's."""
 
     def close(self) -> None:
         """Nothing runs in the background."""

@@ -17,18 +17,18 @@ class StoredWeight(NamedTuple):
     """A weight of the checkpoint that is stored in parts."""
 
     name: str
-    """What the weight would be called if it were stored whole."""
+    """Name of the weight if it were stored whole."""
     parts: frozenset[str]
-    """What is stored, by full name."""
+    """The stored tensors by full name."""
     modules: tuple[str, ...]
-    """What its module is called: in the checkpoint, then in the model."""
+    """Names of its module in the checkpoint and in the model."""
     module: nn.Module
     """A module of the class that it has where it is quantised."""
 
 
 @runtime_checkable
 class Undoing(Protocol):
-    """One way of quantising, and back."""
+    """One quantisation method, and how to undo it."""
 
     def owner(self, name: str, names: Container[str]) -> str:
         """The weight that a tensor is stored for: itself, if it is no part of another.
@@ -68,7 +68,7 @@ class NothingToUndo:
         return name
 
     def check(self, weight: StoredWeight) -> None:
-        """There are no parts."""
+        """Nothing to check, as there are no parts."""
 
     def undo(self, weight: StoredWeight, parts: Mapping[str, Tensor]) -> Tensor:
         """The one tensor."""

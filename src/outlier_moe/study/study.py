@@ -1,4 +1,4 @@
-"""The study's configuration: its schema, and what a schema cannot say."""
+"""The study's configuration: validation by its schema, and checks that a schema cannot make."""
 
 from __future__ import annotations
 

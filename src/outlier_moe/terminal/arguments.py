@@ -14,7 +14,7 @@ _UNKNOWN = re.compile(r"unrecognized arguments: .*?(?P<word>--[\w-]+)")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which says what was meant."""
+    """An argparse parser that suggests the nearest right word."""
 
     def error(self, message: str) -> NoReturn:
         """End with the usage, the mistake and the nearest right word."""

@@ -1,1 +1,1 @@
-"""Training: one loop for any model, optimisers, batches and loss, whose runs go on after a kill as if nothing was."""
+"""Training: one loop for any model, optimisers, batches and loss; after a kill a run goes on exactly."""

@@ -1,4 +1,4 @@
-"""What each step of a run came to: one JSON line a step while it runs, and the same as Parquet when it is done."""
+"""The history of a run: one JSON line a step while it runs, the same as Parquet at its end."""
 
 from __future__ import annotations
 

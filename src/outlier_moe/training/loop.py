@@ -39,7 +39,7 @@ Visit = Callable[[int, nn.Module], None]
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained, and on what."""
+    """A model with all that its training needs."""
 
     model: nn.Module
     """The model; it is moved to the run's device."""
@@ -48,17 +48,17 @@ class TrainingTask:
     batches: BatchSource
     """The batch of each step."""
     loss: LossFunction
-    """What is minimised."""
+    """The loss that is minimised."""
     visit: Visit | None = None
-    """What is done with the model along the way. A kill may have it called twice for the same number of steps."""
+    """Called with the model along the way; after a kill perhaps twice for the same step."""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """What else the run's figures depend on, as JSON has it: a checkpoint that says otherwise is refused."""
+    """Everything else that the run's figures depend on, as JSON: a checkpoint of another is refused."""
     label: str = "training"
-    """What the progress bar and the log call it."""
+    """The name in the progress bar and the log."""
 
 
 class Trained(NamedTuple):
-    """What a run came to."""
+    """The result of a run."""
 
     history: pl.DataFrame
     """A row a step: `step`, `step_of_job` (since the start of the process that took it), `loss`, `learning_rate`,
@@ -176,7 +176,7 @@ class _Run:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def visit(self) -> None:
-        """Show the model to whoever looks at it along the way."""
+        """Call the task's `visit`."""
         if self.task.visit is None:
             return
         self.model.eval()
@@ -211,7 +211,7 @@ class _Run:
         }
 
     def _update(self, loss: float, norm: Any) -> None:
-        """Have the optimisers take the step, unless it would make weights of what is no number."""
+        """Take the optimisers' step, unless weights would become NaN or infinite."""
         if not (math.isfinite(loss) and (norm is None or math.isfinite(norm))):
             # Shampoo and SOAP fail on such gradients, and others would leave no finite weight.
             self.diverged = "the loss is not finite" if not math.isfinite(loss) else "the gradient is not finite"

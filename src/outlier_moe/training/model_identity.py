@@ -1,4 +1,4 @@
-"""What tells a model that is trained from another: a checkpoint of another one is refused."""
+"""The identity of a trained model: a checkpoint of another one is refused."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class FusedMatrix(NamedTuple):
     whole: nn.Parameter
     """The parameter."""
     n_parts: int
-    """How many they are."""
+    """Number of matrices."""
 
 
 class MuonOfParts(Muon):
@@ -82,7 +82,7 @@ class HiddenMatrices(NamedTuple):
     """The matrices between a model's first and last layer, and what else it has."""
 
     matrices: list[nn.Parameter]
-    """Those that are one matrix each."""
+    """Parameters that are one matrix each."""
     fused: list[FusedMatrix]
     """Query, key and value in one."""
     others: list[nn.Parameter]
@@ -90,7 +90,7 @@ class HiddenMatrices(NamedTuple):
 
 
 def hidden_matrices(model: nn.Module, layers: nn.Module) -> HiddenMatrices:
-    """Sort a model's parameters.
+    """Sort a model's parameters into hidden matrices and others.
 
     Args:
         model: The model.

@@ -18,17 +18,17 @@ class StepMemory(NamedTuple):
     """The estimated memory of a training step, in bytes."""
 
     parameters: int
-    """The weights."""
+    """Bytes of the weights."""
     gradients: int
-    """A number for each of them."""
+    """Bytes of the gradients, one number for each weight."""
     optimizer_state: int
-    """What the optimiser keeps."""
+    """Bytes of the optimiser's state."""
     copies: int
-    """Weights in the precision that is computed in, where it is another."""
+    """Bytes of copies of the weights in the computing precision, if it differs."""
     activations_per_sample: int
-    """What the backward pass needs of the forward pass of a sample, and its own largest tensors."""
+    """Bytes of activations kept for the backward pass of a sample, with its own largest tensors."""
     batch_size: int
-    """Samples that it is of."""
+    """Samples of the step."""
 
     @property
     def activations(self) -> int:
@@ -37,12 +37,12 @@ class StepMemory(NamedTuple):
 
     @property
     def constant(self) -> int:
-        """What does not depend on the batch."""
+        """Bytes that do not depend on the batch."""
         return self.parameters + self.gradients + self.optimizer_state + self.copies
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all parts."""
         return self.constant + self.activations
 
     def n_parts(self, available: float) -> int | None:

@@ -1,4 +1,4 @@
-"""What the training loop is told of a step: where its batch comes from, and what is minimised."""
+"""The types of a training step: its batch and its loss."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BatchSource = Callable[[int], Batch]
 
 
 class StepLoss(NamedTuple):
-    """What a loss function makes of a batch, or of a part of one."""
+    """The result of a loss function on a batch, or on a part of one."""
 
     loss: Float[Tensor, ""]
     """What is minimised, a mean over the batch."""
     n_units: int
-    """What the batch counts for in the speed: its tokens, or images."""
+    """Number of tokens or images in the batch."""
     figures: dict[str, Float[Tensor, ""]]
     """Other means over the batch that go into the history, detached."""
 

@@ -28,7 +28,7 @@ class Equivalence:
     layer_difference: tuple[tuple[float, ...], ...]
     """For each sequence and layer, the largest |difference| of the residual stream behind the layer."""
     tolerance: float = TOLERANCE
-    """What is still called equal."""
+    """Largest difference that counts as equal."""
 
     @property
     def largest(self) -> float:
@@ -37,7 +37,7 @@ class Equivalence:
 
     @property
     def passed(self) -> bool:
-        """Whether no logit differs by more than the tolerance. A difference that is no number does not pass."""
+        """Whether no logit differs by more than the tolerance; NaN does not pass."""
         return all(value < self.tolerance for value in self.difference)
 
     @property
@@ -50,11 +50,11 @@ class Equivalence:
         return None
 
     def as_document(self) -> dict[str, Any]:
-        """What is stored."""
+        """The content of equivalence.json."""
         return {**asdict(self), "largest": self.largest, "passed": self.passed}
 
     def require(self, *, file: str) -> None:
-        """Insist on it.
+        """Raise an error if the test did not pass.
 
         Raises:
             StudyError: If it has not passed; it says which sequence and layer first differs.

@@ -1,4 +1,4 @@
-"""What is asked of a model along the way: its loss on held-out text, how its experts are used, and their distances."""
+"""Evaluation at a checkpoint: loss on held-out text, use of experts, and their distances."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def expert_distances(experts: nn.Module) -> list[float]:
 def greedy_samples(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, n_new: int, longest: int
 ) -> list[dict[str, str]]:
-    """What a model goes on with after each prompt, always the likeliest token.
+    """Greedy continuations of prompts: always the likeliest token.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""What language models minimise: the loss of the next token, and for mixtures that the experts' load be even."""
+"""The loss of language models: next-token loss, and for mixtures a load-balancing loss."""
 
 from __future__ import annotations
 

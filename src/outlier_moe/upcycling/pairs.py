@@ -78,7 +78,7 @@ def new_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
 
 
 def with_exact_experts(model: PreTrainedModel) -> PreTrainedModel:
-    """Have a model's experts run one after the other, each on all of its tokens at once, rather than in one call.
+    """Make a model's experts run one after the other, each on all its tokens at once.
 
     It takes no longer on a CPU, and experts that are twins stay so to the last bit: grouped products sum each expert's
     gradients in another order, and of the difference, which reaches the router, Adam makes full steps.

@@ -43,13 +43,13 @@ class PhaseOptions:
     """How one phase is trained."""
 
     phase: int
-    """1: the dense model; 2: what became of it. Each has draws of its own from the text."""
+    """1: the dense model; 2: the control or a mixture. Each phase draws its own windows of the text."""
     training: TrainingOptions
-    """The loop's."""
+    """Options of the training loop."""
     lr: float
     """The peak learning rate."""
     weight_decay: float
-    """Of the matrices."""
+    """Weight decay of the matrices."""
     batch_size: int
     """Windows of a step."""
     sequence_length: int
@@ -57,9 +57,9 @@ class PhaseOptions:
     load_balancing: float
     """The weight of the load-balancing loss."""
     n_held_out: int
-    """Held-out windows that every checkpoint is asked about: the same for all."""
+    """Held-out windows that every checkpoint's loss is taken on."""
     prompts: tuple[str, ...]
-    """What the trained model goes on with."""
+    """Prompts of the samples."""
     n_new_tokens: int
     """Tokens that it adds to each."""
 
@@ -148,7 +148,7 @@ def _train_phase(
 
 
 def _hand_over(work: Path, model_output: Path, run_output: Path) -> None:
-    """Make the outputs of a phase that is done of its working folder: each is there whole or not at all."""
+    """Move the outputs of a finished phase out of its working folder, each whole or not at all."""
     _gather_evaluations(work)
     last = sorted((work / CHECKPOINTS).iterdir())[-1]
     with whole_directory(model_output) as partial:
@@ -242,7 +242,7 @@ def verify_equivalence(
     n_sequences: int = 8,
     sequence_length: int = 128,
 ) -> None:
-    """Hold a mixture's logits against its dense model's, on a frozen batch of held-out text, and write what came out.
+    """Compare a mixture's logits with its dense model's on a frozen batch of held-out text, and write the result.
 
     Args:
         dense: The dense model.

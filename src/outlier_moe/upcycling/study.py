@@ -1,4 +1,4 @@
-"""The experiment as its configuration says it, and what a schema cannot refuse. The workflow reads it: no torch."""
+"""The experiment's configuration, and checks that a schema cannot make. The workflow imports this module: no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def expert_sizes(upcycle: Mapping[str, Any], arm: Arm) -> ExpertSizes:
 
 
 def check_upcycling(upcycle: Mapping[str, Any], *, file: str) -> None:
-    """Refuse what contradicts itself.
+    """Refuse contradictory options.
 
     Raises:
         StudyError: Names the key, what was expected and what came.

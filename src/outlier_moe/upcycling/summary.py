@@ -1,4 +1,4 @@
-"""What the experiment came to: every run's history, checkpoints and experts as tables, and a line for each arm."""
+"""The summary of the experiment: history, checkpoints and experts of all runs, and a row for each arm."""
 
 from __future__ import annotations
 
@@ -62,11 +62,8 @@ class RunFiles:
     """The files of one arm of one seed."""
 
     pair: str
-    """The pair."""
     seed: int
-    """The seed."""
     arm: str
-    """The arm."""
     dense_run: Path
     """The folder of phase 1, which all arms share."""
     arm_run: Path
@@ -74,13 +71,13 @@ class RunFiles:
     dense_outliers: Path
     """The figures of phase 1's checkpoints."""
     arm_outliers: Path
-    """Those of phase 2's."""
+    """The figures of phase 2's checkpoints."""
     equivalence: Path | None
     """The proof; None for the control."""
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells the run from others."""
+        """Pair, seed and arm: what identifies the run."""
         return {"pair": self.pair, "seed": self.seed, "arm": self.arm}
 
 

@@ -31,7 +31,7 @@ FeedForward = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """What the arms that draw at random are told."""
+    """Options of the arms that draw at random."""
 
     router_std: float = 0.02
     """Standard deviation of the router's random weights."""
