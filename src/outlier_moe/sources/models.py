@@ -75,7 +75,7 @@ def fetch_model(entry: ModelEntry, directory: Path) -> None:
 
 
 def _note_labels(entry: ModelEntry, directory: Path) -> None:
-    """Note what the model's configuration says that it is, once that agrees with the registry.
+    """Write the labels of the model's configuration, after checking them against the registry.
 
     Raises:
         StudyError: If it does not.
@@ -205,7 +205,7 @@ def _fetch_from_gguf(entry: ModelEntry, source: GgufSource, directory: Path) -> 
 
 
 def _seen_from(directory: Path, folder: Path) -> str:
-    """How a model's folder names that of its weights: from there if both are in the study's folder, which may move."""
+    """The path of the weights in source.json: relative if both folders are in the study's folder, which may move."""
     is_ours = folder.is_relative_to(Path.cwd())
     return os.path.relpath(folder, directory.absolute()) if is_ours else str(folder)
 
@@ -275,7 +275,7 @@ def _no_config(file: str, *, got: str) -> StudyError:
 
 
 def _dtype(directory: Path, values: Callable[[], Mapping[str, int] | None], *, of: str) -> str | None:
-    """What the configuration says, or else what most of the weights are stored in; None if that is not known."""
+    """The dtype of the configuration, otherwise that of most weights; None if unknown."""
     config = _config(directory)
     stated = declared_dtype(config)
     if stated is not None:
