@@ -52,9 +52,7 @@ def write_recording(
             observer = ChunkObserver(recorded, ladder, first_sequence=first)
             for (tap, layer), x in activations.items():
                 observer.observe(tap, layer, torch.from_numpy(x[first : first + chunk]))
-            writer.add_layers(observer)
-            writer.add_maxima(observer)
-            writer.add_losses(first, [2.0] * len(tokens[first : first + chunk]))
+            writer.add_chunk(observer.finish([2.0] * len(tokens[first : first + chunk])))
         run = {
             "format": FORMAT,
             "floor": floor,

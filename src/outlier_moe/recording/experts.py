@@ -176,18 +176,6 @@ class ExpertObserver:
         return schemas_moe.Router.cast(pl.DataFrame(columns))
 
 
-class StoredExperts(ExpertObserver):
-    """Has the rows of experts and routers as they were observed once."""
-
-    def __init__(self, stored: MoeTables, ladder: Ladder, *, first_sequence: int) -> None:
-        super().__init__({}, ladder, first_sequence=first_sequence)
-        self._stored = stored
-
-    def tables(self) -> MoeTables:
-        """Those rows."""
-        return self._stored
-
-
 class _Largest(NamedTuple):
     magnitude: Float32[Tensor, "*token"]
     """The largest finite |x| of each token, 0 if there is none."""

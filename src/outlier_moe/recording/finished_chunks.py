@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 from outlier_moe.definitions.taps import Tap, View
 from outlier_moe.machine.stages import read_note
 from outlier_moe.recording.experts import MoeTables
-from outlier_moe.recording.observer import OutlierRows, TapSketch
+from outlier_moe.recording.observer import FinishedChunk, OutlierRows, TapSketch
 from outlier_moe.recording.sketch import SiteSketch
 from outlier_moe.tables.whole_outputs import whole_directory
 
@@ -30,21 +30,6 @@ _ARRAYS = "arrays.safetensors.lz4"
 _FACTS = "facts.json"
 _RUN = "run.json"
 _DAMAGE = (SafetensorError, pl.exceptions.PolarsError, pa.ArrowException)
-
-
-class FinishedChunk(NamedTuple):
-    """The figures of one chunk of sequences."""
-
-    first_sequence: int
-    """The number, in the corpus, of its first."""
-    losses: list[float]
-    """Mean next-token loss of each sequence, in nats."""
-    layers: Mapping[int, list[TapSketch]]
-    """The sketches of each layer's taps."""
-    rows: Mapping[View, OutlierRows]
-    """The rows of the maximum over each view's sites."""
-    moe: MoeTables | None
-    """The rows of its experts and routers."""
 
 
 class ChunkFolder:

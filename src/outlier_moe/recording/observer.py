@@ -15,7 +15,7 @@ from outlier_moe.architectures.moe_parts import Experts
 from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.definitions.taps import VIEW_OF, VIEWS, Tap, View
 from outlier_moe.errors import StudyError
-from outlier_moe.recording.experts import ExpertObserver
+from outlier_moe.recording.experts import ExpertObserver, MoeTables
 from outlier_moe.recording.keeping import Keeping
 from outlier_moe.recording.sketch import SiteSketch, sketch_site, sketch_union
 
@@ -110,6 +110,21 @@ class ViewMaximum:
         )
 
 
+class FinishedChunk(NamedTuple):
+    """The figures of one chunk of sequences."""
+
+    first_sequence: int
+    """The number, in the corpus, of its first."""
+    losses: list[float]
+    """Mean next-token loss of each sequence, in nats."""
+    layers: Mapping[int, list[TapSketch]]
+    """The sketches of each layer's taps."""
+    rows: Mapping[View, OutlierRows]
+    """The rows of the maximum over each view's sites."""
+    moe: MoeTables | None
+    """The rows of its experts and routers."""
+
+
 class ChunkObserver:
     """What the hooks call: it sketches each tap of a chunk of sequences and keeps the maxima over each view's sites.
 
@@ -149,6 +164,23 @@ class ChunkObserver:
         """Note what the experts of one layer put out."""
         assert self.experts is not None, "a model without experts has no hooks at them"
         self.experts.observe_experts(outputs)
+
+    def take_rows(self) -> dict[View, OutlierRows]:
+        """The rows of the maximum over each view's sites, which are forgotten."""
+        rows: dict[View, OutlierRows] = {view: maximum.rows(self.ladder) for view, maximum in self.maxima.items()}
+        self.maxima.clear()
+        return rows
+
+    def finish(self, losses: list[float]) -> FinishedChunk:
+        """The figures of the chunk; the observer is emptied.
+
+        Args:
+            losses: Mean next-token loss of each sequence, in nats.
+        """
+        moe = None if self.experts is None else self.experts.tables()
+        layers = dict(self.layers)
+        self.layers.clear()
+        return FinishedChunk(self.first_sequence, losses, layers, self.take_rows(), moe)
 
     def _sketch(self, tap: Tap, layer: int, x: Float[Tensor, "sequence position feature"]) -> None:
         maximum = self._maximum(tap, layer, x)

@@ -16,17 +16,15 @@ from transformers import PreTrainedModel
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.architectures.structure import DecoderStructure
 from outlier_moe.definitions.record_options import Dtype, RecordOptions
-from outlier_moe.definitions.taps import View
 from outlier_moe.errors import StudyError
 from outlier_moe.machine.devices import asked_dtype, free_by_card
 from outlier_moe.machine.fitting import within_memory
 from outlier_moe.machine.heap import freed_memory_kept
 from outlier_moe.planning.workload import TOKENS_PER_CHUNK
-from outlier_moe.recording.experts import StoredExperts
-from outlier_moe.recording.finished_chunks import ChunkFolder, FinishedChunk
+from outlier_moe.recording.finished_chunks import ChunkFolder
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
-from outlier_moe.recording.observer import ChunkObserver, OutlierRows
+from outlier_moe.recording.observer import ChunkObserver
 from outlier_moe.recording.placement import DeviceMap, balanced_placement
 from outlier_moe.recording.writer import RecordingWriter
 from outlier_moe.sources.checkpoint_map import CheckpointMap, map_checkpoint
@@ -164,7 +162,7 @@ def record_resident(
     chunk = initial_chunk(options, device=device, n_sequences=n_sequences, sequence_length=sequence_length)
     first, experts = 0, find_experts(structure)
     if folder is not None:
-        first = _write_finished(folder, options, writer)
+        first = _write_finished(folder, writer)
         advance(first * sequence_length)
         chunk = min(chunk, folder.chunk or chunk)
     observer = ChunkObserver(options.taps, options.ladder, first_sequence=first, experts=experts)
@@ -185,42 +183,20 @@ def record_resident(
     with freed_memory_kept(), observation(structure, options, lambda: observer):
         while first < n_sequences:
             losses = within_memory(run_next, take_less=halve, device=device)
-            finished = _finished(observer, losses)
+            finished = observer.finish(losses)
             if folder is not None:
                 folder.keep(finished, chunk=chunk)
-            _write(finished, options, writer)
+            writer.add_chunk(finished)
             first += len(losses)
             advance(len(losses) * sequence_length)
     return chunk
 
 
-def _finished(observer: ChunkObserver, losses: list[float]) -> FinishedChunk:
-    """The figures of a chunk; its observer is emptied."""
-    rows: dict[View, OutlierRows] = {view: maximum.rows(observer.ladder) for view, maximum in observer.maxima.items()}
-    moe = None if observer.experts is None else observer.experts.tables()
-    layers = dict(observer.layers)
-    observer.maxima.clear()
-    observer.layers.clear()
-    return FinishedChunk(observer.first_sequence, losses, layers, rows, moe)
-
-
-def _write(finished: FinishedChunk, options: RecordOptions, writer: RecordingWriter) -> None:
-    first = finished.first_sequence
-    seen = ChunkObserver(options.taps, options.ladder, first_sequence=first)
-    seen.layers = dict(finished.layers)
-    if finished.moe is not None:
-        seen.experts = StoredExperts(finished.moe, options.ladder, first_sequence=first)
-    writer.add_layers(seen)
-    if finished.rows:
-        writer.add_rows(finished.rows, first_sequence=first, n_sequences=len(finished.losses))
-    writer.add_losses(first, finished.losses)
-
-
-def _write_finished(folder: ChunkFolder, options: RecordOptions, writer: RecordingWriter) -> int:
+def _write_finished(folder: ChunkFolder, writer: RecordingWriter) -> int:
     """Write the chunks that a killed run has finished; returns the first sequence that is left."""
     first = 0
     for finished in folder.read():
-        _write(finished, options, writer)
+        writer.add_chunk(finished)
         first += len(finished.losses)
     if first:
         log.warning("%d sequences were finished by a run that was interrupted: going on after them", first)

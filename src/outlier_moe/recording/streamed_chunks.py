@@ -20,7 +20,7 @@ from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.machine.disk_space import disk_full_is_told
 from outlier_moe.machine.heap import release_freed_memory
-from outlier_moe.recording.experts import MoeTables, StoredExperts
+from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.losses import sequence_losses
 from outlier_moe.recording.observation import observation
 from outlier_moe.recording.observer import ChunkObserver
@@ -140,7 +140,8 @@ class StreamedChunks:
             losses = self._lockstep.results
         with disk_full_is_told(self.writer.partial):
             for chunk, chunk_losses in zip(self._chunks, losses, strict=True):
-                self.writer.add_maxima(chunk.observer)
+                rows = chunk.observer.take_rows()
+                self.writer.add_rows(rows, first_sequence=chunk.first_sequence, n_sequences=len(chunk_losses))
                 self.writer.add_losses(chunk.first_sequence, chunk_losses)
 
     def _forward(self, chunk: _Chunk) -> list[float]:
@@ -221,12 +222,9 @@ class StreamedChunks:
         self.has_written = True
         with disk_full_is_told(self.writer.partial):
             for number, chunk in enumerate(self._chunks):
-                # Maxima go on; what a layer has shown goes to the writer as if the chunk had seen nothing else.
-                seen = ChunkObserver(self.options.taps, self.options.ladder, first_sequence=chunk.first_sequence)
-                seen.layers = {layer: list(finished.sketches[number])} if finished.sketches[number] else {}
-                if number == 0 and finished.moe is not None:
-                    seen.experts = StoredExperts(finished.moe, seen.ladder, first_sequence=chunk.first_sequence)
-                self.writer.add_layers(seen)
+                self.writer.add_layer(layer, finished.sketches[number], first_sequence=chunk.first_sequence)
+            if finished.moe is not None:
+                self.writer.add_moe(finished.moe)
         self._progress.finish_layer()
 
     def _save(self, n_finished: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from jaxtyping import UInt32
 from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.definitions.taps import View
 from outlier_moe.recording.experts import MoeTables
-from outlier_moe.recording.observer import ChunkObserver, OutlierRows
+from outlier_moe.recording.observer import FinishedChunk, OutlierRows, TapSketch
 from outlier_moe.recording.tables import (
     ANY_LAYER_SCHEMA,
     LAYER_SCHEMA,
@@ -108,34 +108,31 @@ class RecordingWriter:
             seal(path)
         put_in_place(self.partial, self.directory)
 
-    def add_layers(self, observer: ChunkObserver) -> None:
-        """Write the per-layer rows that a chunk has gathered, and have it forget them."""
-        first = observer.first_sequence
-        if observer.experts is not None:
-            self._moe.append(observer.experts.tables())
-        for layer in sorted(observer.layers):
-            taps = observer.layers.pop(layer)
-            n_sequences = len(taps[0].sketch.rms)
-            writer = self._layers[layer]
-            for sequence in range(n_sequences):
-                writer.write_batch(layer_batch(layer, taps, sequence, first_sequence=first))
-            for tap_sketch in taps:
-                figures = site_figures(layer, tap_sketch, self.tokens, first_sequence=first, n_peaks=self.n_peaks)
-                self._figures.append(figures)
+    def add_chunk(self, chunk: FinishedChunk) -> None:
+        """Write all that was seen of a chunk of sequences."""
+        if chunk.moe is not None:
+            self.add_moe(chunk.moe)
+        for layer in sorted(chunk.layers):
+            self.add_layer(layer, chunk.layers[layer], first_sequence=chunk.first_sequence)
+        self.add_rows(chunk.rows, first_sequence=chunk.first_sequence, n_sequences=len(chunk.losses))
+        self.add_losses(chunk.first_sequence, chunk.losses)
 
-    def add_maxima(self, observer: ChunkObserver) -> None:
-        """Write the rows over all layers of a chunk, and have it forget them."""
-        first = observer.first_sequence
-        rows: dict[View, OutlierRows] = {
-            view: maximum.rows(observer.ladder) for view, maximum in observer.maxima.items()
-        }
-        n_sequences = max((len(maximum.peak) for maximum in observer.maxima.values()), default=0)
-        observer.maxima.clear()
-        self.add_rows(rows, first_sequence=first, n_sequences=n_sequences)
+    def add_layer(self, layer: int, sketches: Sequence[TapSketch], *, first_sequence: int) -> None:
+        """Write the rows of one layer of a chunk whose first sequence has that number in the corpus."""
+        writer = self._layers[layer]
+        for sequence in range(len(sketches[0].sketch.rms) if sketches else 0):
+            writer.write_batch(layer_batch(layer, sketches, sequence, first_sequence=first_sequence))
+        for sketch in sketches:
+            figures = site_figures(layer, sketch, self.tokens, first_sequence=first_sequence, n_peaks=self.n_peaks)
+            self._figures.append(figures)
+
+    def add_moe(self, tables: MoeTables) -> None:
+        """Note rows of experts and routers; they are written at the end."""
+        self._moe.append(tables)
 
     def add_rows(self, rows: Mapping[View, OutlierRows], *, first_sequence: int, n_sequences: int) -> None:
         """Write rows over all layers of a chunk."""
-        for sequence in range(n_sequences):
+        for sequence in range(n_sequences if rows else 0):
             self._any_layer.write_batch(any_layer_batch(rows, sequence, first_sequence=first_sequence))
 
     @property

@@ -56,10 +56,8 @@ def record_in_training(
             structure.backbone(
                 **{name: of.narrow(0, first, min(chunk, len(of) - first)) for name, of in inputs.items()}
             )
-            writer.add_layers(observer)
-            writer.add_maxima(observer)
             # The loss is taken elsewhere, on more than these.
-            writer.add_losses(first, [math.nan] * len(positions[first : first + chunk]))
+            writer.add_chunk(observer.finish([math.nan] * len(positions[first : first + chunk])))
         writer.finish(_facts(model, n_layers, options, positions), decode)
 
 

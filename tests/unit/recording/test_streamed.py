@@ -283,10 +283,10 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(
 
 
 def test_a_full_disk_beside_the_tables_is_told(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(*args: Any) -> None:
+    def fill(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(RecordingWriter, "add_layers", fill)
+    monkeypatch.setattr(RecordingWriter, "add_layer", fill)
     with open_store(llama) as store, pytest.raises(StudyError, match="disk is full"):
         streamed(store, tmp_path / "recording")
 
