@@ -26,7 +26,7 @@ from outlier_moe.errors import StudyError
 from outlier_moe.judging.filtering import systematic_features, unanswered
 from outlier_moe.recording.kept_recordings import RUN
 from outlier_moe.tables.recording import Recording as Tables
-from outlier_moe.tables.recording import damage_told, read_recording
+from outlier_moe.tables.recording import explain_damage, read_recording
 from outlier_moe.tables.whole_outputs import whole_directory
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Recording:
 
     def layers(self) -> pl.DataFrame:
         """The rows of all layers, `schemas.LayerOutlier`: every feature that reaches the floor, by tap and sequence."""
-        with damage_told(self.tables):
+        with explain_damage(self.tables):
             return self.tables.layer_outliers().collect()
 
     def sites(self) -> pl.DataFrame:

@@ -10,7 +10,13 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from snakemake_executor_plugin_skypilot.errors import CancelledError, NoCapacityError, NodeLostError, first_line, told
+from snakemake_executor_plugin_skypilot.errors import (
+    CancelledError,
+    NoCapacityError,
+    NodeLostError,
+    first_line,
+    rental_error,
+)
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
 from snakemake_executor_plugin_skypilot.running_node import RunningNode, log_name
 from snakemake_executor_plugin_skypilot.runpod_pods import end_pod, listed_pods
@@ -68,7 +74,7 @@ def import_sky() -> Any:
         import sky.client.sdk  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         remedy = 'pip install "snakemake-executor-plugin-skypilot[runpod]", in an environment with click below 8.2.'
-        raise told("The executor skypilot wants SkyPilot.", got=f"{error}", remedy=remedy) from None
+        raise rental_error("The executor skypilot wants SkyPilot.", got=f"{error}", remedy=remedy) from None
     return sky
 
 
@@ -190,7 +196,9 @@ class Cloud:
             self._refuse_cancelled()
             if not self._answers(node):
                 raise NodeLostError(first_line(error)) from error
-            raise told("A node could not be made ready.", got=str(error), remedy=f"See {log_name(log)}") from error
+            raise rental_error(
+                "A node could not be made ready.", got=str(error), remedy=f"See {log_name(log)}"
+            ) from error
         finally:
             self._launching.pop(node, None)
         self._refuse_cancelled()

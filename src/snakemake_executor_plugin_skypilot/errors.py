@@ -39,7 +39,7 @@ class CancelledError(Exception):
     """The run is being ended."""
 
 
-def told(problem: str, *, key: str | None = None, got: object = None, remedy: str | None = None) -> RentalError:
+def rental_error(problem: str, *, key: str | None = None, got: object = None, remedy: str | None = None) -> RentalError:
     """Such a mistake, as Snakemake shows it.
 
     Args:

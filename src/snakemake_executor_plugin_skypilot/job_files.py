@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.errors import rental_error
 from snakemake_executor_plugin_skypilot.names import job_name
 from snakemake_executor_plugin_skypilot.remote_job import JobFiles
 from snakemake_executor_plugin_skypilot.staging import inside
@@ -71,4 +71,4 @@ def _named(job: Job, resource: str) -> list[str]:
         return said.format(**wildcards_of(job)).split()
     except (KeyError, IndexError, ValueError):
         remedy = "Write wildcards in it as in an output, or give it by a function."
-        raise told("A resource cannot be read.", key=f"resources.{resource}", got=said, remedy=remedy) from None
+        raise rental_error("A resource cannot be read.", key=f"resources.{resource}", got=said, remedy=remedy) from None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.errors import rental_error
 
 # The time in which a node waited for a job, or ended.
 NO_JOB = "(no job)"
@@ -82,7 +82,7 @@ class Ledger:
         with self._lock:
             total = sum(each.expected_dollars for each in [*self._rents, rent])
             if at_most is not None and total > at_most:
-                raise told(
+                raise rental_error(
                     f"The run may not cost more than ${at_most:g}.",
                     key="max-price-total",
                     got=f"${total:.2f} with this job",

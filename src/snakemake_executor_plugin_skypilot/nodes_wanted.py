@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.errors import rental_error
 from snakemake_executor_plugin_skypilot.settings import ExecutorSettings
 
 EXAMPLE = "Write it as accelerators='A100-80GB:1,H100-SXM:1': alternatives by comma, each NAME or NAME:COUNT."
@@ -70,7 +70,9 @@ def refuse_undecided(resources: Mapping[str, Any], *, job: str) -> None:
     """
     for name in undecided(resources):
         remedy = "Let it depend on no file that another job of its group makes."
-        raise told("A resource depends on a file that is not there.", key=f"resources.{name} of {job}", remedy=remedy)
+        raise rental_error(
+            "A resource depends on a file that is not there.", key=f"resources.{name} of {job}", remedy=remedy
+        )
 
 
 def wanted_node(resources: Mapping[str, Any], threads: int, settings: ExecutorSettings, *, job: str) -> WantedNode:
@@ -124,7 +126,7 @@ def parse_accelerators(text: object, *, key: str) -> tuple[Accelerators, ...]:
     for part in str(text).split(","):
         found = re.fullmatch(r"\s*([A-Za-z][\w.-]*)\s*(?::\s*([1-9]\d*)\s*)?", part)
         if found is None:
-            raise told("Accelerators cannot be read.", key=key, got=text, remedy=EXAMPLE)
+            raise rental_error("Accelerators cannot be read.", key=key, got=text, remedy=EXAMPLE)
         alternatives.append(Accelerators(found.group(1), int(found.group(2) or 1)))
     return tuple(dict.fromkeys(alternatives))
 
@@ -132,18 +134,18 @@ def parse_accelerators(text: object, *, key: str) -> tuple[Accelerators, ...]:
 def _whole(value: object, *, key: str) -> int:
     if isinstance(value, int) and value > 0:
         return value
-    raise told("It is no whole number above 0.", key=key, got=value)
+    raise rental_error("It is no whole number above 0.", key=key, got=value)
 
 
 def _lowest(*prices: object, key: str) -> float | None:
     said = [price for price in prices if price is not None]
     if any(not isinstance(price, int | float) or price <= 0 for price in said):
-        raise told("It is no price above 0.", key=key, got=said)
+        raise rental_error("It is no price above 0.", key=key, got=said)
     return min((float(str(price)) for price in said), default=None)
 
 
 def _truth(value: object, *, key: str) -> bool:
     said = str(value).lower()
     if said not in TRUE | FALSE:
-        raise told("It is neither true nor false.", key=key, got=value, remedy="Write true or false.")
+        raise rental_error("It is neither true nor false.", key=key, got=value, remedy="Write true or false.")
     return said in TRUE

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_skypilot.errors import RentalError, told
+from snakemake_executor_plugin_skypilot.errors import RentalError, rental_error
 from snakemake_executor_plugin_skypilot.job_files import Job, inputs_of, job_files, jobs_of, minutes_of, name_of
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode, undecided
 from snakemake_executor_plugin_skypilot.preflight import Planned
@@ -26,9 +26,9 @@ def check_settings(settings: ExecutorSettings) -> None:
     """
     for key, least in LEAST.items():
         if getattr(settings, key) < least:
-            raise told(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
+            raise rental_error(f"A setting is below {least}.", key=key.replace("_", "-"), got=getattr(settings, key))
     if settings.requirements and not Path(settings.requirements).is_file():
-        raise told("There is no such file of requirements.", key="requirements", got=settings.requirements)
+        raise rental_error("There is no such file of requirements.", key="requirements", got=settings.requirements)
 
 
 def check_files(workflow: Any, jobs: Iterable[Job], kept_back: KeptBack) -> None:

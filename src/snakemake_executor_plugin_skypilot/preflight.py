@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dotenv import load_dotenv
 
-from snakemake_executor_plugin_skypilot.errors import RentalError, told
+from snakemake_executor_plugin_skypilot.errors import RentalError, rental_error
 from snakemake_executor_plugin_skypilot.nodes_wanted import WantedNode
 from snakemake_executor_plugin_skypilot.prices import Prices, cheapest, known_cloud, place_of
 
@@ -49,18 +49,18 @@ def load_environment(file: Path) -> None:
     remedy = "Make it a text file in UTF-8 that you may read, with lines NAME=VALUE, remove it, or name another."
     # An empty setting `env-file` leaves the working folder itself: there is to be none.
     if file.is_dir() and not file.samefile(Path.cwd()):
-        raise told("The file of environment variables is a folder.", key="env-file", got=file, remedy=remedy)
+        raise rental_error("The file of environment variables is a folder.", key="env-file", got=file, remedy=remedy)
     try:
         load_dotenv(file, override=False)
     except ValueError as error:
         # Also zeros, of UTF-16, which no variable may have. The error's own text has the file's, keys among it.
         got = f"{file} ({type(error).__name__})"
         problem = "The file of environment variables is not in UTF-8."
-        raise told(problem, key="env-file", got=got, remedy=remedy) from None
+        raise rental_error(problem, key="env-file", got=got, remedy=remedy) from None
     except OSError as error:
         got = f"{file} ({error.strerror})"
         problem = "The file of environment variables cannot be read."
-        raise told(problem, key="env-file", got=got, remedy=remedy) from None
+        raise rental_error(problem, key="env-file", got=got, remedy=remedy) from None
 
 
 def secret_values(names: str | None) -> dict[str, str]:
@@ -77,7 +77,7 @@ def check_access(sky: Any, infra: str) -> None:
     """
     for tool in ("ssh", "rsync"):
         if shutil.which(tool) is None:
-            raise told(
+            raise rental_error(
                 f"SkyPilot wants {tool}.", got="it is not installed", remedy="apt-get install openssh-client rsync"
             )
     _refuse_old_rsync()
@@ -90,7 +90,9 @@ def check_access(sky: Any, infra: str) -> None:
         # Its verdict is kept by SkyPilot until it is asked again.
         sky.get(sky.client.sdk.check((cloud,), verbose=False))
         if cloud not in _enabled(sky):
-            raise told("SkyPilot may not use this cloud.", key="infra", got=infra, remedy=f"Run: sky check {cloud}")
+            raise rental_error(
+                "SkyPilot may not use this cloud.", key="infra", got=infra, remedy=f"Run: sky check {cloud}"
+            )
 
 
 def _refuse_old_rsync() -> None:
@@ -99,7 +101,9 @@ def _refuse_old_rsync() -> None:
     found = re.search(r"protocol version (\d+)", said)
     if found is None or int(found.group(1)) < 31:
         version = said.splitlines()[0] if said else "nothing"
-        raise told("rsync is too old.", got=version, remedy="Install rsync 3.1 or newer (macOS: brew install rsync).")
+        raise rental_error(
+            "rsync is too old.", got=version, remedy="Install rsync 3.1 or newer (macOS: brew install rsync)."
+        )
 
 
 def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
@@ -114,7 +118,7 @@ def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
     if not path.exists():
         if not key:
             remedy = f"{WHERE}; RunPod makes one at console.runpod.io/user/settings."
-            raise told("There is no key for RunPod.", key=RUNPOD_KEY, remedy=remedy)
+            raise rental_error("There is no key for RunPod.", key=RUNPOD_KEY, remedy=remedy)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A string of JSON is one of TOML, where it is left in UTF-8.
         text = f"[default]\napi_key = {json.dumps(key, ensure_ascii=False)}\n"
@@ -124,12 +128,14 @@ def ensure_runpod_config(path: Path, environment: Mapping[str, str]) -> None:
     try:
         kept = tomllib.loads(path.read_text(encoding="utf-8"))["default"]["api_key"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise told(
+        raise rental_error(
             "The file with RunPod's key cannot be read.", got=path, remedy="Remove it: it is written anew."
         ) from None
     if key and key != kept:
         remedy = f"Remove {path}, which is then written from {RUNPOD_KEY}, or unset {RUNPOD_KEY}."
-        raise told("There are two keys for RunPod, and they differ.", got=f"{RUNPOD_KEY} and {path}", remedy=remedy)
+        raise rental_error(
+            "There are two keys for RunPod, and they differ.", got=f"{RUNPOD_KEY} and {path}", remedy=remedy
+        )
 
 
 def ensure_ssh_key(sky: Any, chosen: str | None) -> None:
@@ -144,12 +150,14 @@ def ensure_ssh_key(sky: Any, chosen: str | None) -> None:
     public = private.with_name(private.name + ".pub")
     for path in (private, public):
         if not path.is_file():
-            raise told("An ssh key is missing.", key=SSH_KEY, got=path, remedy="Make one with ssh-keygen, or unset it.")
+            raise rental_error(
+                "An ssh key is missing.", key=SSH_KEY, got=path, remedy="Make one with ssh-keygen, or unset it."
+            )
     auth = sky.utils.auth_utils
     kept_private, kept_public, _ = auth.get_ssh_key_and_lock_path(sky.utils.common_utils.get_user_hash())
     target = Path(kept_private).expanduser()
     if target.exists() and target.read_bytes() != private.read_bytes():
-        raise told("SkyPilot has another ssh key already.", key=SSH_KEY, got=target, remedy=f"Unset {SSH_KEY}.")
+        raise rental_error("SkyPilot has another ssh key already.", key=SSH_KEY, got=target, remedy=f"Unset {SSH_KEY}.")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(public, Path(kept_public).expanduser())
@@ -176,8 +184,10 @@ def _refuse_bad_credentials(sky: Any, cloud: str) -> None:
     got = "; ".join(line.splitlines()[0].strip() for line in reasons if line.strip())
     if NO_ANSWER.search(got):
         remedy = "Try again when it can be reached: this asks for a network."
-        raise told(f"{known} does not answer.", key="infra", got=got, remedy=remedy)
-    raise told("The cloud refuses the key, or there is none.", key="infra", got=got, remedy=f"Run: sky check {cloud}")
+        raise rental_error(f"{known} does not answer.", key="infra", got=got, remedy=remedy)
+    raise rental_error(
+        "The cloud refuses the key, or there is none.", key="infra", got=got, remedy=f"Run: sky check {cloud}"
+    )
 
 
 def _enabled(sky: Any) -> set[str]:
@@ -201,7 +211,7 @@ def expected_cost(jobs: Iterable[Planned], prices: Prices, *, max_price_total: f
         lines.append(f"  {job}: {wanted}, from ${price:.2f} an hour{takes}")
     if max_price_total is not None and total > max_price_total:
         remedy = f"Raise it to at least {total:.2f}, or run a part of it."
-        raise told(
+        raise rental_error(
             f"The run may not cost more than ${max_price_total:g}.",
             key="max-price-total",
             got=f"${total:.2f}",

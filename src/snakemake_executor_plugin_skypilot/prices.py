@@ -8,7 +8,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from snakemake_executor_plugin_skypilot.errors import RentalError, first_line, told
+from snakemake_executor_plugin_skypilot.errors import RentalError, first_line, rental_error
 from snakemake_executor_plugin_skypilot.nodes_wanted import Accelerators, WantedNode
 
 CATALOGUES = "~/.sky/catalogs"
@@ -55,7 +55,7 @@ def place_of(infra: str) -> Place:
     parts = [part.strip() for part in infra.strip().strip("/").split("/")]
     if not all(parts) or parts[0] == "*" or len(parts) > 3:
         remedy = "Write CLOUD, CLOUD/REGION or CLOUD/REGION/ZONE, such as runpod/CA/CA-MTL-1."
-        raise told("It names no cloud.", key="infra", got=infra, remedy=remedy)
+        raise rental_error("It names no cloud.", key="infra", got=infra, remedy=remedy)
     region, zone = (None if part == "*" else part for part in [*parts[1:], "*", "*"][:2])
     return Place(parts[0].lower(), region, zone)
 
@@ -72,7 +72,7 @@ def known_cloud(name: str) -> Any:
         if (cloud := CLOUD_REGISTRY.from_str(name)) is not None:
             return cloud
     remedy = f"It knows {', '.join(sorted(CLOUD_REGISTRY))}."
-    raise told("SkyPilot knows no such cloud.", key="infra", got=name, remedy=remedy)
+    raise rental_error("SkyPilot knows no such cloud.", key="infra", got=name, remedy=remedy)
 
 
 class Prices:
@@ -118,9 +118,9 @@ class Prices:
         got = f"{wanted.cpus} CPUs in {self._place}"
         if wanted.spot and self.lowest(wanted._replace(spot=False)) is not None:
             remedy = "Give the rule spot=False, or accelerators."
-            raise told(f"{self._place.cloud} has no such spot node.", key="spot", got=got, remedy=remedy)
+            raise rental_error(f"{self._place.cloud} has no such spot node.", key="spot", got=got, remedy=remedy)
         remedy = "Give the rule fewer threads, or accelerators."
-        raise told(f"{self._place.cloud} has no node with so many CPUs.", key="threads", got=got, remedy=remedy)
+        raise rental_error(f"{self._place.cloud} has no node with so many CPUs.", key="threads", got=got, remedy=remedy)
 
     def _of_default_node(self, wanted: WantedNode) -> float | None:
         """What SkyPilot itself takes where only CPUs are asked for."""
@@ -141,10 +141,12 @@ class Prices:
         except ValueError as error:
             known_cloud(self._place.cloud)
             remedy = f"Remove {CATALOGUES}: SkyPilot fetches it anew."
-            raise told("SkyPilot's catalogue of prices cannot be read.", got=first_line(error), remedy=remedy) from None
+            raise rental_error(
+                "SkyPilot's catalogue of prices cannot be read.", got=first_line(error), remedy=remedy
+            ) from None
         except OSError as error:
             remedy = f"Try again with a network: SkyPilot keeps it in {CATALOGUES}, and then needs none for prices."
-            raise told(
+            raise rental_error(
                 "SkyPilot's catalogue of prices could not be fetched.", got=first_line(error), remedy=remedy
             ) from None
 
@@ -160,7 +162,7 @@ class Prices:
             else:
                 what, known = "zone", self._zones(region)
             remedy = f"Its {what}s are {', '.join(known)}." if known else first_line(error)
-            raise told(f"{cloud} has no such {what}.", key="infra", got=self._place, remedy=remedy) from None
+            raise rental_error(f"{cloud} has no such {what}.", key="infra", got=self._place, remedy=remedy) from None
 
     def _zones(self, region: str | None) -> list[str]:
         nodes = [node for nodes in self._nodes.values() for node in nodes]
@@ -179,7 +181,7 @@ class Prices:
     def _offer(self, wanted: Accelerators) -> Offer:
         everywhere = self._nodes.get(wanted.name, [])
         if not everywhere:
-            raise told(
+            raise rental_error(
                 f"{self._place.cloud} rents no such accelerator.",
                 key="accelerators",
                 got=wanted.name,
@@ -191,7 +193,7 @@ class Prices:
         nodes = [node for node in listed if node.accelerator_count == wanted.number]
         if not nodes:
             counts = ", ".join(f"{count:g}" for count in sorted({node.accelerator_count for node in listed}))
-            raise told(
+            raise rental_error(
                 f"{self._place.cloud} rents no node with so many.",
                 key="accelerators",
                 got=str(wanted),
@@ -226,7 +228,7 @@ class Prices:
 
     def _not_there(self, wanted: Accelerators, elsewhere: Iterable[Any]) -> RentalError:
         regions = ", ".join(sorted({node.region for node in elsewhere}))
-        return told(
+        return rental_error(
             f"{self._place.cloud} rents no such accelerator there.",
             key="accelerators",
             got=f"{wanted} in {self._place}",
@@ -248,14 +250,14 @@ def cheapest(offers: Iterable[Offer], wanted: WantedNode) -> float:
     found = [price for offer in offers if (price := offer.price(wanted.spot)) is not None]
     if not found:
         sold = "as spot nodes" if wanted.spot else "on demand"
-        raise told(f"None of the accelerators is sold {sold}.", key="accelerators", got=str(wanted))
+        raise rental_error(f"None of the accelerators is sold {sold}.", key="accelerators", got=str(wanted))
     return _within_cap(min(found), wanted)
 
 
 def _within_cap(price: float, wanted: WantedNode) -> float:
     at_most = wanted.max_price_per_hour
     if at_most is not None and price > at_most:
-        raise told(
+        raise rental_error(
             f"Nothing that a job wants costs less than ${at_most:g} an hour.",
             key="max-price-per-hour",
             got=f"{wanted}: ${price:.2f}",

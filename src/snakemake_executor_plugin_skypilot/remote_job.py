@@ -20,7 +20,7 @@ from snakemake_executor_plugin_skypilot.errors import (
     KeptNodeGoneError,
     NoCapacityError,
     NodeLostError,
-    told,
+    rental_error,
 )
 from snakemake_executor_plugin_skypilot.ledger import Ledger, Rent
 from snakemake_executor_plugin_skypilot.masked_log import MaskedLog
@@ -160,7 +160,7 @@ class RemoteJob(threading.Thread):
             if number <= tries:
                 self._say(f"{reason}; try {number} of {tries}")
         remedy = "Allow more recoveries (max-recoveries), other accelerators, or another place (infra)."
-        raise told(f"It was given up after {tries} tries: {reason}.", got=str(self._task.wanted), remedy=remedy)
+        raise rental_error(f"It was given up after {tries} tries: {reason}.", got=str(self._task.wanted), remedy=remedy)
 
     def _wanted_at(self, *, is_last: bool) -> WantedNode:
         """The node of a try: of the last one a node that cannot be taken away, if that may cost as much."""
@@ -186,7 +186,7 @@ class RemoteJob(threading.Thread):
         finally:
             self._shared.pool.give_back(node, is_sound=is_sound)
         if not succeeded:
-            raise told(f"It failed on its node, {rent.what}.")
+            raise rental_error(f"It failed on its node, {rent.what}.")
 
     def _rent(self, node: Node) -> Rent:
         price = node.price_per_hour or self._expected.price_per_hour[node.wanted.spot]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_skypilot.arriving import Address, copy_from, put_in_place
-from snakemake_executor_plugin_skypilot.errors import CancelledError, NodeLostError, first_line, told
+from snakemake_executor_plugin_skypilot.errors import CancelledError, NodeLostError, first_line, rental_error
 from snakemake_executor_plugin_skypilot.repeated import repeated
 
 # Where SkyPilot puts the files of a task, in the home of a node's user.
@@ -87,7 +87,9 @@ class RunningNode:
             n_broken = n_broken + 1 if time.monotonic() - started < STEADY_S else 1
             self._cancelled.wait(PROBE_EVERY_S)
             log.write("(connection lost and found again; what follows repeats the output from its beginning)\n")
-        raise told("A node answers, but SkyPilot cannot follow its job.", got=self._name, remedy=f"See {log_name(log)}")
+        raise rental_error(
+            "A node answers, but SkyPilot cannot follow its job.", got=self._name, remedy=f"See {log_name(log)}"
+        )
 
     def _stream(self, job_id: int, log: TextIOBase) -> int | None:
         """The exit code that SkyPilot gives a job; None if the stream broke."""
@@ -140,7 +142,7 @@ class RunningNode:
             self._refuse_cancelled()
             if not self.answers():
                 raise NodeLostError(problem.splitlines()[-1])
-        raise told("Files could not be copied from a node.", got=problem)
+        raise rental_error("Files could not be copied from a node.", got=problem)
 
     def kept_awake(self) -> AbstractContextManager[None]:
         """Keeps a node that has no job from ending itself as idle while files are copied from it, or to it."""

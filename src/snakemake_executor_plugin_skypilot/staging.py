@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
-from snakemake_executor_plugin_skypilot.errors import told
+from snakemake_executor_plugin_skypilot.errors import rental_error
 
 # In a folder that has this file SkyPilot leaves out what it names, and not what .gitignore does, as results are.
 SKYIGNORE = ".skyignore"
@@ -51,7 +51,9 @@ class KeptBack:
         """
         relative = inside(path, self.root)
         if self.has(self.root / relative):
-            raise told("A job's input is a file with secrets, which is not sent.", got=path, remedy="Use `secrets`.")
+            raise rental_error(
+                "A job's input is a file with secrets, which is not sent.", got=path, remedy="Use `secrets`."
+            )
         return relative
 
 
@@ -99,7 +101,9 @@ def inside(path: str, root: Path) -> str:
     relative = os.path.relpath(os.path.join(root, path), root)
     if Path(relative).parts[:1] == ("..",):
         remedy = "Link or copy it into the workflow's folder, or name it through a storage plugin."
-        raise told("A file that a node would have to get is outside of the workflow's folder.", got=path, remedy=remedy)
+        raise rental_error(
+            "A file that a node would have to get is outside of the workflow's folder.", got=path, remedy=remedy
+        )
     return relative
 
 

@@ -19,7 +19,7 @@ from snakemake_logger_plugin_study import HOOKS
 STUDY_FOLDERS = [Path("results"), Path("resources")]
 
 
-def restored():
+def restore_copy():
     """Put back the times and records of a copied study, before Snakemake looks at them."""
     if not workflow.is_main_process:
         return
@@ -31,43 +31,43 @@ def restored():
         logger.info(f"{n_files} files are as the last run left them: their times too")
 
 
-def before_jobs():
+def prepare_results():
     """What is done before the first job starts, and Snakemake removes what it makes."""
     keep_all_recordings(Path("results"), Path("resources/models"))
     begin_changes(STUDY_FOLDERS)
 
 
-def after_jobs():
+def note_results():
     """What is done when the last job has ended."""
     forget_known(STUDY_FOLDERS)
     note_records(STUDY_FOLDERS[0])
     note_times(STUDY_FOLDERS)
 
 
-def told_killed():
+def killed_message():
     """What is said of jobs that were killed."""
     return "\n".join(killed_stages(Path("logs")))
 
 
-restored()
+restore_copy()
 
 
 onstart:
     if workflow.is_main_process:
-        before_jobs()
+        prepare_results()
 
 
 # A workflow has one of each: what is said at the end is here too.
 onsuccess:
     if workflow.is_main_process:
-        after_jobs()
+        note_results()
         logger.info(HOOKS.results())
 
 
 onerror:
     if workflow.is_main_process:
-        after_jobs()
-        if killed := told_killed():
+        note_results()
+        if killed := killed_message():
             logger.error(killed)
         logger.error(
             "The run failed. What is done stays; the same command goes on."

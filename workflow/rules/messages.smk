@@ -22,12 +22,12 @@ def outputs_by_rule():
     }
 
 
-def told_unknown_target(target):
+def unknown_target_message(target):
     """What to say of a target that no rule makes."""
     return str(unknown_target(target, outputs_by_rule(), REGISTRY.models))
 
 
-def told_rule_of_many():
+def rule_of_many_message():
     """What to say of a rule that makes a file for each of many models, if one is a target."""
     outputs = outputs_by_rule()
     many = [
@@ -38,7 +38,7 @@ def told_rule_of_many():
     return "\n".join(str(rule_of_many(name, outputs[name])) for name in many)
 
 
-def told_results():
+def results_message():
     """The results that are there, and what was asked for, a line each."""
     outputs = outputs_by_rule()
     asked = {
@@ -60,6 +60,6 @@ def told_results():
     return "\n".join(["Results (outlier-moe --help says how to look at them):", *lines])
 
 
-HOOKS.unknown_target = told_unknown_target
-HOOKS.rule_of_many = told_rule_of_many
-HOOKS.results = told_results
+HOOKS.unknown_target = unknown_target_message
+HOOKS.rule_of_many = rule_of_many_message
+HOOKS.results = results_message

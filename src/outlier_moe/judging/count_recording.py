@@ -11,7 +11,7 @@ from outlier_moe.judging.edge_counts import CountShape, write_edge_counts
 from outlier_moe.judging.filtering import Preset
 from outlier_moe.judging.sequence_counts import write_sequence_counts
 from outlier_moe.tables.files import write_table
-from outlier_moe.tables.recording import damage_told, read_recording
+from outlier_moe.tables.recording import explain_damage, read_recording
 
 
 class CountFiles(NamedTuple):
@@ -46,7 +46,7 @@ def count_recording(
     """
     recording = read_recording(outliers)
     least = {"least_layers": least_layers, "least_positions": least_positions}
-    with damage_told(recording):
+    with explain_damage(recording):
         write_edge_counts(recording, shapes, files.edge_counts, **least)
         write_sequence_counts(recording, massive, files.sequence_counts)
         write_table(peaks_by_layer(recording.layer_outliers()), files.layer_peaks, recording.ladder.facts)

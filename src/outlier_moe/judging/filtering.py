@@ -12,7 +12,7 @@ from outlier_moe.definitions.taps import TAPS, VIEWS, View
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.rule import is_massive, is_systematic
 from outlier_moe.tables import schemas
-from outlier_moe.tables.recording import Recording, damage_told
+from outlier_moe.tables.recording import Recording, explain_damage
 
 
 class _Shape(NamedTuple):
@@ -44,7 +44,7 @@ def systematic_features(recording: Recording, presets: list[Preset]) -> pl.DataF
     Raises:
         StudyError: If a threshold is not on the recording's ladder, a view was not recorded, or a table is damaged.
     """
-    with damage_told(recording):
+    with explain_damage(recording):
         return _systematic_features(recording, presets)
 
 

@@ -12,7 +12,7 @@ from outlier_moe.machine.disk_trouble import disk_trouble
 
 
 @contextmanager
-def disk_full_is_told(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Say so if a disk is full or closed; each library has an error of its own for it.
 
     Args:

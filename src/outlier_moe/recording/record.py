@@ -24,7 +24,7 @@ from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.definitions.sharding import WHOLE, Shard
 from outlier_moe.machine.devices import choose_device, peak_memory_bytes
-from outlier_moe.machine.disk_space import disk_full_is_told
+from outlier_moe.machine.disk_space import explain_full_disk
 from outlier_moe.machine.progress import token_progress
 from outlier_moe.planning.modes import Mode, fitting_mode
 from outlier_moe.planning.sizes import model_sizes
@@ -140,7 +140,7 @@ def write_recording(
     writer = RecordingWriter(
         output, tokens=tokens.tokens, n_peaks=options.n_peaks, n_layers=n_layers, ladder=options.ladder
     )
-    with disk_full_is_told(writer.partial), writer, token_progress(name, tokens.tokens.size) as advance:
+    with explain_full_disk(writer.partial), writer, token_progress(name, tokens.tokens.size) as advance:
         driven = loaded.run(writer, advance)
         run = {
             **_provenance(loaded.model, n_layers, options, tokens),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from outlier_moe.architectures.moe_parts import find_experts
 from outlier_moe.definitions.record_options import RecordOptions
-from outlier_moe.machine.disk_space import disk_full_is_told
+from outlier_moe.machine.disk_space import explain_full_disk
 from outlier_moe.machine.heap import release_freed_memory
 from outlier_moe.recording.experts import MoeTables
 from outlier_moe.recording.losses import sequence_losses
@@ -138,7 +138,7 @@ class StreamedChunks:
             for layer in self._lockstep.layers(reader.present):
                 self._finish(layer)
             losses = self._lockstep.results
-        with disk_full_is_told(self.writer.partial):
+        with explain_full_disk(self.writer.partial):
             for chunk, chunk_losses in zip(self._chunks, losses, strict=True):
                 rows = chunk.observer.take_rows()
                 self.writer.add_rows(rows, first_sequence=chunk.first_sequence, n_sequences=len(chunk_losses))
@@ -204,11 +204,11 @@ class StreamedChunks:
                 check_remembered(forward.call)
         finished = self._seen(layer)
         if self._folder is not None:
-            with disk_full_is_told(self._folder.directory):
+            with explain_full_disk(self._folder.directory):
                 self._folder.add_layer(layer, finished)
         self._write(layer, finished)
         if self._folder is not None and layer + 1 < self.store.n_layers and self._saving.is_due():
-            with self._saving.timed(), disk_full_is_told(self._folder.directory):
+            with self._saving.timed(), explain_full_disk(self._folder.directory):
                 self._save(layer + 1)
 
     def _seen(self, layer: int) -> FinishedLayer:
@@ -220,7 +220,7 @@ class StreamedChunks:
 
     def _write(self, layer: int, finished: FinishedLayer) -> None:
         self.has_written = True
-        with disk_full_is_told(self.writer.partial):
+        with explain_full_disk(self.writer.partial):
             for number, chunk in enumerate(self._chunks):
                 self.writer.add_layer(layer, finished.sketches[number], first_sequence=chunk.first_sequence)
             if finished.moe is not None:

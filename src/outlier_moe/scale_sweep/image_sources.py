@@ -46,15 +46,15 @@ def read_cifar10() -> tuple[LabelledImages, LabelledImages]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    from outlier_moe.sources.hub import patiently
-    from outlier_moe.sources.hub_answers import explained, token
+    from outlier_moe.sources.hub import retry
+    from outlier_moe.sources.hub_answers import explain_refusals, token
 
     key = "scale_sweep.images.source"
 
     def loaded(part: str) -> Any:
-        return patiently(lambda: load_dataset(CIFAR10, split=part, token=token()))
+        return retry(lambda: load_dataset(CIFAR10, split=part, token=token()))
 
-    with explained(f"datasets/{CIFAR10}", "main", key=key):
+    with explain_refusals(f"datasets/{CIFAR10}", "main", key=key):
         try:
             parts = [loaded(part) for part in IDX_FILES]
         except (DatasetsError, ConnectionError) as error:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.cache import blob_sha256
 from outlier_moe.sources.checkpoint_dtype import values_by_dtype
-from outlier_moe.sources.hub_answers import NetworkError, cause, explained, retry_after_s, token
+from outlier_moe.sources.hub_answers import NetworkError, cause, explain_refusals, retry_after_s, token
 from outlier_moe.sources.safetensors_header import read_header
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ def resolve_model(repo: str, revision: str, *, key: str) -> HubSnapshot:
         cached = cached_model(repo, revision)
         if cached is not None:
             return cached
-    with explained(repo, revision, key=key):
-        info = patiently(lambda: HfApi(token=token()).model_info(repo, revision=revision, files_metadata=True))
+    with explain_refusals(repo, revision, key=key):
+        info = retry(lambda: HfApi(token=token()).model_info(repo, revision=revision, files_metadata=True))
     files = [
         HubFile(sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else None)
         for sibling in info.siblings or []
@@ -120,9 +120,9 @@ def values_on_hub(snapshot: HubSnapshot, *, key: str) -> dict[str, int] | None:
         headers = [read_header(path) for path in sorted(snapshot.folder.glob("*.safetensors"))]
         return values_by_dtype(headers) or None
     ask = HfApi(token=token()).get_safetensors_metadata
-    with explained(snapshot.repo, snapshot.commit, key=key):
+    with explain_refusals(snapshot.repo, snapshot.commit, key=key):
         try:
-            found = patiently(lambda: ask(snapshot.repo, revision=snapshot.commit))
+            found = retry(lambda: ask(snapshot.repo, revision=snapshot.commit))
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
             log.warning("The hub does not tell what %s is stored in (%s).", snapshot.repo, type(error).__name__)
             return None
@@ -135,8 +135,8 @@ def download(repo: str, commit: str, names: Collection[str], *, key: str) -> Pat
     Raises:
         StudyError: If the hub refuses them or cannot be reached.
     """
-    with explained(repo, commit, key=key):
-        folder = patiently(lambda: snapshot_download(repo, revision=commit, allow_patterns=list(names), token=token()))
+    with explain_refusals(repo, commit, key=key):
+        folder = retry(lambda: snapshot_download(repo, revision=commit, allow_patterns=list(names), token=token()))
     absent = [name for name in names if not (Path(folder) / name).exists()]
     if absent:
         raise StudyError(
@@ -149,7 +149,7 @@ def download(repo: str, commit: str, names: Collection[str], *, key: str) -> Pat
     return Path(folder)
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
+def retry(ask: Callable[[], Answer]) -> Answer:
     """The answer of the hub, asked again after a growing wait if it fails for a passing reason."""
     for wait_s in WAITS_S:
         try:

@@ -98,7 +98,7 @@ def retry_after_s(error: BaseException) -> float | None:
 
 
 @contextmanager
-def explained(repo: str, revision: str, *, key: str) -> Iterator[None]:
+def explain_refusals(repo: str, revision: str, *, key: str) -> Iterator[None]:
     """Turn what the hub's client raises in the block into an error that says what to do."""
     try:
         yield

@@ -12,8 +12,8 @@ from outlier_moe.config.registry import HubDatasetSource
 from outlier_moe.errors import StudyError
 from outlier_moe.sources.document_files import no_column
 from outlier_moe.sources.documents import Reader
-from outlier_moe.sources.hub import patiently
-from outlier_moe.sources.hub_answers import NetworkError, explained, token
+from outlier_moe.sources.hub import retry
+from outlier_moe.sources.hub_answers import NetworkError, explain_refusals, token
 
 
 def read_hub_dataset(source: HubDatasetSource, *, key: str) -> Reader:
@@ -22,16 +22,16 @@ def read_hub_dataset(source: HubDatasetSource, *, key: str) -> Reader:
     Raises:
         StudyError: If the hub lacks or refuses it, or it has no such configuration, split or column.
     """
-    with explained(f"datasets/{source.repo}", source.revision, key=key):
+    with explain_refusals(f"datasets/{source.repo}", source.revision, key=key):
         api = HfApi(token=token())
-        info = patiently(lambda: api.dataset_info(source.repo, revision=source.revision))
+        info = retry(lambda: api.dataset_info(source.repo, revision=source.revision))
     return Reader(_rows(source, str(info.sha), key=key), lambda: {"commit": info.sha})
 
 
 def _rows(source: HubDatasetSource, commit: str, *, key: str) -> Iterator[str]:
-    with explained(f"datasets/{source.repo}", commit, key=key):
+    with explain_refusals(f"datasets/{source.repo}", commit, key=key):
         try:
-            rows = patiently(lambda: _opened(source, commit))
+            rows = retry(lambda: _opened(source, commit))
             for row in rows:
                 text = row.get(source.column, row)
                 if text is not None and not isinstance(text, str):

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
 
-from outlier_moe.machine.disk_space import check_room, disk_full_is_told, free_bytes
+from outlier_moe.machine.disk_space import check_room, explain_full_disk, free_bytes
 from outlier_moe.sources.checkpoint_dtype import settled_values
 from outlier_moe.sources.checkpoint_files import INDEX, WEIGHTS, read_index
 from outlier_moe.sources.checkpoint_map import place_tensors
-from outlier_moe.sources.hub import patiently
-from outlier_moe.sources.hub_answers import explained, token
+from outlier_moe.sources.hub import retry
+from outlier_moe.sources.hub_answers import explain_refusals, token
 from outlier_moe.sources.models import open_checkpoint
 from outlier_moe.sources.origin import Origin, read_origin
 from outlier_moe.sources.safetensors_header import read_header
@@ -211,8 +211,8 @@ class HubShards:
                 tqdm_class=_silent_bar(self._stop),
             )
 
-        with explained(self._repo, self._commit, key=self._key), disk_full_is_told(self._place):
-            path = Path(patiently(download))
+        with explain_refusals(self._repo, self._commit, key=self._key), explain_full_disk(self._place):
+            path = Path(retry(download))
         log.info("%s is here", shard)
         return path
 

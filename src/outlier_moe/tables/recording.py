@@ -178,7 +178,7 @@ def read_recording(directory: Path) -> Recording:
 
 
 @contextmanager
-def damage_told(recording: Recording) -> Iterator[None]:
+def explain_damage(recording: Recording) -> Iterator[None]:
     """Tells of a table that turns out to be damaged while it is read: opening one looks at its end alone.
 
     Raises:

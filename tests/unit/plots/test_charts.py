@@ -17,7 +17,7 @@ import vl_convert
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.count_recording import peaks_by_layer
 from outlier_moe.judging.edge_counts import count_at_edges, shape_of
-from outlier_moe.judging.edge_counts.coding import stored
+from outlier_moe.judging.edge_counts.coding import encode_counts
 from outlier_moe.judging.filtering import Preset, systematic_features
 from outlier_moe.plots import outlier_chart, save_chart
 from outlier_moe.plots.experts import expert_load_chart, expert_peak_chart
@@ -91,7 +91,7 @@ def test_names_of_a_whole_study_overlap_nowhere(seed: int) -> None:
 
 def every_chart(recording: Recording) -> dict[str, alt.TopLevelMixin]:
     comparison = models(6)
-    counts = stored(count_at_edges(recording, shape_of(PRESET)))  # type: ignore[arg-type]
+    counts = encode_counts(count_at_edges(recording, shape_of(PRESET)))  # type: ignore[arg-type]
     curve = threshold_curve(counts, PRESET)
     peaks = recording.peaks()
     return {
@@ -224,7 +224,7 @@ def test_models_without_a_figure_are_left_out() -> None:
 
 
 def test_the_curve_is_the_filters_count_at_every_edge(recording: Recording) -> None:
-    counts = stored(count_at_edges(recording, shape_of(PRESET)))  # type: ignore[arg-type]
+    counts = encode_counts(count_at_edges(recording, shape_of(PRESET)))  # type: ignore[arg-type]
     curve = threshold_curve(counts, PRESET, first_token="excluded")
     assert curve["n_systematic"][-1] == 0
     for magnitude, n in curve.select("magnitude", "n_systematic").iter_rows():

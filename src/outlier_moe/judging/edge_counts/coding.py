@@ -101,7 +101,7 @@ class StoredCounts:
         return Staircases(layers, positions, 1 - 2 * self.streams[f"{prefix}_is_corner"][chosen])
 
 
-def stored(counts: EdgeCounts) -> StoredCounts:
+def encode_counts(counts: EdgeCounts) -> StoredCounts:
     """Code the counts of one shape."""
     write = _row_streams if counts.shape.unit == "feature" else _pair_streams
     return StoredCounts(

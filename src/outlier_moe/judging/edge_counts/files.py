@@ -9,7 +9,7 @@ from typing import Any
 
 from outlier_moe.definitions.presets import CountShape
 from outlier_moe.errors import StudyError
-from outlier_moe.judging.edge_counts.coding import StoredCounts, packed, stored, unpacked
+from outlier_moe.judging.edge_counts.coding import StoredCounts, encode_counts, packed, unpacked
 from outlier_moe.judging.edge_counts.counting import count_at_edges
 from outlier_moe.tables.files import made_again
 from outlier_moe.tables.recording import Recording
@@ -35,7 +35,7 @@ def write_edge_counts(
     """
     counted = {
         shape.name: _document(
-            stored(count_at_edges(recording, shape, least_layers=least_layers, least_positions=least_positions))
+            encode_counts(count_at_edges(recording, shape, least_layers=least_layers, least_positions=least_positions))
         )
         for shape in dict.fromkeys(shapes)
     }
