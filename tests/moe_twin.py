@@ -176,44 +176,6 @@ def expert_summary(experts: pl.DataFrame, routers: pl.DataFrame, k: int) -> list
     return summary
 
 
-def router_summary(experts: pl.DataFrame, routers: pl.DataFrame, k: int) -> list[dict[str, Any]]:
-    """How each router spreads the tokens, at the k-th edge."""
-    summary = []
-    for (layer,), rows in _grouped(routers, "layer"):
-        n_experts = rows[0]["n_experts"]
-        load, outlier_load = [0] * n_experts, [0] * n_experts
-        for row in experts.to_dicts():
-            if row["layer"] == layer and row["kind"] != "shared":
-                load[row["expert"]] += row["n_tokens"]
-                outlier_load[row["expert"]] += _at(row["n_outlier_tokens"], k)
-        rest_load = [n - m for n, m in zip(load, outlier_load, strict=True)]
-        distance = None
-        if sum(outlier_load) and sum(rest_load):
-            pairs = zip(outlier_load, rest_load, strict=True)
-            distance = sum(abs(n / sum(outlier_load) - m / sum(rest_load)) for n, m in pairs) / 2
-        n_tokens = sum(row["n_tokens"] for row in rows)
-        n_outliers = sum(_at(row["n_outlier_tokens"], k) for row in rows)
-        outlier_share = sum(_at(row["outlier_top_gate_share_sum"], k) for row in rows)
-        rest_share = sum(row["top_gate_share_sum"] for row in rows) - outlier_share
-        summary.append(
-            {
-                "layer": layer,
-                "n_experts": n_experts,
-                "n_choices": rows[0]["n_choices"],
-                "n_tokens": n_tokens,
-                "n_dead": load.count(0),
-                "load_entropy": entropy(load),
-                "load_cv": variation(load),
-                "n_outlier_tokens": n_outliers,
-                "outlier_load_entropy": entropy(outlier_load),
-                "load_distance": distance,
-                "outlier_top_gate_share": outlier_share / n_outliers if n_outliers else None,
-                "rest_top_gate_share": rest_share / (n_tokens - n_outliers) if n_tokens > n_outliers else None,
-            }
-        )
-    return summary
-
-
 def _at(values: Sequence[float], k: int) -> Any:
     return values[k] if k < len(values) else 0
 

@@ -18,7 +18,6 @@ from jaxtyping import Float32
 from outlier_moe.errors import StudyError
 
 MANTISSA_BITS = 3
-STEPS_PER_OCTAVE = 2**MANTISSA_BITS
 FLOAT32_SHIFT = 23 - MANTISSA_BITS
 # A step is kept as one uint8 per (token, feature); 0 stands for "below the floor".
 N_EDGES = 255

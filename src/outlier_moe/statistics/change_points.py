@@ -191,19 +191,10 @@ def detectable_jump(
     return high
 
 
-class Locations(NamedTuple):
-    """Where the change point is in resampled data."""
-
-    x: Float64[np.ndarray, " resample"]
-    """The middle of the gap of x that it falls into."""
-    n_without: int
-    """Resamples that no split is allowed in."""
-
-
 def resampled_locations(
     x: Float64[np.ndarray, "resample value"], y: Float64[np.ndarray, "resample value"], alternative: Alternative
-) -> Locations:
-    """The best split of each resample of the models."""
+) -> Float64[np.ndarray, " location"]:
+    """The middle of the gap of x at the best split of each resample; resamples that allow no split are left out."""
     order = np.argsort(x, axis=1, kind="stable")
     x, y = (np.take_along_axis(values, order, axis=1).T for values in (x, y))
     splits = np.arange(LEAST_SEGMENT, len(x) - LEAST_SEGMENT + 1)
@@ -212,5 +203,4 @@ def resampled_locations(
     statistics = np.where(allowed, statistics if alternative == "rise" else np.abs(statistics), -np.inf)
     best = splits[np.argmax(statistics, axis=0)][None, :]
     middle = (np.take_along_axis(x, best - 1, axis=0) + np.take_along_axis(x, best, axis=0))[0] / 2
-    possible = allowed.any(axis=0)
-    return Locations(middle[possible], int((~possible).sum()))
+    return middle[allowed.any(axis=0)]

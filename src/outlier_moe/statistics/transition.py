@@ -252,7 +252,7 @@ def _location_interval(
         drawn = draws[chosen, random.integers(0, draws.shape[1], chosen.shape)]
         values = np.where(np.isnan(drawn), values, drawn)
     found = resampled_locations(x[chosen], values, options.alternative)
-    if not len(found.x):
+    if not len(found):
         return None, None, 0
-    low, high = np.quantile(found.x, [0.025, 0.975])
-    return float(low), float(high), len(found.x)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high), len(found)

@@ -96,25 +96,3 @@ class ExpertSummary(dy.Schema):
     peak_position = dy.UInt16()
     peak_gate = dy.Float32(allow_nan=True)
     n_nonfinite = dy.UInt64()
-
-
-class RouterSummary(dy.Schema):
-    """How the router of each layer spreads the tokens of the whole corpus, and its outlier tokens, at one magnitude.
-
-    `load_distance` is the total variation distance between the experts' shares of the outlier tokens' load and of the
-    other tokens': 0 if outlier tokens go where the others go, 1 if no expert works on both. Columns about outlier
-    tokens or about the rest are null if there are none.
-    """
-
-    layer = dy.UInt16(primary_key=True)
-    n_experts = dy.UInt16()
-    n_choices = dy.UInt16()
-    n_tokens = dy.UInt64()
-    n_dead = dy.UInt16()
-    load_entropy = dy.Float64(nullable=True)
-    load_cv = dy.Float64(nullable=True)
-    n_outlier_tokens = dy.UInt64()
-    outlier_load_entropy = dy.Float64(nullable=True)
-    load_distance = dy.Float64(nullable=True)
-    outlier_top_gate_share = dy.Float64(nullable=True, allow_nan=True)
-    rest_top_gate_share = dy.Float64(nullable=True, allow_nan=True)

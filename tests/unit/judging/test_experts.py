@@ -8,7 +8,7 @@ from polars.testing import assert_frame_equal
 
 from outlier_moe.definitions.ladder import Ladder
 from outlier_moe.errors import StudyError
-from outlier_moe.judging.experts import summarise_experts, summarise_routers
+from outlier_moe.judging.experts import summarise_experts
 from outlier_moe.tables import moe as schemas_moe
 from tests import moe_twin
 
@@ -116,14 +116,10 @@ def at_edges(tops: list[int]) -> list[int]:
 def test_summaries_are_those_of_the_definitions(tables: tuple[pl.DataFrame, pl.DataFrame], k: int) -> None:
     experts, routers = tables
     magnitude = float(LADDER.edges[k])
-    for summarise, schema, twin in (
-        (summarise_experts, schemas_moe.ExpertSummary, moe_twin.expert_summary),
-        (summarise_routers, schemas_moe.RouterSummary, moe_twin.router_summary),
-    ):
-        made = summarise(experts.lazy(), routers.lazy(), ladder=LADDER, magnitude=magnitude).collect()
-        schema.validate(made)
-        expected = pl.DataFrame(twin(experts, routers, k), schema=made.schema)
-        assert_frame_equal(made, expected, check_exact=False, rel_tol=1e-9, abs_tol=1e-7)
+    made = summarise_experts(experts.lazy(), routers.lazy(), ladder=LADDER, magnitude=magnitude).collect()
+    schemas_moe.ExpertSummary.validate(made)
+    expected = pl.DataFrame(moe_twin.expert_summary(experts, routers, k), schema=made.schema)
+    assert_frame_equal(made, expected, check_exact=False, rel_tol=1e-9, abs_tol=1e-7)
 
 
 def test_the_expert_of_the_outlier_tokens() -> None:
@@ -136,12 +132,6 @@ def test_the_expert_of_the_outlier_tokens() -> None:
     by_expert = summarise_experts(*tables, ladder=LADDER, magnitude=1.0).collect()
     assert by_expert["outlier_lift"].to_list() == [0.0, 2.0]
     assert by_expert["peak"].to_list() == [1.0, 744.0]
-    [layer] = summarise_routers(*tables, ladder=LADDER, magnitude=1.0).collect().to_dicts()
-    assert layer["outlier_load_entropy"] == 0.0
-    assert layer["load_distance"] == pytest.approx(0.5)
-    assert layer["outlier_top_gate_share"] == pytest.approx(0.75)
-    assert layer["rest_top_gate_share"] == pytest.approx(1.25)
-    assert layer["n_dead"] == 0
 
 
 def test_no_token_reaches_the_magnitude() -> None:
@@ -150,16 +140,10 @@ def test_no_token_reaches_the_magnitude() -> None:
     by_expert = summarise_experts(*tables, ladder=LADDER, magnitude=high).collect()
     assert by_expert["n_outlier_tokens"].to_list() == [0]
     assert by_expert["outlier_lift"].to_list() == [None]
-    [layer] = summarise_routers(*tables, ladder=LADDER, magnitude=high).collect().to_dicts()
-    assert layer["outlier_load_entropy"] is None
-    assert layer["load_distance"] is None
-    assert layer["outlier_top_gate_share"] is None
-    assert layer["rest_top_gate_share"] == pytest.approx(1.0)
 
 
 def test_a_magnitude_off_the_ladder_or_under_the_floor() -> None:
     tables = frames([expert()], [router()])
     for magnitude, problem in ((1.01, "not on the ladder"), (0.5, "outside the recorded range")):
-        for summarise in (summarise_experts, summarise_routers):
-            with pytest.raises(StudyError, match=problem):
-                summarise(*tables, ladder=LADDER, magnitude=magnitude)
+        with pytest.raises(StudyError, match=problem):
+            summarise_experts(*tables, ladder=LADDER, magnitude=magnitude)
