@@ -11,10 +11,13 @@ from outlier_moe.report.sentences import listed
 from outlier_moe.report.tables import Cell, Table, sort_key
 from outlier_moe.scale_sweep.study import ALL_SCALES, chosen_sweep
 from outlier_moe.statistics.significance import LEVEL
+from outlier_moe.tables.sweeps import MOMENTS, Moment
 from outlier_moe.tables.titles import SWEPT
 from outlier_moe.terminal.figures import plain, with_ends
 
-MOMENTS = {"end": "at the end", "matched": "at matched loss"}
+COMPARED_AT: tuple[Moment, ...] = ("end", "matched")
+"""Runs are compared after training: at the start they differ by their seeds alone."""
+
 NEARLY_THE_START = 0.05
 """Share of the loss at the start below which what it has fallen by is next to nothing."""
 
@@ -101,12 +104,12 @@ def _table(name: str, title: str, text: str, answers: pl.DataFrame) -> Table:
         text += f" In bold what has q ≤ {LEVEL:g} over all tests of its family, which take runs as independent."
     shown = 3 if is_tested else 1
     heads = [("figure", False), ("optimisers" if name.endswith("differences") else "optimiser", False)]
-    heads += [(head, True) for where in MOMENTS.values() for head in (f"estimate {where}", "p", "q")[:shown]]
+    heads += [(head, True) for moment in COMPARED_AT for head in (f"estimate {MOMENTS[moment]}", "p", "q")[:shown]]
     rows = [
         [
             Cell(SWEPT[str(figure)].words, f"{_ORDER[str(figure)]:03}"),
             Cell(str(who), str(who)),
-            *(cell for moment in MOMENTS for cell in _cells(of.filter(moment=moment).to_dicts())[:shown]),
+            *(cell for moment in COMPARED_AT for cell in _cells(of.filter(moment=moment).to_dicts())[:shown]),
         ]
         for (figure, who), of in answers.group_by("figure", "who", maintain_order=True)
     ]

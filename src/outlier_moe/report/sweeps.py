@@ -11,7 +11,7 @@ from outlier_moe.plots.sweep import sweep_charts
 from outlier_moe.report.charts import Picture, PictureGroup
 from outlier_moe.report.sweep_answers import answer_tables, caveats, standing_out
 from outlier_moe.report.tables import Cell, Table, plain_table, sort_key
-from outlier_moe.scale_sweep.moments import MOMENTS
+from outlier_moe.tables.sweeps import MOMENTS
 from outlier_moe.tables.titles import SWEPT
 from outlier_moe.terminal.figures import with_ends
 
@@ -129,9 +129,7 @@ def _figures_table(name: str, title: str, text: str, figures: pl.DataFrame) -> T
     order = {figure: place for place, figure in enumerate(SWEPT)}
     keys = sorted(dict.fromkeys(key[:3] for key in cells), key=lambda key: order[key[0]])
     heads = [("figure", False), ("scale", False), ("optimiser", False)]
-    heads += [
-        ({"start": "at initialisation", "matched": "at matched loss"}.get(one, "at the end"), True) for one in MOMENTS
-    ]
+    heads += [(words, True) for words in MOMENTS.values()]
     rows = [
         [
             Cell(SWEPT[figure].axis, f"{order[figure]:03}"),

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from outlier_moe.scale_sweep.figures import TARGET
-
-Moment = Literal["start", "matched", "end"]
-MOMENTS: tuple[Moment, ...] = ("start", "matched", "end")
-"""`matched`: when the run's training loss is what every other run of its scale reached too."""
+from outlier_moe.tables.sweeps import Moment
 
 
 def target_loss(runs: Iterable[pl.DataFrame]) -> float | None:

@@ -18,7 +18,7 @@ from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.machine.fitting import FittingChunk
 from outlier_moe.machine.model_bars import model_bars_hidden
 from outlier_moe.scale_sweep.subjects import RunOptions, Subject
-from outlier_moe.scale_sweep.visits import MEASURES, RECORDINGS, visits_of
+from outlier_moe.scale_sweep.visits import RECORDINGS, VISITS, visits_of
 from outlier_moe.tables.files import made_again, read_table, write_table
 from outlier_moe.tables.whole_outputs import remove_whole, whole_directory
 from outlier_moe.training.history import LINES, TABLE
@@ -108,7 +108,7 @@ def _task(
 
 
 def _write_output(subject: Subject, trained: Trained, options: RunOptions, work: Path, output: Path) -> None:
-    measures = [path for path in sorted((work / MEASURES).glob("step_*")) if _step(path) <= trained.n_steps]
+    measures = [path for path in sorted((work / VISITS).glob("step_*")) if _step(path) <= trained.n_steps]
     table = pl.concat(read_table(path, remedy=made_again(output)) for path in measures)
     write_table(table, output / ALL_MEASURES)
     facts = _facts(subject, trained, options, ended_badly=_ended_badly(table))

@@ -11,10 +11,10 @@ import polars as pl
 from outlier_moe.scale_sweep.answers import comparisons, pairs_of, trends
 from outlier_moe.scale_sweep.figures import TARGET, SweptRun, figures_over_steps
 from outlier_moe.scale_sweep.matched_loss import Curve, of_each_optimizer, of_each_two
-from outlier_moe.scale_sweep.moments import MOMENTS, at_moments, target_loss
+from outlier_moe.scale_sweep.moments import at_moments, target_loss
 from outlier_moe.tables.completing import completed
 from outlier_moe.tables.files import made_again, read_table
-from outlier_moe.tables.sweeps import COST, SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
+from outlier_moe.tables.sweeps import COST, MOMENTS, SweepCheckpoint, SweepSummary, SweptFigure, SweptRunFacts
 from outlier_moe.training.history import TABLE
 
 

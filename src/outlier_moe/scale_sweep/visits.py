@@ -19,7 +19,7 @@ from outlier_moe.training.loop import Visit
 from outlier_moe.training.recordings import record_in_training
 
 RECORDINGS = "recordings"
-MEASURES = "visits"
+VISITS = "visits"
 _SCHEMA = {
     "step": pl.Int64,
     "metric": pl.String,
@@ -51,7 +51,7 @@ def visits_of(subject: Subject, structure: DecoderStructure, work: Path, options
             with clocked(rows, "measures"):
                 rows += weight_ranks(structure) + features.rows()
         table = pl.DataFrame([(n_done, *_finite(row)) for row in rows], schema=_SCHEMA, orient="row")
-        with whole_file(work / MEASURES / f"{_name(n_done)}.parquet") as partial:
+        with whole_file(work / VISITS / f"{_name(n_done)}.parquet") as partial:
             write_table(table, partial)
 
     return visit

@@ -50,7 +50,10 @@ GridEdge = Literal["lowest", "highest", "all diverged"]
 lie beyond, or every rate diverged, and the lowest was taken."""
 
 
-MOMENTS = ["start", "matched", "end"]
+Moment = Literal["start", "matched", "end"]
+MOMENTS: dict[Moment, str] = {"start": "at initialisation", "matched": "at matched loss", "end": "at the end"}
+"""When runs are compared, in words. `matched`: when the run's training loss is what every other run of its scale
+reached too."""
 _VERDICTS = ["none", "too_few", "either_sign", "differs", "lower", "higher"]
 
 
@@ -185,7 +188,7 @@ class SweptFigure(dy.Schema):
 
     @dy.rule()
     def known_moment(cls) -> pl.Expr:
-        return pl.col("moment").is_in(MOMENTS)
+        return pl.col("moment").is_in(list(MOMENTS))
 
 
 class SweepTrend(dy.Schema):
