@@ -88,7 +88,7 @@ def _parser() -> Parser:
     shared.add_argument("--results", type=Path, default=RESULTS, help="the pipeline's results (default: ./results)")
     registered = Parser(add_help=False)
     registered.add_argument("--registry", type=Path, default=REGISTRY, help="default: %(default)s")
-    registered.add_argument("--registry-schema", type=Path, default=REGISTRY_SCHEMA, help="default: %(default)s")
+    registered.add_argument("--registry-schema", type=Path, default=REGISTRY_SCHEMA, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", parents=[shared], help="all models side by side, by every preset")

@@ -66,7 +66,7 @@ def add_parser(
         "model", metavar="MODEL", help="an id of config/models.yaml, a folder, a .gguf file, or owner/name on the hub"
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
-    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help="default: %(default)s")
+    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help=argparse.SUPPRESS)
     parser.add_argument("--fetched", type=Path, default=FETCHED, help="fetched models (default: %(default)s)")
     parser.set_defaults(run=run)
 

@@ -69,7 +69,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
     parser.add_argument("--registry", type=Path, default=REGISTRY, help="default: %(default)s")
     parser.add_argument("--cluster", type=Path, default=CLUSTER, help="default: %(default)s")
-    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help="default: %(default)s")
+    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help=argparse.SUPPRESS)
     parser.add_argument("--fetched", type=Path, default=FETCHED, help="fetched models (default: %(default)s)")
 
 

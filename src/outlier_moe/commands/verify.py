@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction, shared: argparse.ArgumentPa
     )
     parser.add_argument("model", metavar="MODEL", help="an id of config/models.yaml")
     parser.add_argument("--registry", type=Path, default=REGISTRY, help="default: %(default)s")
-    parser.add_argument("--registry-schema", type=Path, default=REGISTRY_SCHEMA, help="default: %(default)s")
+    parser.add_argument("--registry-schema", type=Path, default=REGISTRY_SCHEMA, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
