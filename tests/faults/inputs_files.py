@@ -144,9 +144,9 @@ REWARD = {**LLAMA, "architectures": ["LlamaForSequenceClassification"]}
 A_COPY = source(kind="directory", path="x")
 A_COPY["models"]["m"]["copy_of"] = "mixtral"
 
-POOLING = {"modules.json": b"[]", "config_sentence_transformers.json": b"{}"}
+POOLING: Files = {**model(), "modules.json": b"[]", "config_sentence_transformers.json": b"{}"}
 CASES = [
-    a_folder("a decoder of sentence-transformers", model(**POOLING), "embedding", "made from"),
+    a_folder("a decoder of sentence-transformers", POOLING, "embedding", "made from"),
     a_folder(
         "an adapter",
         model({"adapter_config.json": ADAPTER, "adapter_model.safetensors": WEIGHTS}),
