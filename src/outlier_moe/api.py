@@ -120,7 +120,7 @@ class Recording:
         return self.tables.peaks()
 
     def experts(self) -> pl.DataFrame | None:
-        """The load and the peaks of each expert: `schemas_moe.Expert`; None for a dense model."""
+        """The load and the peaks of each expert: `tables.moe.Expert`; None for a dense model."""
         return self.tables.experts()
 
     def save(self, path: str | os.PathLike[str]) -> Path:

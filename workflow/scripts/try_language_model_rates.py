@@ -1,4 +1,4 @@
-"""Train a small language model shortly at every learning rate of the grid, and choose one."""
+"""Train a small language model for a few steps at each learning rate of the grid, and choose one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train a classifier shortly at every learning rate of the grid, and choose one."""
+"""Train a classifier for a few steps at each learning rate of the grid, and choose one."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""What a recording will take, foretold from a model's configuration: memory, disk, operations, time and price."""
+"""What a recording will take, estimated from a model's configuration: memory, disk, operations, time and price."""

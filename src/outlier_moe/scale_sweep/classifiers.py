@@ -129,8 +129,8 @@ def _subject(of: Classifier, options: RunOptions) -> Subject:
 def _shown(images: ImageParts, n_images: int) -> dict[str, Batch]:
     """The images of each part that losses are taken on: the same at every checkpoint, since losses are matched.
 
-    Of those to train on no more than of those to test on: a gap between the two is no surer than its surer side, and
-    of a small source, which has many more to train on, they would take most of the time.
+    At most as many training images as test images: more would not make the gap between the two more precise, and would
+    take most of the time.
     """
     n_most = {"train": min(n_images, images.size("test"))}
     return {part: images.first(part, n_most.get(part, n_images)) for part in PARTS}
