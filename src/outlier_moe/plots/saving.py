@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -14,6 +16,7 @@ from outlier_moe.plots.theme import Theme, theme_config
 
 PIXELS_PER_INCH = 144
 VEGA_LITE = "6.4"
+_NAMELESS = "outlier_moe"
 
 
 def themed(chart: alt.TopLevelMixin, theme: Theme) -> str:
@@ -53,14 +56,29 @@ def bundled() -> str:
     return vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
 
 
+def _name_of(spec: Mapping[str, Any]) -> str:
+    """What a chart is called: by its title, or by those of its parts."""
+    title = spec.get("title")
+    text = title.get("text") if isinstance(title, dict) else title
+    if text:
+        return " ".join(text) if isinstance(text, list) else str(text)
+    parts = [part for key in ("hconcat", "vconcat", "concat", "layer") for part in spec.get(key, [])]
+    if "spec" in spec:
+        parts.append(spec["spec"])
+    names = [name for part in parts if (name := _name_of(part)) != _NAMELESS]
+    return "; ".join(dict.fromkeys(names)) or _NAMELESS
+
+
 def page(spec: str, vega_bundle: str) -> str:
     """A page with one chart that is drawn without a network."""
     # Nothing that came from a model may end the script.
     safe = spec.replace("<", "\\u003c")
+    name = html.escape(_name_of(json.loads(spec)), quote=True)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>outlier_moe</title>\n'
-        f"<script>{vega_bundle}</script>\n<div id='chart'></div>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}</title>\n<script>{vega_bundle}</script>\n"
+        f'<div id="chart" role="figure" aria-label="{name}"></div>\n'
         f"<script>vegaEmbed('#chart', {safe}, {{mode: 'vega-lite', renderer: 'svg', "
         "actions: {export: true, source: false, compiled: false, editor: false}})</script>\n</html>\n"
     )

@@ -146,6 +146,12 @@ def _title(contents: ReportContents) -> str:
             return "Outlier features, dense against Mixture-of-Experts"
 
 
+def parameter_unit(largest_b: float) -> tuple[str, int]:
+    """The word before `parameters` in which the largest model is read best, and how many of it are a billion."""
+    units = (("billion ", 1, 1.0), ("million ", 10**3, 1e-3), ("", 10**9, 0.0))
+    return next((word, of_billion) for word, of_billion, least in units if largest_b >= least)
+
+
 def _facts(contents: ReportContents) -> list[tuple[str, str]]:
     """The study in a few numbers, for the head of the page."""
     if not contents.models:
@@ -153,10 +159,11 @@ def _facts(contents: ReportContents) -> list[tuple[str, str]]:
     kinds = Counter(model.facts["kind"] for model in contents.models)
     sizes = sorted(model.facts["total_params_b"] for model in contents.models)
     tokens = sorted({model.facts["n_tokens"] for model in contents.models})
-    ends = [plain(size) for size in dict.fromkeys([sizes[0], sizes[-1]])]
+    unit, n_of_unit = parameter_unit(sizes[-1])
+    ends = [plain(size * n_of_unit) for size in dict.fromkeys([sizes[0], sizes[-1]])]
     return [
         *((str(kinds[kind]), f"{name} model{'' if kinds[kind] == 1 else 's'}") for kind, name in _KINDS if kinds[kind]),
-        (" – ".join(ends), "billion parameters"),
+        (" – ".join(ends), f"{unit}parameters"),
         (
             " – ".join(f"{n:,}" for n in dict.fromkeys([tokens[0], tokens[-1]])),
             "tokens each" if len(contents.models) > 1 else "tokens",

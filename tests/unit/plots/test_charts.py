@@ -280,6 +280,15 @@ def test_files_are_written(tmp_path: Path) -> None:
     assert np.all([row in page for row in models(3)["model"]])
 
 
+def test_a_page_and_its_chart_have_a_name(tmp_path: Path) -> None:
+    chart = alt.Chart(pl.DataFrame({"x": [1]})).mark_point().encode(x="x")
+    titled = alt.hconcat(chart.properties(title='Features "of" <a>'), chart.properties(title="Peaks"))
+    save_chart(titled, {"html": tmp_path / "page.html"}, vega_bundle="")
+    name = "Features &quot;of&quot; &lt;a&gt;; Peaks"
+    page = (tmp_path / "page.html").read_text()
+    assert f"<title>{name}</title>" in page and f'aria-label="{name}"' in page
+
+
 def test_a_name_cannot_end_the_script_of_a_page(tmp_path: Path) -> None:
     hostile = models(2).with_columns(model=pl.lit("</script><script>alert(1)</script>"))
     save_chart(scatter_chart(hostile, x=TOTAL_PARAMETERS, y=SYSTEMATIC_FEATURES), {"html": tmp_path / "chart.html"})

@@ -17,12 +17,13 @@ from outlier_moe.report.explorer import explorer_study
 from outlier_moe.report.findings import findings
 from outlier_moe.report.first_look import first_look
 from outlier_moe.report.inputs import ReportInputs, read_contents
-from outlier_moe.report.page import write_report
+from outlier_moe.report.page import parameter_unit, write_report
 from outlier_moe.report.statistics_tables import routing_table, statistics_tables
 from outlier_moe.report.tables import comparison_tables, provenance_table
 from outlier_moe.statistics import study_tests
 from outlier_moe.statistics.degenerate import with_degenerate
 from outlier_moe.tables.comparison import ModelResample
+from outlier_moe.terminal.figures import plain
 from tests.reported_study import HOSTILE, MODELS, files_of
 
 DENSE = [name for name, (kind, *_) in MODELS.items() if kind == "dense"]
@@ -274,3 +275,12 @@ def test_strings_of_models_stay_strings(study: ReportInputs, tmp_path: Path) -> 
     assert "&lt;img src=x" in page
     assert HOSTILE not in page
     assert "<img" not in page
+
+
+@pytest.mark.parametrize(
+    ("largest_b", "said"),
+    [(46.7, "46.7 billion parameters"), (0.016, "16 million parameters"), (0.00002941, "29,410 parameters")],
+)
+def test_parameters_are_counted_in_a_fitting_unit(largest_b: float, said: str) -> None:
+    unit, n_of_unit = parameter_unit(largest_b)
+    assert f"{plain(largest_b * n_of_unit)} {unit}parameters" == said
