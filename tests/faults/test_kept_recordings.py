@@ -18,6 +18,7 @@ import pytest
 from outlier_moe.config.registry import DirectorySource
 from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.definitions.sharding import Shard
+from outlier_moe.errors import StudyError
 from outlier_moe.recording import resident
 from outlier_moe.recording.kept_recordings import MADE_FROM, WHOLE_IS_KEPT, KeptRecordings
 from outlier_moe.recording.record import record_outliers
@@ -148,6 +149,18 @@ def test_going_back_to_a_former_text_takes_its_recording_up(study: Study, runs: 
     shutil.rmtree(study.outliers)
     assert_same(study.record(), first)
     assert runs == []
+
+
+def test_where_nothing_may_be_recorded_what_is_not_kept_is_an_error(study: Study, runs: list[int]) -> None:
+    study.record()
+    study.text(1)
+    runs.clear()
+    with pytest.raises(StudyError, match="The kept recording") as caught:
+        record_outliers(
+            study.folder / "models/tiny", study.folder / "tokens.arrow", study.outliers, OPTIONS, kept=study.kept,
+            only_kept=True,
+        )  # fmt: skip
+    assert caught.value.remedy and runs == []
 
 
 def test_a_recording_of_other_weights_or_options_is_another(study: Study, runs: list[int]) -> None:

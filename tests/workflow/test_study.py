@@ -21,7 +21,7 @@ from outlier_moe.tables import checked, comparison, schemas, tested
 from outlier_moe.tables.recording import read_recording
 from tests.faults.kill_study import KilledStudy, differences, killed_and_finished, tables
 from tests.swept_tables import made_up_sweep
-from tests.workflow.study_folder import StudyFolder, make_study
+from tests.workflow.study_folder import ROOT, StudyFolder, make_study
 
 MODELS = {"tiny.llama": "llama", "tiny-gpt2": "gpt2", "tiny-mixtral": "mixtral"}
 THRESHOLD_STAGES = {
@@ -271,6 +271,21 @@ def test_another_number_of_sequences_tokenises_and_records_again(study: StudyFol
     jobs = study.planned("--config", "tokenize_corpus={n_sequences: 2}")
     assert jobs["tokenize_corpus"] == jobs["record_outliers"] == len(MODELS)
     assert "fetch_model" not in jobs
+
+
+def test_a_kept_recording_starts_no_node(study: StudyFolder, tmp_path: Path) -> None:
+    pytest.importorskip("snakemake_executor_plugin_skypilot")
+    copy = study.copied(tmp_path / "copy")
+    shutil.copy(ROOT / "config/cluster.yaml", copy.path / "config")
+    for name in ("outliers", "tokens.arrow"):
+        shutil.move(copy.path / "results/tiny-mixtral" / name, tmp_path / name)
+    elsewhere = ["results/tiny-mixtral/outliers", "--executor", "skypilot", "--jobs", "2"]
+    here = {"tokenize_corpus": 1}
+    assert copy.planned(*elsewhere) == here | {"take_up_recording": 1}
+    in_shards = copy.planned(*elsewhere, "--config", "record_outliers={shards: 2}")
+    assert in_shards == here | {"take_up_shard": 2, "merge_shards": 1}
+    (copy.path / "text.txt").write_text("Quite another text, of which no recording is kept. " * 60)
+    assert copy.planned(*elsewhere) == here | {"fetch_corpus": 1, "record_outliers": 1}
 
 
 def test_edited_files_of_this_machine_are_fetched_again(study: StudyFolder, tmp_path: Path) -> None:

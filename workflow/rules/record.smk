@@ -12,10 +12,60 @@
 # With record_outliers.shards above 1 the sequences are recorded in that many parts, each by its own job, and the parts'
 # tables are merged. The result is the same, bit for bit if the same sequences go through the model together. Existing
 # tables keep the number of shards they were made with.
+#
+# Where recordings run on other machines, one that is kept in results/{model}/recordings/ is taken up on this one.
 
 
 localrules:
     merge_shards,
+    take_up_recording,
+    take_up_shard,
+
+
+RECORDED_WITH = dict(
+    taps=STUDY["record_outliers"]["taps"],
+    floor=STUDY["record_outliers"]["floor"],
+    n_peaks=STUDY["record_outliers"]["n_peaks"],
+    dtype=STUDY["record_outliers"]["dtype"],
+    revision=REVISIONS["record_outliers"],
+)
+
+
+def is_kept(model):
+    """Whether a model's recording is kept and needs no node."""
+    from outlier_moe.definitions.record_options import RecordOptions
+    from outlier_moe.recording.kept_recordings import KeptRecordings
+    from outlier_moe.recording.take_ups import AskedTokens, will_take_up
+
+    folder, options = Path("results") / model, STUDY["tokenize_corpus"]
+    if not any(folder.glob("recordings/*.json")):
+        return False
+    wanted = dict(RECORDED_WITH)
+    kept = KeptRecordings(
+        folder / "recordings", revision=wanted.pop("revision"), digests=DIGESTS
+    )
+    chosen = STUDY["corpus"]
+    text = REGISTRY.corpus(REGISTRY.model(model).corpus if chosen == "auto" else chosen)
+    asked = AskedTokens(
+        text, options["n_sequences"], options["sequence_length"], options["bos"]
+    )
+    return will_take_up(
+        kept,
+        Path("resources/models") / model,
+        folder / "tokens.arrow",
+        asked,
+        RecordOptions(**wanted | {"taps": tuple(wanted["taps"])}),
+    )
+
+
+TAKEN_UP = (
+    {model for model in REGISTRY.models if is_kept(model)}
+    if ELSEWHERE and workflow.is_main_process
+    else set()
+)
+# A job of its own is told its rule; what is kept may have changed since it was planned.
+ON_NODES = [model for model in REGISTRY.models if model not in TAKEN_UP]
+HERE = TAKEN_UP if workflow.is_main_process else REGISTRY.models
 
 
 wildcard_constraints:
@@ -34,7 +84,7 @@ rule record_outliers:
     benchmark:
         "logs/benchmarks/record_outliers/{model}.tsv"
     wildcard_constraints:
-        model=one_of(model for model in REGISTRY.models if model not in SHARDED),
+        model=one_of(model for model in ON_NODES if model not in SHARDED),
     # Recordings take longest, so they and what they wait for run first.
     priority: 100
     threads: workflow.cores
@@ -46,11 +96,7 @@ rule record_outliers:
             resume=goes_on_from("results/{model}/.outliers.resume"),
         ),
     params:
-        taps=STUDY["record_outliers"]["taps"],
-        floor=STUDY["record_outliers"]["floor"],
-        n_peaks=STUDY["record_outliers"]["n_peaks"],
-        dtype=STUDY["record_outliers"]["dtype"],
-        revision=REVISIONS["record_outliers"],
+        **RECORDED_WITH,
     message:
         "Recording the outliers of {wildcards.model}"
     script:
@@ -67,6 +113,8 @@ rule record_shard:
         "logs/record_shard/{model}-{shard}-of-{n_shards}.log",
     benchmark:
         "logs/benchmarks/record_shard/{model}-{shard}-of-{n_shards}.tsv"
+    wildcard_constraints:
+        model=one_of(ON_NODES),
     priority: 100
     threads: workflow.cores
     resources:
@@ -79,13 +127,47 @@ rule record_shard:
             ),
         ),
     params:
-        taps=STUDY["record_outliers"]["taps"],
-        floor=STUDY["record_outliers"]["floor"],
-        n_peaks=STUDY["record_outliers"]["n_peaks"],
-        dtype=STUDY["record_outliers"]["dtype"],
-        revision=REVISIONS["record_outliers"],
+        **RECORDED_WITH,
     message:
         "Recording the outliers of {wildcards.model}, part {wildcards.shard} of {wildcards.n_shards}"
+    script:
+        "../scripts/record_outliers.py"
+
+
+rule take_up_recording:
+    input:
+        model="resources/models/{model}",
+        tokens="results/{model}/tokens.arrow",
+    output:
+        outliers=directory("results/{model}/outliers"),
+    log:
+        "logs/record_outliers/{model}.log",
+    wildcard_constraints:
+        model=one_of(model for model in HERE if model not in SHARDED),
+    priority: 100
+    params:
+        **RECORDED_WITH,
+    message:
+        "Taking up the kept recording of {wildcards.model}"
+    script:
+        "../scripts/record_outliers.py"
+
+
+rule take_up_shard:
+    input:
+        model="resources/models/{model}",
+        tokens="results/{model}/tokens.arrow",
+    output:
+        outliers=temp(directory("results/{model}/shards/{shard}-of-{n_shards}")),
+    log:
+        "logs/record_shard/{model}-{shard}-of-{n_shards}.log",
+    wildcard_constraints:
+        model=one_of(HERE),
+    priority: 100
+    params:
+        **RECORDED_WITH,
+    message:
+        "Taking up the kept recording of {wildcards.model}, part {wildcards.shard} of {wildcards.n_shards}"
     script:
         "../scripts/record_outliers.py"
 

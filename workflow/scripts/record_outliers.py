@@ -34,4 +34,6 @@ with reporting_to(snakemake.log[0], snakemake):
             revision=snakemake.params.revision,
             digests=DigestMemo(Path("resources/.digests.json")),
         ),
+        # On the machine that sends recordings to nodes nothing is recorded.
+        only_kept=snakemake.rule.startswith("take_up"),
     )

@@ -23,6 +23,7 @@ from outlier_moe.architectures.positions import model_length
 from outlier_moe.architectures.structure import DecoderStructure, find_structure
 from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.definitions.sharding import WHOLE, Shard
+from outlier_moe.errors import StudyError
 from outlier_moe.machine.devices import choose_device, peak_memory_bytes
 from outlier_moe.machine.disk_space import explain_full_disk
 from outlier_moe.machine.progress import token_progress
@@ -68,6 +69,7 @@ def record_outliers(
     options: RecordOptions,
     *,
     kept: KeptRecordings | None = None,
+    only_kept: bool = False,
 ) -> None:
     """Run a model over the corpus and write what its taps show.
 
@@ -77,9 +79,11 @@ def record_outliers(
         output: The folder to write; it appears when it is whole.
         options: What to record and how to run.
         kept: The model's recordings so far: one of the same is taken up, and this one is kept among them.
+        only_kept: Whether to take a kept recording up, and nothing else.
 
     Raises:
-        StudyError: If the device is not there, the checkpoint does not fit, or one sequence does not fit into memory.
+        StudyError: If nothing of the same is kept and nothing else is to be done, the device is not there, the
+            checkpoint does not fit, or one sequence does not fit into memory.
     """
     started = time.monotonic()
     tokens = _of_shard(read_tokens(tokens_path), options.shard)
@@ -91,6 +95,14 @@ def record_outliers(
     )
     if kept is not None and kept.take_up(made, options, output):
         return
+    if only_kept:
+        raise StudyError(
+            "The kept recording is not of this text and model as they are now.",
+            file=output,
+            expected=f"a recording of tokens with SHA-256 {made['tokens'][:12]} in {output.parent / 'recordings'}",
+            got="none",
+            remedy="Run the same command again: the tokens are there now, and a node records them.",
+        )
     device = choose_device(options.device)
     origin = read_origin(model_directory)
     caveats = _caveats(model_directory, tokens, origin)
