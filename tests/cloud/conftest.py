@@ -19,13 +19,6 @@ from tests.cloud.lab import TOKENS, Driver, Lab, Start, why_not
 IMAGE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "outlier-moe-cloud/image")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all that needs the laboratory to one worker: a second one would wait for its lock."""
-    for item in items:
-        if "lab" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("lab"))
-
-
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A laboratory; on a disk, as an overlay's upper layer cannot lie on another overlay."""
