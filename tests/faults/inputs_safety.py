@@ -177,7 +177,7 @@ CASES = [
         ("tokens.arrow", "larger", "ulimit", "free"),
     ),
     WrongInput("disk: standard output is full", full_output, ("standard output", "space", "room")),
-    WrongInput("disk: a cut file of tokens", cut_tokens, ("tokens.arrow", "whole", "again")),
+    WrongInput("disk: a cut file of tokens", cut_tokens, ("tokens.arrow", "damaged", "again")),
     WrongInput("runs: another process writes the same", held_lock, ("text.txt", "waiting"), is_warning=True),
     WrongInput("runs: the one before was killed", killed_before, ("SIGKILL", "memory", "streamed"), is_warning=True),
     WrongInput("runs: chunks of another run", another_runs_chunks, ("another run", "anew"), is_warning=True),
