@@ -22,10 +22,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
 HEAD = """# Families
 
-Every row is a tiny random checkpoint that the tests run (`tests/unit/test_families.py`): the taps are compared, bit for
-bit, with what the layer's own projections read, the experts' outputs with what their block puts out, and the model's
-result with that of a run without hooks. Nothing in `outlier_moe` names a family but for the exceptions in the last
-section. This page is written by `python -m tests.family_table`.
+Every row is a tiny random checkpoint that the tests run (`tests/unit/architectures/test_families.py`): the taps are
+compared, bit for bit, with what the layer's own projections read, the experts' outputs with what their block puts out,
+and the model's result with that of a run without hooks. Nothing in `outlier_moe` names a family but for the exceptions
+in the last section. This page is written by `python -m tests.family_table`.
 
 - **attn_in**, **mlp_in**: layers of the tiny model that have the tap. Where a layer reads several different tensors
   there, each element is the one of largest magnitude among them ("of several").

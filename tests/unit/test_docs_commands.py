@@ -88,3 +88,15 @@ def anchors(text: str) -> set[str]:
     """The names of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    # `tests/a/test_b.py::test_c, ::test_d`: the second is of the same file.
+    file = None
+    for named, test in re.findall(r"(tests/[\w/]+\.py)?(?:::(\w+))?", page.read_text(encoding="utf-8")):
+        file = ROOT / named if named else file
+        if named:
+            assert file is not None and file.is_file(), named
+        if test:
+            assert file is not None and re.search(rf"^(def|class) {test}\b", file.read_text(), re.MULTILINE), test
