@@ -38,6 +38,53 @@ def nodes_to_record_on(models):
     return nodes
 
 
+# What decides a recording's figures.
+RECORDED_WITH = dict(
+    taps=STUDY["record_outliers"]["taps"],
+    floor=STUDY["record_outliers"]["floor"],
+    n_peaks=STUDY["record_outliers"]["n_peaks"],
+    dtype=STUDY["record_outliers"]["dtype"],
+    revision=REVISIONS["record_outliers"],
+)
+
+
+def is_kept(model):
+    """Whether a model's recording is kept and needs no node."""
+    from outlier_moe.definitions.record_options import RecordOptions
+    from outlier_moe.recording.kept_recordings import KeptRecordings
+    from outlier_moe.recording.take_ups import AskedTokens, will_take_up
+
+    folder, options = Path("results") / model, STUDY["tokenize_corpus"]
+    if not any(folder.glob("recordings/*.json")):
+        return False
+    wanted = dict(RECORDED_WITH)
+    kept = KeptRecordings(
+        folder / "recordings", revision=wanted.pop("revision"), digests=DIGESTS
+    )
+    chosen = STUDY["corpus"]
+    text = REGISTRY.corpus(REGISTRY.model(model).corpus if chosen == "auto" else chosen)
+    asked = AskedTokens(
+        text, options["n_sequences"], options["sequence_length"], options["bos"]
+    )
+    return will_take_up(
+        kept,
+        Path("resources/models") / model,
+        folder / "tokens.arrow",
+        asked,
+        RecordOptions(**wanted | {"taps": tuple(wanted["taps"])}),
+    )
+
+
+TAKEN_UP = (
+    {model for model in REGISTRY.models if is_kept(model)}
+    if ELSEWHERE and workflow.is_main_process
+    else set()
+)
+# A job of its own is told its rule; what is kept may have changed since it was planned.
+ON_NODES = [model for model in REGISTRY.models if model not in TAKEN_UP]
+HERE = TAKEN_UP if workflow.is_main_process else REGISTRY.models
+
+
 # The models whose recordings this run asks for: each is noted as its job is made, before any job's resources are.
 ASKED_FOR = set()
 
