@@ -11,6 +11,7 @@ from pathlib import Path
 from outlier_moe.tables.contents import DigestMemo
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.lengths import refuse_long_sequences
+from outlier_moe.planning.workload import model_tokens
 from outlier_moe.study.experiments import experiments_of
 from outlier_moe.definitions.presets import (
     LEAST_LAYER_FRACTION,
@@ -127,11 +128,16 @@ for entry in CHOSEN:
         logger.warning(f"{entry.id} is left out: {entry.unavailable}")
 
 
+def n_shards_of(model):
+    """The number of parts in which a model's sequences are recorded."""
+    tokens = model_tokens(STUDY, REGISTRY.model(model))
+    options = STUDY["record_outliers"]
+    return shards_to_record(Path(f"results/{model}/outliers"), tokens, options)
+
+
 # Models whose sequences are recorded in several parts, and in how many.
 SHARDED = {
-    model: n_shards
-    for model in REGISTRY.models
-    if (n_shards := shards_to_record(Path(f"results/{model}/outliers"), STUDY)) > 1
+    model: n_shards for model in REGISTRY.models if (n_shards := n_shards_of(model)) > 1
 }
 
 
@@ -177,7 +183,8 @@ def corpus_of(wildcards):
 
 def options_of_tokens(wildcards):
     """How a text becomes a model's tokens; `shortens` marks a model that may need shorter sequences than the study's."""
-    entry, options = REGISTRY.model(wildcards.model), STUDY["tokenize_corpus"]
+    entry = REGISTRY.model(wildcards.model)
+    options = model_tokens(STUDY, entry)
     is_long_enough = (entry.max_positions or 0) >= options["sequence_length"]
     # Added only where it has an effect: another parameter would make the tokens, and so the recording, again.
     if entry.sequence_length == "study" or is_long_enough:

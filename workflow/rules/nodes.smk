@@ -54,7 +54,9 @@ def is_kept(model):
     from outlier_moe.recording.kept_recordings import KeptRecordings
     from outlier_moe.recording.take_ups import AskedTokens, will_take_up
 
-    folder, options = Path("results") / model, STUDY["tokenize_corpus"]
+    folder, options = Path("results") / model, model_tokens(
+        STUDY, REGISTRY.model(model)
+    )
     if not any(folder.glob("recordings/*.json")):
         return False
     wanted = dict(RECORDED_WITH)

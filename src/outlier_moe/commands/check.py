@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
     entry = _entry(arguments)
     refusals: list[StudyError] = []
-    findings = _findings(entry, arguments.fetched, study_workload(study), refusals)
+    findings = _findings(entry, arguments.fetched, study_workload(study, entry), refusals)
     rows = pl.DataFrame(findings, schema=dict.fromkeys(Finding._fields, pl.String), orient="row")
     show_frame(rows, COLUMNS, output_format=arguments.format, title=f"{arguments.model}: no weights are fetched")
     if refusals:

@@ -87,11 +87,11 @@ def run(arguments: argparse.Namespace) -> None:
     sky = import_skypilot()
     # By the prices of the file, as a run plans them.
     planned = plan_chosen(arguments)
-    cluster, workload = planned.cluster, planned.workload
+    cluster = planned.cluster
     catalogue = _catalogue(cluster, arguments.infra, sky.catalog)
-    rows = [_row(plan, cluster, catalogue, workload.shards) for plan in planned.plans]
+    rows = [_row(plan, cluster, catalogue) for plan in planned.plans]
     rows += [_training_row(name, n_jobs, cluster, catalogue) for name, n_jobs in planned.training.items()]
-    title = f"Recording {workload.n_sequences} x {workload.sequence_length} tokens, each job on a node of its own"
+    title = f"Recording {planned.tokens}, each job on a node of its own"
     show_frame(pl.DataFrame(rows, infer_schema_length=None), _COLUMNS, output_format=arguments.format, title=title)
     if arguments.format == "table":
         _total(rows, cluster)
@@ -116,11 +116,12 @@ def _catalogue(cluster: Cluster, infra: str, catalog: Any) -> Catalogue:
     return Catalogue(offers)
 
 
-def _row(plan: ModelPlan, cluster: Cluster, catalogue: Catalogue, n_jobs: int) -> dict[str, Any]:
+def _row(plan: ModelPlan, cluster: Cluster, catalogue: Catalogue) -> dict[str, Any]:
     """The node that SkyPilot would take for a model, which is the cheapest an hour of its tier, and its price."""
     from outlier_moe.planning.effort import node_on
     from outlier_moe.planning.rented import SLACK
 
+    n_jobs = plan.workload.shards
     if plan.node is None:
         empty = dict.fromkeys((*_COLUMNS, "reserved"), None)
         return empty | {"model": plan.entry.id, "jobs": n_jobs, "tier": "none fits"}

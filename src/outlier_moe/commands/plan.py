@@ -21,7 +21,7 @@ from outlier_moe.terminal.presentation import Column, OutputFormat, show_frame, 
 if TYPE_CHECKING:
     from outlier_moe.config.cluster import Cluster
     from outlier_moe.planning.plan import ModelPlan
-    from outlier_moe.planning.workload import DeviceType, Workload
+    from outlier_moe.planning.workload import DeviceType
 
 _COLUMNS = {
     "model": Column("model", folds=True),
@@ -80,8 +80,8 @@ class Planned(NamedTuple):
     """The plan of each model."""
     cluster: Cluster
     """The nodes that can be rented."""
-    workload: Workload
-    """The study's tokens and what is recorded of them."""
+    tokens: str
+    """How many tokens of each model, for a title."""
     training: dict[str, int]
     """Number of jobs of each chosen training experiment."""
     device: DeviceType
@@ -97,12 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         StudyError: If the study, the registry or the tiers are wrong, or a model or sweep is unknown.
     """
-    plans, cluster, workload, _, device = plan_chosen(arguments)
+    plans, cluster, tokens, _, device = plan_chosen(arguments)
     rows = [_row(plan) | {"here_products_s": _seconds_here(plan, device)} for plan in plans]
     frame = pl.DataFrame(rows)
     if arguments.format == "table":
         frame = pl.DataFrame([_for_people(row) for row in rows])
-    tokens = f"{workload.n_sequences} x {workload.sequence_length} tokens"
     show_frame(frame, _COLUMNS, output_format=arguments.format, title=f"Recording {tokens}, {device} here")
     if arguments.format == "table":
         _warn(plans, cluster.max_price_total)
@@ -122,7 +121,6 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
         from outlier_moe.config.cluster import load_cluster
         from outlier_moe.planning.lengths import refuse_long_sequences
         from outlier_moe.planning.plan import plan_models, this_machine
-        from outlier_moe.planning.workload import study_workload
         from outlier_moe.study.experiments import training_jobs
 
     study = validated_study(read_yaml(arguments.config), arguments.schemas / "config.schema.yaml")
@@ -133,22 +131,23 @@ def plan_chosen(arguments: argparse.Namespace) -> Planned:
     named = arguments.models or ([] if arguments.sweep else study["models"])
     study |= {"models": named, "sweep": arguments.sweep or study["sweep"]}
     chosen = registry.chosen(named, sweep=study["sweep"])
-    workload, here = study_workload(study), this_machine()
-    refuse_long_sequences(
-        [entry for entry in chosen if entry.unavailable is None], workload.sequence_length, arguments.fetched
-    )
+    there, length, here = [], study["tokenize_corpus"]["sequence_length"], this_machine()
     for entry in chosen:
-        if entry.unavailable is not None:
+        if entry.unavailable is None:
+            there.append(entry)
+        else:
             sys.stderr.write(f"{entry.id} is left out: {entry.unavailable}\n")
-    there = [entry for entry in chosen if entry.unavailable is None]
+    refuse_long_sequences(there, length, arguments.fetched)
     plans = []
-    for plan in plan_models(there, arguments.fetched, workload, cluster, here, ask_hub=not arguments.no_hub):
+    for plan in plan_models(there, arguments.fetched, study, cluster, here, ask_hub=not arguments.no_hub):
         if plan.note is not None:
             sys.stderr.write(f"{plan.entry.id} is planned from the registry's figures. {plan.note}\n")
         if plan.caveat is not None:
             sys.stderr.write(f"{plan.entry.id}: {plan.caveat}\n")
         plans.append(plan)
-    return Planned(plans, cluster, workload, training_jobs(study), here.device)
+    sequences = sorted({plan.workload.n_sequences for plan in plans})
+    tokens = f"{' or '.join(map(str, sequences))} x {length} tokens"
+    return Planned(plans, cluster, tokens, training_jobs(study), here.device)
 
 
 def _seconds_here(plan: ModelPlan, device: DeviceType) -> float | None:
@@ -164,6 +163,7 @@ def _row(plan: ModelPlan) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": plan.entry.id,
         "basis": plan.basis,
+        "n_sequences": plan.workload.n_sequences,
         "sequence_length": plan.workload.sequence_length,
         "dtype": sizes.dtype,
         "n_parameters": sizes.n_parameters,

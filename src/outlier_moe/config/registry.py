@@ -169,6 +169,8 @@ class ModelEntry:
     """The day of its release, where known for certain."""
     copy_of: str | None = None
     """The hub's repository of which it is a copy, as owner/name, by which published figures know it."""
+    n_sequences: int | None = None
+    """Sequences that it is recorded on where the study leaves it to the models."""
     sequence_length: Literal["study", "model"] = "study"
     """Whether its sequences have the study's length, or at most what the model was made for."""
     max_positions: int | None = None

@@ -41,16 +41,17 @@ class Shard(NamedTuple):
 WHOLE = Shard()
 
 
-def shards_to_record(outliers: Path, study: Mapping[str, Any]) -> int:
+def shards_to_record(outliers: Path, tokens: Mapping[str, Any], options: Mapping[str, Any]) -> int:
     """The number of parts of a model's recording: the study's, or that of tables that are there already.
 
     Such tables keep their number, so that another number of shards, which changes no figure, records nothing again.
 
     Args:
         outliers: The folder of the model's recording, which need not exist.
-        study: The validated study.
+        tokens: The study's `tokenize_corpus` for this model.
+        options: The study's `record_outliers`.
     """
-    wanted = study["record_outliers"]["shards"]
+    wanted = min(options["shards"], tokens["n_sequences"])
     try:
         run = json.loads((outliers / "run.json").read_text())
         # Of a model whose sequences are shorter than the study's, what the study asked for then.
@@ -59,6 +60,5 @@ def shards_to_record(outliers: Path, study: Mapping[str, Any]) -> int:
         n_recorded = len(run.get("shards", [])) or 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return wanted
-    tokens, options = study["tokenize_corpus"], study["record_outliers"]
     asked = [tokens["n_sequences"], tokens["sequence_length"], list(options["taps"]), options["floor"]]
     return n_recorded if recorded == asked else wanted

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,7 +23,7 @@ from outlier_moe.planning.effort import Effort, Node, cheapest_node, effort
 from outlier_moe.planning.memory import Memory, resident_memory, streamed_memory
 from outlier_moe.planning.modes import Mode
 from outlier_moe.planning.sizes import ModelSizes, Portion, model_sizes
-from outlier_moe.planning.workload import DeviceType, Workload
+from outlier_moe.planning.workload import DeviceType, Workload, study_workload
 from outlier_moe.sources.config_labels import config_labels
 from outlier_moe.sources.hub_answers import HubAwayError
 
@@ -89,15 +89,15 @@ def this_machine() -> Here:
 def plan_models(
     entries: Iterable[ModelEntry],
     models_directory: Path,
-    workload: Workload,
+    study: Mapping[str, Any],
     cluster: Cluster,
     here: Here,
     *,
     ask_hub: bool = True,
 ) -> Iterator[ModelPlan]:
-    """The plans of models; see `plan_model`. A hub that does not answer is not asked again."""
+    """The plans of a study's models; see `plan_model`. A hub that does not answer is not asked again."""
     for entry in entries:
-        plan = plan_model(entry, models_directory, workload, cluster, here, ask_hub=ask_hub)
+        plan = plan_model(entry, models_directory, study_workload(study, entry), cluster, here, ask_hub=ask_hub)
         ask_hub = ask_hub and not plan.hub_is_away
         yield plan
 

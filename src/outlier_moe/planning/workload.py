@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from outlier_moe.config.registry import ModelEntry
 from outlier_moe.definitions.record_options import N_SEQUENCES, SEQUENCE_LENGTH, Dtype
 from outlier_moe.definitions.taps import TAPS, VIEW_OF, Tap
 
@@ -27,7 +28,7 @@ CROSS_ENTROPY_BYTES = 4 * 2**20
 class Workload:
     """The tokens of a study and what is recorded of them."""
 
-    n_sequences: int = N_SEQUENCES
+    n_sequences: int
     """Sequences."""
     sequence_length: int = SEQUENCE_LENGTH
     """Tokens of each."""
@@ -56,12 +57,20 @@ class Workload:
         return Workload(n_sequences, self.sequence_length, self.taps, self.chunk, self.dtype)
 
 
-def study_workload(study: Mapping[str, Any]) -> Workload:
-    """The workload of a validated study."""
-    recorded = study["record_outliers"]
+def model_tokens(study: Mapping[str, Any], entry: ModelEntry) -> dict[str, Any]:
+    """A validated study's `tokenize_corpus` for a model: with a number of sequences where the study says `auto`."""
+    tokens = dict(study["tokenize_corpus"])
+    if tokens["n_sequences"] == "auto":
+        tokens["n_sequences"] = entry.n_sequences or N_SEQUENCES
+    return tokens
+
+
+def study_workload(study: Mapping[str, Any], entry: ModelEntry) -> Workload:
+    """What a validated study has a model do."""
+    recorded, tokens = study["record_outliers"], model_tokens(study, entry)
     return Workload(
-        n_sequences=study["tokenize_corpus"]["n_sequences"],
-        sequence_length=study["tokenize_corpus"]["sequence_length"],
+        n_sequences=tokens["n_sequences"],
+        sequence_length=tokens["sequence_length"],
         taps=tuple(recorded["taps"]),
         chunk=recorded["chunk"],
         dtype=recorded["dtype"],

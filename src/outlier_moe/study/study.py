@@ -85,8 +85,11 @@ def _check_thresholds(study: Mapping[str, Any]) -> None:
 
 
 def _check_shards(study: Mapping[str, Any]) -> None:
+    n_sequences = study["tokenize_corpus"]["n_sequences"]
+    if n_sequences == "auto":
+        return
     try:
-        Shard(0, study["record_outliers"]["shards"]).sequences(study["tokenize_corpus"]["n_sequences"])
+        Shard(0, study["record_outliers"]["shards"]).sequences(n_sequences)
     except StudyError as error:
         error.file = FILE
         raise

@@ -132,25 +132,24 @@ def test_parts_cover_every_sequence_once() -> None:
 
 
 def test_tables_that_are_there_keep_their_number_of_shards(mixtral: Path, tmp_path: Path) -> None:
-    study: dict[str, Any] = {
-        "record_outliers": {"shards": 4, "taps": list(OPTIONS.taps), "floor": OPTIONS.floor},
-        "tokenize_corpus": {"n_sequences": 5, "sequence_length": 12},
-    }
-    assert shards_to_record(tmp_path / "none", study) == 4
-    assert shards_to_record(mixtral / "0-of-1", study) == 1
+    options = {"shards": 4, "taps": list(OPTIONS.taps), "floor": OPTIONS.floor}
+    tokens = {"n_sequences": 5, "sequence_length": 12}
+    assert shards_to_record(tmp_path / "none", tokens, options) == 4
+    assert shards_to_record(mixtral / "0-of-1", tokens, options) == 1
     merge_shards(parts(mixtral), tmp_path / "merged")
-    assert shards_to_record(tmp_path / "merged", study) == N_SHARDS
-    study["tokenize_corpus"]["n_sequences"] = 8
-    assert shards_to_record(tmp_path / "merged", study) == 4
+    assert shards_to_record(tmp_path / "merged", tokens, options) == N_SHARDS
+    assert shards_to_record(tmp_path / "merged", tokens | {"n_sequences": 8}, options) == 4
+
+
+def test_there_are_no_more_shards_than_sequences(tmp_path: Path) -> None:
+    options = {"shards": 12, "taps": ["residual"], "floor": 3.0}
+    assert shards_to_record(tmp_path / "none", {"n_sequences": 8, "sequence_length": 12}, options) == 8
 
 
 def test_a_recording_of_shortened_sequences_keeps_its_shards(tmp_path: Path) -> None:
     run = {"n_sequences": 4, "sequence_length": 8, "taps": ["residual"], "floor": 3.0, "tokens": {"asked_length": 64}}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    study: dict[str, Any] = {
-        "tokenize_corpus": {"n_sequences": 4, "sequence_length": 64},
-        "record_outliers": {"taps": ["residual"], "floor": 3.0, "shards": 2},
-    }
-    assert shards_to_record(tmp_path, study) == 1
-    study["tokenize_corpus"]["sequence_length"] = 128
-    assert shards_to_record(tmp_path, study) == 2
+    tokens = {"n_sequences": 4, "sequence_length": 64}
+    options = {"taps": ["residual"], "floor": 3.0, "shards": 2}
+    assert shards_to_record(tmp_path, tokens, options) == 1
+    assert shards_to_record(tmp_path, tokens | {"sequence_length": 128}, options) == 2

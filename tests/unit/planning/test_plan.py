@@ -16,16 +16,18 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from outlier_moe.cli import main
 from outlier_moe.config.cluster import load_cluster, refuse_larger_cap
+from outlier_moe.config.registry import load_registry
+from outlier_moe.definitions.record_options import N_SEQUENCES
 from outlier_moe.errors import StudyError
 from outlier_moe.planning.effort import cheapest_node, effort
 from outlier_moe.planning.memory import resident_memory, streamed_memory
 from outlier_moe.planning.plan import mode_memory
 from outlier_moe.planning.sizes import model_sizes
-from outlier_moe.planning.workload import Workload
+from outlier_moe.planning.workload import Workload, model_tokens
 from tests.hub_server import reachable_hub
 
 ROOT = Path(__file__).parent.parent.parent.parent
-STUDY = Workload()
+STUDY = Workload(N_SEQUENCES)
 
 
 def configuration(family: str, **changed: Any) -> PreTrainedConfig:
@@ -179,3 +181,13 @@ def test_sequences_that_a_model_has_no_positions_for_are_refused_and_untrained_o
     refused = capsys.readouterr().err
     assert "at most 512 for gpt2" in refused and "at most 1024 for gpt2-medium" in refused
     assert "sequence_length: model" in refused
+
+
+def test_the_studys_number_of_sequences_counts_and_an_entrys_where_it_says_auto() -> None:
+    registry = load_registry(ROOT / "config/models.yaml", ROOT / "workflow/schemas/models.schema.yaml")
+    study = {"tokenize_corpus": {"n_sequences": "auto", "sequence_length": 64}}
+    small, large = registry.model("smollm2"), registry.model("mixtral")
+    assert model_tokens(study, small)["n_sequences"] == small.n_sequences != N_SEQUENCES
+    assert model_tokens(study, large)["n_sequences"] == N_SEQUENCES
+    study["tokenize_corpus"]["n_sequences"] = 5
+    assert model_tokens(study, small) == model_tokens(study, large) == study["tokenize_corpus"]
