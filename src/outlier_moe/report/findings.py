@@ -199,8 +199,9 @@ def how_much_text(rows: pl.DataFrame, level: float | None) -> Finding:
     text = f"Each model read {n} sequence{'' if n == '1' else 's'}: nothing here speaks of another kind of text."
     if level is not None and ends[-1] < FEW:
         text += " Intervals from so few are too narrow"
-        if (n, level) == (str(SIMULATED.n_sequences), SIMULATED.confidence_level):
-            held = f"{100 * SIMULATED.least:.0f} to {100 * SIMULATED.most:.0f} %"
-            text += f": those of {percent(level)} held the true value in {held} of simulated texts"
+        for known in SIMULATED:
+            if (n, level) == (str(known.n_sequences), known.confidence_level):
+                held = f"{100 * known.least:.0f} to {100 * known.most:.0f} %"
+                text += f": those of {percent(level)} held the true value in {held} of simulated texts"
         text += "; layers affected and largest values can only grow with more text."
     return Finding("How much text", text, _n_models(rows), is_caveat=True)
