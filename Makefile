@@ -46,13 +46,13 @@ demo: .venv/compiled  ## Run the embedded study offline on two CPU cores: its ta
 experiments: .venv/installed  ## Go on behind the table of `make demo`: the experiments, pictures and the report.
 	.venv/bin/snakemake --cores 2
 
-test: .venv/installed  ## Run the tests.
+test: .venv/triton  ## Run the tests.
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 test-cloud: .venv/installed .venv-cloud/installed  ## Run the tests of rented nodes, on a stand-in for RunPod (root).
 	OMP_NUM_THREADS=1 .venv-cloud/bin/python -m pytest $(or $(TESTS),tests/cloud tests/unit/skypilot_executor)
 
-lint: .venv/installed  ## Check format, lint, floors, types and spelling.
+lint: .venv/triton  ## Check format, lint, floors, types and spelling.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-cache --no-logo
@@ -78,6 +78,12 @@ clean:  ## Remove the environments and caches; results stay.
 
 %/installed: %/packages pyproject.toml
 	@$(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+# What cards' kernels are interpreted and compiled with in tests. torch's builds for cards bring their own.
+.venv/triton: .venv/installed
+	@.venv/bin/python -c 'import torch, sys; sys.exit(sys.platform == "linux" and torch.version.cuda is None)' || \
+		$(PIP_INSTALL) triton==3.8.0
 	@touch $@
 
 # Loops are compiled once for a machine; the first recording would wait for them with the model in memory.

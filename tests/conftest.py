@@ -22,6 +22,9 @@ gc.disable()
 # Before anything imports huggingface_hub: what a test wants of a hub, it has to put there itself.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Before anything imports Triton: its kernels run here on arrays of the CPU, one program after the other.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # Tests start some hundred processes that import the package: it is compiled once, not by each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -1,11 +1,14 @@
 """The sketch: one site's activations turned into exact counts.
 
 Which positions of which feature reach which edge of the ladder, the peaks and where they are, and a summary of the
-whole distribution. Two implementations give the same figures: a compiled one for the CPU, and one of torch operations
-for accelerators.
+whole distribution. Three implementations give the same figures: compiled loops for the CPU, fused kernels for a card,
+and torch operations for a card on which those do not compile.
 """
 
 from __future__ import annotations
+
+import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,8 @@ from outlier_moe.errors import StudyError
 from outlier_moe.recording.tally import Scale, SiteSketch, UnionSketch
 
 __all__ = ["Scale", "SiteSketch", "UnionSketch", "sketch_site", "sketch_union"]
+
+log = logging.getLogger(__name__)
 
 MOST_POSITIONS = np.iinfo(np.uint16).max
 
@@ -46,9 +51,7 @@ def sketch_site(
     if x.dtype == torch.float64:
         x = x.float()
     if x.device.type == "cuda":
-        from outlier_moe.recording import sketch_torch
-
-        return sketch_torch.sketch_site(x.detach(), ladder=ladder, union=union, scale=scale)
+        return card.sketch_site(x.detach(), ladder=ladder, union=union, scale=scale)
     from outlier_moe.recording import sketch_numba
 
     # A device without float64, which the sums need, shares its memory with the host: the copies are cheap.
@@ -67,9 +70,7 @@ def sketch_union(union: UInt8[Tensor, "sequence position feature"], ladder: Ladd
     """
     _check_length(union)
     if union.device.type == "cuda":
-        from outlier_moe.recording import sketch_torch
-
-        return sketch_torch.sketch_union(union)
+        return card.sketch_union(union)
     from outlier_moe.recording import sketch_numba
 
     return sketch_numba.sketch_union(union.cpu())
@@ -84,3 +85,42 @@ def _check_length(x: Tensor) -> None:
             got=x.shape[1],
             remedy="Cut the corpus into shorter sequences.",
         )
+
+
+class Card:
+    """What counts on cards: fused kernels, or torch operations from the first time on that those fail."""
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    def sketch_site(self, x: Tensor, **options: Any) -> SiteSketch:
+        """The sketch of one site."""
+        return self._first_that_runs("sketch_site", x, **options)
+
+    def sketch_union(self, union: UInt8[Tensor, "sequence position feature"]) -> UnionSketch:
+        """The counts over a union."""
+        return self._first_that_runs("sketch_union", union)
+
+    def _first_that_runs(self, name: str, *arguments: Any, **options: Any) -> Any:
+        from outlier_moe.recording import sketch_torch
+
+        if not self._has_failed:
+            try:
+                from outlier_moe.recording import sketch_triton
+
+                return getattr(sketch_triton, name)(*arguments, **options)
+            except torch.OutOfMemoryError:
+                raise
+            # No Triton, one that is too old, or a card that its kernels do not fit: it raises exceptions of many kinds.
+            # A union that was raised already is the same when it is raised again.
+            except Exception as error:
+                self._has_failed = True
+                log.warning(
+                    "Triton's kernels do not run here (%s: %s): counting takes torch's operations, and much longer.",
+                    type(error).__name__,
+                    " ".join(str(error).split())[:300],
+                )
+        return getattr(sketch_torch, name)(*arguments, **options)
+
+
+card = Card()

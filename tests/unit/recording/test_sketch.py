@@ -176,10 +176,10 @@ def test_a_distant_mean_costs_the_kurtosis_no_digits(implementation: ModuleType)
 @pytest.mark.parametrize("shape", [(2, 300, 576), (1, 65, 130), (3, 31, 64), (1, 2, 1100)])
 def test_both_implementations_say_the_same(shape: tuple[int, ...], dtype: torch.dtype, scale: Scale) -> None:
     x = dense(*shape, dtype=dtype)
-    unions = [torch.zeros(shape, dtype=torch.uint8) for _ in IMPLEMENTATIONS]
+    unions = [torch.zeros(shape, dtype=torch.uint8) for _ in range(2)]
     a, b = (
         implementation.sketch_site(x, ladder=LADDER, union=union, scale=scale)
-        for implementation, union in zip(IMPLEMENTATIONS, unions, strict=True)
+        for implementation, union in zip([sketch_numba, sketch_torch], unions, strict=True)
     )
     assert_same(a, b, relative=1e-12)
     assert torch.equal(*unions)
