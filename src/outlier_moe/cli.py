@@ -155,15 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except OSError as error:
-        told = disk_trouble(error, Path("standard output")) or _cannot(error)
         if error.filename is None:
-            told = StudyError(
-                "Standard output cannot be written to.",
-                got=str(error),
-                remedy="Make room where it goes, or send it elsewhere: > another/place.csv",
-            )
             _drop_output()
-        return _told(told)
+            return _told(StudyError(f"Standard output cannot be written to: {error.strerror or error}."))
+        return _told(disk_trouble(error, Path("standard output")) or _cannot(error))
     return 0
 
 

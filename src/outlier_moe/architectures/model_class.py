@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def meta_model(
     chosen: Any = auto_class or model_class_for(config, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):
-            return chosen.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            # transformers writes the dtype into the configuration that it is given.
+            return chosen.from_config(deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code)
     # Whatever the family's own code makes of numbers that do not go together.
     except Exception as error:
         raise StudyError(

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, DeepseekV3Config, LlamaConfig
 
-from outlier_moe.architectures.model_class import model_class_for, read_config
+from outlier_moe.architectures.model_class import meta_model, model_class_for, read_config
 from outlier_moe.errors import StudyError
 from tests import zoo
 
@@ -85,3 +86,10 @@ def test_remote_code_wants_permission() -> None:
     with pytest.raises(StudyError, match="needs code"):
         model_class_for(config)
     assert model_class_for(config, trust_remote_code=True) is AutoModelForCausalLM
+
+
+def test_building_a_model_leaves_its_configuration_as_it_is() -> None:
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, dtype="float32")
+    before = config.to_dict()
+    assert meta_model(config, torch.bfloat16).dtype == torch.bfloat16
+    assert config.to_dict() == before

@@ -191,3 +191,18 @@ def test_the_studys_number_of_sequences_counts_and_an_entrys_where_it_says_auto(
     assert model_tokens(study, large)["n_sequences"] == N_SEQUENCES
     study["tokenize_corpus"]["n_sequences"] = 5
     assert model_tokens(study, small) == model_tokens(study, large) == study["tokenize_corpus"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_is_planned_in_the_precision_of_its_configuration(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "tiny").mkdir()
+    config = configuration("llama", hidden_size=64, num_hidden_layers=2, vocab_size=256, dtype=dtype)
+    (tmp_path / "tiny/config.json").write_text(json.dumps(config.to_dict()))
+    where = registry_with(tmp_path, {"kind": "directory", "path": str(tmp_path / "tiny")})
+    assert main(["plan", "qwen3-0.6b", *where, "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    size = getattr(torch, dtype).itemsize
+    assert (row["dtype"], row["computed_bytes"]) == (dtype, size * row["n_parameters"])
