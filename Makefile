@@ -39,7 +39,7 @@ help:  ## Say what each target does.
 demo: .venv/compiled  ## Run the embedded study offline on two CPU cores: its table first, then the experiments.
 	.venv/bin/snakemake --cores 2 results/comparison/models.parquet
 	.venv/bin/outlier-moe show
-	@echo 'This is the table of the study. Its experiments and its report follow, and take some ten minutes.'
+	@echo 'This is the table of the study. Its experiments and its report follow, and take some six minutes.'
 	@echo 'Ctrl-C ends them and loses no result; `make experiments` goes on.'
 	.venv/bin/snakemake --cores 2
 
