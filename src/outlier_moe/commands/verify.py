@@ -93,7 +93,7 @@ def _counts(rows: pl.DataFrame) -> str:
         if len(chosen):
             counts = dict(chosen["verdict"].value_counts().iter_rows())
             told = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
-            lines.append(f"{name}: {told}.\n")
+            lines.append(textwrap.fill(f"{name}: {told}.", terminal_width(of_errors=True)) + "\n")
     return "".join(lines)
 
 

@@ -124,12 +124,12 @@ def _first_tokens(rows: pl.DataFrame) -> Finding | None:
     changed = counts.filter(lost != 0).sort([lost.abs(), "model"], descending=[True, False])
     text = "Without each sequence's first token, where attention sinks sit, "
     if changed.is_empty():
-        text += "every count stays the same."
+        text += f"the count of {counted(len(counts), 'model')} stays the same."
     else:
         model, included, excluded = changed.select("model", "included", "excluded").row(0)
         text += f"the count changes in {len(changed)} of {counted(len(counts), 'model')}, most in {model}:"
         text += f" from {included:,} to {excluded:,}."
-    return Finding("First tokens", text, _n_models(rows))
+    return Finding("First tokens", text, f"{_n_models(rows)}; preset {rows['preset'][0]}")
 
 
 def _massive(inputs: ReportInputs, comparison: pl.DataFrame) -> list[Finding]:
