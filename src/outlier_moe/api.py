@@ -212,9 +212,16 @@ def record_entry(
         _vacant(out, key="out")
     with tempfile.TemporaryDirectory(prefix="outlier-moe-") as scratch:
         fetched, written = Path(scratch) / "model", Path(scratch) / "tokens.arrow"
-        fetch_model(entry, fetched)
-        write_tokens(given_tokens(tokens, fetched_reader(entry, fetched), shape), written)
-        return _recorded(out, lambda output: record_outliers(fetched, written, output, options))
+        try:
+            fetch_model(entry, fetched)
+            write_tokens(given_tokens(tokens, fetched_reader(entry, fetched), shape), written)
+            return _recorded(out, lambda output: record_outliers(fetched, written, output, options))
+        except StudyError as error:
+            # The fetched files go with this call: those that they were made from are what can be mended.
+            if error.file is not None and Path(error.file).is_relative_to(fetched):
+                place = getattr(entry.source, "path", None) or getattr(entry.source, "repo", entry.id)
+                error.file = Path(place, Path(error.file).relative_to(fetched))
+            raise
 
 
 def load(path: str | os.PathLike[str]) -> Recording:

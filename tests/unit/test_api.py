@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from outlier_moe.definitions.presets import PRESETS, presets
 from outlier_moe.definitions.record_options import RecordOptions
 from outlier_moe.errors import StudyError
 from outlier_moe.judging.count_recording import CountFiles, count_recording
+from outlier_moe.judging.sequence_counts import SequenceCounts
 from outlier_moe.recording.record import record_outliers
 from outlier_moe.sources import given_tokens
 from outlier_moe.sources.corpora import fetch_corpus
@@ -203,6 +205,30 @@ def test_a_recording_is_saved(held: LlamaForCausalLM, tmp_path: Path) -> None:
     copy = om.load(tmp_path / "mine")
     copy.save(tmp_path / "copy")
     assert copy.directory == tmp_path / "copy" and (tmp_path / "mine/run.json").is_file()
+
+
+def test_brackets_in_a_folder_are_a_name_and_no_pattern(study: Study, tmp_path: Path) -> None:
+    """Every table is read: also counts, which stand beside a study's recording."""
+    folder = tmp_path / "run [1]*?"
+    shutil.copytree(study.outliers, folder / "outliers")
+    files = CountFiles(folder / "edge_counts.json", folder / "sequence_counts", folder / "layer_peaks.parquet")
+    least = {"least_layers": 0.05, "least_positions": 0.01}
+    count_recording(folder / "outliers", files, shapes=[], massive=[], **least)
+    recording = om.load(folder / "outliers")
+    assert recording.sites().equals(om.load(study.outliers).sites())
+    assert recording.peaks().height and recording.layers().height and recording.systematic("residual").width
+    assert SequenceCounts(files.sequence_counts).counts("residual", 0)
+
+
+def test_what_is_wrong_with_a_folder_is_told_of_that_folder(study: Study, tmp_path: Path) -> None:
+    """And not of the copy that goes when the call ends."""
+    folder = tmp_path / "model"
+    shutil.copytree(study.checkpoint, folder)
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(StudyError) as refused:
+        om.record(folder)
+    assert Path(str(refused.value.file)).is_relative_to(folder)
 
 
 def test_what_a_recording_is_asked(study: Study) -> None:

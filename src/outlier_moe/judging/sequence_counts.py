@@ -120,7 +120,7 @@ class SequenceCounts:
         path = self.directory / f"{name}.parquet"
         try:
             check_table(path, remedy=made_again(self.directory))
-            return pl.scan_parquet(path).filter(*chosen, True).collect()
+            return pl.scan_parquet(path, glob=False).filter(*chosen, True).collect()
         except (FileNotFoundError, pl.exceptions.PolarsError) as error:
             raise StudyError(
                 "A model's counts by sequence cannot be read.",

@@ -108,7 +108,7 @@ def _read_chunk(place: Path) -> FinishedChunk | None:
         rows = {view: rows[view] for view in facts["views"]}
         moe = None
         if (place / "experts.arrow").exists():
-            moe = MoeTables(*(pl.read_ipc(place / f"{name}.arrow") for name in MoeTables._fields))
+            moe = MoeTables(*(pl.scan_ipc(place / f"{name}.arrow", glob=False).collect() for name in MoeTables._fields))
         return FinishedChunk(_first(place), facts["losses"], layers, rows, moe)
     except (
         OSError,

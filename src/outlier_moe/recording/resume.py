@@ -113,7 +113,7 @@ class ResumeFolder:
             sketches[chunk].append(TapSketch(tap, SiteSketch(**values)))
         moe = None
         if (directory / "experts.arrow").exists():
-            tables = (pl.read_ipc(directory / f"{name}.arrow") for name in ("experts", "routers"))
+            tables = (pl.scan_ipc(directory / f"{name}.arrow", glob=False).collect() for name in ("experts", "routers"))
             moe = MoeTables(*tables)
         return FinishedLayer(sketches, moe)
 

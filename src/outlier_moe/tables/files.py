@@ -164,7 +164,7 @@ def read_table(path: str | Path, *, remedy: str | None = None) -> pl.DataFrame:
     remedy = remedy or made_again(path)
     check_table(path, remedy=remedy)
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     # The second is what Polars' own code, which is no Python, ends with where bytes make no sense.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise StudyError("A table cannot be read.", file=path, got=str(error), remedy=remedy) from error

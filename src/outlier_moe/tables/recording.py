@@ -125,13 +125,13 @@ class Recording:
                 got=facts["floor"],
                 remedy=again(self.directory),
             )
-        return pl.scan_ipc(path).select(schema.column_names())
+        return pl.scan_ipc(path, glob=False).select(schema.column_names())
 
     def _read(self, name: str, schema: type[dy.Schema]) -> pl.DataFrame:
         path = self.directory / name
         try:
             check_table(path, remedy=again(self.directory))
-            return schema.validate(pl.read_parquet(path))
+            return schema.validate(pl.read_parquet(path, glob=False))
         except (FileNotFoundError, pl.exceptions.PolarsError, ValidationError, SchemaError) as error:
             raise self.broken(path, str(error)) from error
 
