@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from outlier_moe.commands.places import FETCHED
+from outlier_moe.config.model_labels import fetched_labels
 from outlier_moe.config.registry import (
     CheckpointSource,
     DirectorySource,
@@ -62,13 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     for entry in registry.models.values():
         done = [name for file, name in _STAGES.items() if (arguments.results / entry.id / file).exists()]
+        shown = fetched_labels(arguments.fetched / entry.id)
+        # The configuration of a fetched model knows what an entry leaves out.
+        known = {} if shown is None else shown._asdict()
+        known |= {name: label for name, label in entry.labels.items() if label is not None}
         rows.append(
             {
                 "model": entry.id,
-                "kind": entry.kind,
-                "family": entry.family,
-                "total_params_b": entry.total_params_b,
-                "active_params_b": entry.active_params_b,
+                **{name: known.get(name) for name in ("kind", "family", "total_params_b", "active_params_b")},
                 "source": _origin(entry.source),
                 "unavailable": entry.unavailable,
                 "sweeps": ", ".join(entry.sweeps),

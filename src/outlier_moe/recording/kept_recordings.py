@@ -109,7 +109,11 @@ def _made_from_of_run(
             "tokens": run["tokens"]["tokens_sha256"],
             "taps": run["taps"],
             "floor": float(run["floor"]),
-            "n_peaks": pl.scan_parquet(directory / "peaks.parquet", glob=False).select(pl.col("rank").max()).collect().item() + 1,
+            "n_peaks": pl.scan_parquet(directory / "peaks.parquet", glob=False)
+            .select(pl.col("rank").max())
+            .collect()
+            .item()
+            + 1,
             "dtype": run["dtype"],
             "shard": _shard_of_run(run),
         }

@@ -11,6 +11,7 @@ import pytest
 from outlier_moe.cli import _parser, main
 from outlier_moe.commands import nodes
 from outlier_moe.commands.completion import SHELLS
+from outlier_moe.config.model_labels import ModelLabels, write_labels
 from outlier_moe.errors import StudyError
 from outlier_moe.terminal.arguments import subcommands
 from tests.hub_server import reachable_hub
@@ -92,6 +93,20 @@ def test_models_says_what_each_lacks(
     assert lacks["mixtral"].endswith("not fetched")
     assert lacks["gemma-3-7b"] == "cannot be had"
     assert any("token" in lack for lack in lacks.values())
+
+
+def test_models_says_of_a_fetched_model_what_its_entry_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"source": {"kind": "directory", "path": "mine"}, "corpus": "text"}
+    corpora = {"text": {"source": {"kind": "files", "paths": ["text.txt"]}, "max_characters": 1000}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"mine": entry}, "corpora": corpora}))
+    (tmp_path / "mine").mkdir()
+    write_labels(ModelLabels("mixtral", "moe", 46.7, 12.9, 8, 2, 0), tmp_path / "mine")
+    where = ["--registry", str(tmp_path / "models.yaml"), "--fetched", str(tmp_path), "--format", "json"]
+    assert main(["models", *where, "--registry-schema", str(ROOT / "workflow/schemas/models.schema.yaml")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["kind"], row["family"], row["total_params_b"]) == ("moe", "mixtral", 46.7)
 
 
 def test_logs_of_this_machine_are_named(
