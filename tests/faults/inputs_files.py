@@ -216,6 +216,9 @@ CASES = [
     a_folder("a tensor in two shards without an index", model({ONE: WEIGHTS, TWO: WEIGHTS}), "two shards", INDEX),
     a_folder("an encoder-decoder", model(config={"model_type": "t5", "is_encoder_decoder": True}), "encoder-decoder"),
     a_folder(
+        "an encoder-decoder that its file does not call one", model(config={"model_type": "t5"}), "encoder-decoder"
+    ),
+    a_folder(
         "a reward model",
         model(config=REWARD),
         "reward model",

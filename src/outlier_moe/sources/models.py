@@ -78,17 +78,21 @@ def _note_labels(entry: ModelEntry, directory: Path) -> None:
     """Write the labels of the model's configuration, after checking them against the registry.
 
     Raises:
-        StudyError: If it does not.
+        StudyError: If they contradict it, or the configuration is of no decoder language model.
     """
     # torch and transformers, which take a second to load.
     from outlier_moe.architectures.model_class import read_config
     from outlier_moe.sources.config_labels import config_labels
 
+    config = None
     try:
         config = read_config(directory, trust_remote_code=entry.trust_remote_code)
         labels = config_labels(config, trust_remote_code=entry.trust_remote_code)
     except StudyError as error:
-        # Whether such a model can be recorded is not for this stage to say.
+        # Its class may say of what kind the model is where the file does not.
+        if config is not None:
+            refuse_other_kinds(config)
+        # Whether such a model can be recorded otherwise is not for this stage to say.
         log.warning("%s: its configuration does not tell what it is: %s", entry.id, error.problem)
         return
     agreed_labels(entry.labels, labels, model=entry.id, place=CONFIG)
