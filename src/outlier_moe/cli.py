@@ -157,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             _drop_output()
-            return _told(StudyError(f"Standard output cannot be written to: {error.strerror or error}."))
+            remedy = "make room where it goes, or send it elsewhere"
+            sys.stderr.write(f"Standard output cannot be written to: {error.strerror or error}; remedy: {remedy}.\n")
+            return 1
         return _told(disk_trouble(error, Path("standard output")) or _cannot(error))
     return 0
 

@@ -69,7 +69,7 @@ def flaws(case: WrongInput, answer: Answer) -> list[str]:
     lines = answer.text.strip().splitlines()
     if len(lines) > MOST_LINES:
         found.append(f"has {len(lines)} lines")
-    if not case.is_warning and not any(line.strip().startswith(("expected:", "remedy:", "usage:")) for line in lines):
+    if not case.is_warning and not any(word in line for line in lines for word in ("expected:", "remedy:", "usage:")):
         found.append("says neither what was expected nor a remedy")
     return found
 
